@@ -1,0 +1,1 @@
+"""What the services run on: the embedded event store, NATS, Triton, PostgreSQL and the local supervisor."""

@@ -1,0 +1,1 @@
+"""Recorrido's services: ingest, inference, journey, actions, the relay and the command line."""
