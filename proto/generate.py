@@ -128,7 +128,7 @@ class Package:
     def message(self, file: FileDescriptorProto, index: int, message: DescriptorProto) -> str:
         module = Path(file.name).stem + "_pb2"
         self.pb2[message.name] = module
-        lines = [f"class {message.name}(Struct, frozen=True, kw_only=True, omit_defaults=True, rename=\"camel\"):"]
+        lines = [f'class {message.name}(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):']
         lines.append(doc(file, [4, index]).rstrip("\n") or "")
         lines.append(f'    type_name: ClassVar[str] = "{self.name}.{message.name}"\n')
         fields = [Field(self, message, f) for f in message.field]
@@ -191,7 +191,9 @@ class Field:
             self.from_proto = (
                 f"tuple(message.{self.name})" if plain else f"tuple({read.format('x')} for x in message.{self.name})"
             )
-            self.to_proto = f"self.{self.name}" if write == "{0}" else f"[{write.format('x')} for x in self.{self.name}]"
+            self.to_proto = (
+                f"self.{self.name}" if write == "{0}" else f"[{write.format('x')} for x in self.{self.name}]"
+            )
             return
         self.optional = field.proto3_optional or default == ""
         here = f"message.{self.name}"
@@ -260,7 +262,7 @@ def generate(out: Path) -> None:
     structs = sorted(out.rglob("events.py"))
     # Formatted so that a person can read and diff it.
     ruff = [sys.executable, "-m", "ruff"]
-    subprocess.run([*ruff, "format", "--quiet", "--isolated", "--line-length=110", *structs], check=True)
+    subprocess.run([*ruff, "format", "--quiet", "--isolated", "--line-length=120", *structs], check=True)
     subprocess.run([*ruff, "check", "--quiet", "--isolated", "--select=F401,I", "--fix", *structs], check=True)
 
 

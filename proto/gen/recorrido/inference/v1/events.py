@@ -26,12 +26,7 @@ class Sentiment(StrEnum):
         return _Sentiment_NUMBERS[self]
 
 
-_Sentiment_BY_NUMBER = {
-    0: Sentiment.UNSPECIFIED,
-    1: Sentiment.NEGATIVE,
-    2: Sentiment.NEUTRAL,
-    3: Sentiment.POSITIVE,
-}
+_Sentiment_BY_NUMBER = {0: Sentiment.UNSPECIFIED, 1: Sentiment.NEGATIVE, 2: Sentiment.NEUTRAL, 3: Sentiment.POSITIVE}
 _Sentiment_NUMBERS = {v: k for k, v in _Sentiment_BY_NUMBER.items()}
 
 

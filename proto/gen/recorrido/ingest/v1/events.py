@@ -385,9 +385,7 @@ class InteractionRecorded(Struct, frozen=True, kw_only=True, omit_defaults=True,
     @classmethod
     def from_proto(cls, message: events_pb2.InteractionRecorded) -> Self:
         return cls(
-            interaction=Interaction.from_proto(message.interaction)
-            if message.HasField("interaction")
-            else None,
+            interaction=Interaction.from_proto(message.interaction) if message.HasField("interaction") else None,
             digest=message.digest,
         )
 

@@ -1,0 +1,457 @@
+"""The bus: JetStream, where every public event is a CloudEvent and every reaction a durable pull consumer.
+
+A message is a CloudEvent in binary content mode (https://github.com/cloudevents/spec, NATS binding 1.0): attributes in
+`ce-*` headers, the event's proto JSON as its body, `traceparent` for its trace.
+"""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Self
+from urllib.parse import quote, unquote
+from uuid import UUID
+
+import nats
+import structlog
+from msgspec import json
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext, api
+from nats.js.errors import NotFoundError
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, SpanKind, get_current_span
+
+from services.foundation import telemetry
+from services.foundation.errors import UnavailableError
+from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Event, Recorded, Registry
+
+LOG = structlog.get_logger()
+
+STREAM = "RECORRIDO"
+DEAD_LETTERS = "RECORRIDO_DEAD"
+
+POSITION = "recorrido-position"
+REVISION = "recorrido-revision"
+_METADATA_HEADERS = {CORRELATION_ID: "recorrido-correlation-id", CAUSATION_ID: "recorrido-causation-id"}
+
+#: Tries of a message before it becomes a dead letter; waiting for a part that is down does not count.
+MAX_TRIES = 5
+ACK_WAIT_S = 30.0
+_WRONG_LAST_SEQUENCE = 10071
+
+
+class NotTheWriterError(Exception):
+    """Another writer published meanwhile: the stream's last sequence is not the expected one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """The stream's last message: its sequence and the store position of its event (None: there is none yet)."""
+
+    sequence: int
+    position: int | None
+
+
+def subject(type_name: str, stream: str) -> str:
+    """Return the subject of an event: its type, then its stream id with all but `A-Za-z0-9_-` percent-encoded."""
+    return f"{type_name}.{quote(stream, safe='').replace('.', '%2E').replace('~', '%7E')}"
+
+
+def headers_of(recorded: Recorded, trace: Mapping[str, str]) -> dict[str, str]:
+    """Return the CloudEvent headers of an event; `trace` holds its `traceparent`."""
+    service = recorded.type_name.split(".")[1]
+    return {
+        "Nats-Msg-Id": str(recorded.event_id),
+        "ce-specversion": "1.0",
+        "ce-id": str(recorded.event_id),
+        "ce-source": f"/recorrido/{service}",
+        "ce-type": recorded.type_name,
+        "ce-subject": _header(recorded.stream),
+        "ce-time": recorded.recorded_at.isoformat(),
+        "content-type": "application/json",
+        POSITION: str(recorded.position),
+        REVISION: str(recorded.revision),
+        **{
+            header: _header(recorded.metadata[key])
+            for key, header in _METADATA_HEADERS.items()
+            if key in recorded.metadata
+        },
+        **trace,
+    }
+
+
+def _header(value: str) -> str:
+    # Header values are one line of ASCII; the CloudEvents bindings percent-encode everything else.
+    return quote(value, safe=" !#$&'()*+,/:;=?@[]-._~")
+
+
+def recorded_of(message: Msg) -> Recorded:
+    """Return the event that a message of the stream carries."""
+    headers = message.headers or {}
+    return Recorded(
+        type_name=headers["ce-type"],
+        data=message.data,
+        metadata={
+            **{key: headers[name] for key, name in _METADATA_HEADERS.items() if name in headers},
+            **{name: headers[name] for name in ("traceparent", "tracestate") if name in headers},
+        },
+        event_id=UUID(headers["ce-id"]),
+        stream=unquote(headers["ce-subject"]),
+        revision=int(headers[REVISION]),
+        position=int(headers[POSITION]),
+        recorded_at=datetime.fromisoformat(headers["ce-time"]).astimezone(UTC),
+    )
+
+
+# -- what a reaction answers ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The effect is recorded, or was before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try again after `delay_s`; after MAX_TRIES it becomes a dead letter."""
+
+    reason: str
+    delay_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """It can never succeed: to the dead-letter subject with its reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Going on would do harm: the consumer stops and the process ends with the reason."""
+
+    reason: str
+
+
+Answer = Done | Retry | Skip | Stop
+
+
+class StoppedError(RuntimeError):
+    """A reaction answered Stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event, decoded, with the context of the span it is handled in."""
+
+    event: Any
+    recorded: Recorded
+    context: Context
+
+
+@dataclass(frozen=True, slots=True)
+class Reaction:
+    """A durable consumer. `durable` is named once and never renamed; `handle` answers each delivery, in order."""
+
+    durable: str
+    types: Sequence[type[Event]]
+    handle: Callable[[Sequence[Delivery]], Awaitable[Sequence[Answer]]]
+    batch_size: int = 64
+    description: str = ""
+
+
+class Bus:
+    """A connection to NATS with the stream that holds every public event."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._js: JetStreamContext = client.jetstream(timeout=10.0)
+        self._handled = telemetry.METER.create_counter("recorrido.reaction.messages", description="by durable, answer")
+
+    @classmethod
+    async def connect(cls, url: str, *, name: str) -> Self:
+        """Connect, waiting until the server answers, and make sure that both streams exist."""
+        client = await nats.connect(
+            url,
+            name=name,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.25,
+            allow_reconnect=True,
+            error_cb=_log_error,
+            disconnected_cb=_log_disconnected,
+            reconnected_cb=_log_reconnected,
+        )
+        bus = cls(client)
+        delay = 0.1
+        while True:
+            try:
+                await bus._ensure_streams()
+            except (NatsError, TimeoutError, OSError) as error:
+                LOG.warning("waiting for JetStream", error=repr(error)[:200])
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 2.0)
+            else:
+                return bus
+
+    async def close(self) -> None:
+        with contextlib.suppress(NatsError, TimeoutError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._client.close(), 2.0)
+
+    async def _ensure_streams(self) -> None:
+        await self._ensure_stream(
+            api.StreamConfig(
+                name=STREAM,
+                subjects=["recorrido.>"],
+                storage=api.StorageType.FILE,
+                retention=api.RetentionPolicy.LIMITS,
+                discard=api.DiscardPolicy.OLD,
+                # The relay fences itself by the stream's sequence, which is exact; the id is for subscribers.
+                duplicate_window=120.0,
+                allow_atomic=True,
+            )
+        )
+        await self._ensure_stream(
+            api.StreamConfig(name=DEAD_LETTERS, subjects=["recorrido_dead.>"], storage=api.StorageType.FILE)
+        )
+
+    async def _ensure_stream(self, config: api.StreamConfig) -> None:
+        try:
+            await self._js.stream_info(config.name or "")
+        except NotFoundError:
+            await self._js.add_stream(config)
+
+    # -- publishing: the relay's side ------------------------------------------------------------------------------
+
+    async def last(self) -> Last:
+        """Return where the stream ends. Raises UnavailableError."""
+        try:
+            info = await self._js.stream_info(STREAM)
+            if info.state.messages == 0:
+                return Last(info.state.last_seq, None)
+            message = await self._js.get_msg(STREAM, seq=info.state.last_seq)
+        except (NatsError, TimeoutError, OSError) as error:
+            raise UnavailableError("NATS", repr(error)) from error
+        return Last(info.state.last_seq, int((message.headers or {})[POSITION]))
+
+    async def publish(self, batch: Sequence[tuple[str, bytes, Mapping[str, str]]], *, expected_last: int) -> int:
+        """Publish subject, body and headers of each message as one atomic batch, on disk before it returns.
+
+        Returns the sequence of the last one. All are in the stream, or none.
+
+        Raises:
+            NotTheWriterError: the stream does not end at sequence `expected_last`.
+            UnavailableError: no answer; whether they were published is for `last` to tell.
+        """
+        batch_id = uuid.uuid4().hex
+        try:
+            for number, (to, body, headers) in enumerate(batch, 1):
+                control = {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
+                if number == 1:
+                    control["Nats-Expected-Last-Sequence"] = str(expected_last)
+                if number < len(batch):
+                    await self._client.publish(to, body, headers={**headers, **control})
+                    continue
+                control["Nats-Batch-Commit"] = "1"
+                reply = await self._client.request(to, body, timeout=10.0, headers={**headers, **control})
+        except (NatsError, TimeoutError, OSError) as error:
+            raise UnavailableError("NATS", repr(error)) from error
+        ack = json.decode(reply.data)
+        if "error" in ack:
+            if ack["error"].get("err_code") == _WRONG_LAST_SEQUENCE:
+                raise NotTheWriterError(ack["error"]["description"])
+            raise UnavailableError("NATS", str(ack["error"]))
+        return int(ack["seq"])
+
+    # -- reacting --------------------------------------------------------------------------------------------------
+
+    async def react(self, reaction: Reaction, *, available: Callable[[bool], None] = lambda _: None) -> None:
+        """Deliver events to a reaction for ever.
+
+        While a part that it needs is down (UnavailableError) the batch is held, not counted as tried, and
+        `available(False)` is called: nothing is lost and the bus keeps the rest. An unknown exception means retry,
+        then dead letter.
+
+        Raises:
+            StoppedError: the reaction answered Stop.
+        """
+        registry = Registry(reaction.types)
+        subscription = await self._subscribe(reaction, registry)
+        while True:
+            try:
+                messages = await subscription.fetch(reaction.batch_size, timeout=5.0)
+            except TimeoutError:
+                continue
+            except (NatsError, OSError) as error:
+                LOG.warning("consumer lost, resuming", durable=reaction.durable, error=repr(error)[:200])
+                await asyncio.sleep(0.25)
+                subscription = await self._subscribe(reaction, registry)
+                continue
+            if not messages:
+                # A server without JetStream answers at once; do not spin.
+                await asyncio.sleep(0.05)
+                continue
+            try:
+                await self._handle_batch(reaction, registry, messages, available)
+            except (NatsError, TimeoutError, OSError) as error:
+                # Unacknowledged messages come again, and their effects are idempotent.
+                LOG.warning("could not settle, will be redelivered", durable=reaction.durable, error=repr(error)[:200])
+
+    async def _subscribe(self, reaction: Reaction, registry: Registry) -> JetStreamContext.PullSubscription:
+        config = api.ConsumerConfig(
+            durable_name=reaction.durable,
+            description=reaction.description or None,
+            filter_subjects=[f"{name}.>" for name in registry.type_names],
+            ack_policy=api.AckPolicy.EXPLICIT,
+            ack_wait=ACK_WAIT_S,
+            # Tries are bounded by us, who can write the dead letter; the server would only fall silent.
+            max_deliver=-1,
+            max_ack_pending=max(1024, reaction.batch_size * 4),
+            deliver_policy=api.DeliverPolicy.ALL,
+        )
+        delay = 0.1
+        while True:
+            try:
+                await self._js.add_consumer(STREAM, config)
+                return await self._js.pull_subscribe_bind(durable=reaction.durable, stream=STREAM)
+            except (NatsError, TimeoutError, OSError) as error:
+                LOG.warning("waiting for JetStream", durable=reaction.durable, error=repr(error)[:200])
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 2.0)
+
+    async def _handle_batch(
+        self,
+        reaction: Reaction,
+        registry: Registry,
+        messages: Sequence[Msg],
+        available: Callable[[bool], None],
+    ) -> None:
+        accepted: list[tuple[Msg, Delivery]] = []
+        spans = []
+        for message in messages:
+            if message.metadata.num_delivered > MAX_TRIES:
+                await self._bury(reaction, message, "tried too often")
+                continue
+            try:
+                recorded = recorded_of(message)
+                event = registry.decode(recorded)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it will stay wrong
+                await self._bury(reaction, message, f"undecodable: {error!r}")
+                continue
+            span = telemetry.start_span(
+                f"react {reaction.durable}",
+                SpanKind.CONSUMER,
+                parent=telemetry.extract(recorded.metadata),
+                attributes={
+                    "messaging.destination.name": message.subject,
+                    "recorrido.event_id": str(recorded.event_id),
+                },
+            )
+            spans.append(span)
+            accepted.append((message, Delivery(event, recorded, telemetry.context_of(span))))
+        if not accepted:
+            return
+        try:
+            answers = await self._answers(reaction, accepted, available)
+            for (message, _), answer in zip(accepted, answers, strict=True):
+                await self._settle(reaction, message, answer)
+        finally:
+            for span in spans:
+                span.end()
+
+    async def _answers(
+        self, reaction: Reaction, accepted: Sequence[tuple[Msg, Delivery]], available: Callable[[bool], None]
+    ) -> Sequence[Answer]:
+        deliveries = [delivery for _, delivery in accepted]
+        # The batch's own work is a child of its first event's trace and linked to the others.
+        links = tuple(Link(get_current_span(d.context).get_span_context()) for d in deliveries[1:])
+        delay = 0.25
+        while True:
+            try:
+                async with _in_progress([message for message, _ in accepted]):
+                    with telemetry.span(f"handle {reaction.durable}", parent=deliveries[0].context, links=links):
+                        answers = await reaction.handle(deliveries)
+            except UnavailableError as error:
+                LOG.warning("waiting", durable=reaction.durable, messages=len(deliveries), error=error.message)
+                available(False)
+                await _hold([message for message, _ in accepted], delay)
+                delay = min(delay * 2, 5.0)
+            except Exception as error:
+                LOG.exception("reaction failed", durable=reaction.durable, messages=len(deliveries))
+                if len(deliveries) > 1:
+                    # One poison message must not take its neighbours along: each gets its own try.
+                    return [(await self._answers(reaction, [one], available))[0] for one in accepted]
+                tries = accepted[0][0].metadata.num_delivered
+                return [Retry(repr(error), delay_s=min(2.0**tries, 60.0))]
+            else:
+                available(True)
+                return answers
+
+    async def _settle(self, reaction: Reaction, message: Msg, answer: Answer) -> None:
+        self._handled.add(1, {"durable": reaction.durable, "answer": type(answer).__name__})
+        match answer:
+            case Done():
+                await message.ack()
+            case Retry(reason, delay_s):
+                if message.metadata.num_delivered >= MAX_TRIES:
+                    await self._bury(reaction, message, reason)
+                else:
+                    LOG.warning("retry", durable=reaction.durable, reason=reason, delay_s=delay_s)
+                    await message.nak(delay=delay_s)
+            case Skip(reason):
+                await self._bury(reaction, message, reason)
+            case Stop(reason):
+                raise StoppedError(f"{reaction.durable}: {reason}")
+
+    async def _bury(self, reaction: Reaction, message: Msg, reason: str) -> None:
+        headers = dict(message.headers or {})
+        # The id is per durable: two consumers may bury the same event, each once.
+        headers["Nats-Msg-Id"] = f"{reaction.durable}:{headers.get('ce-id', message.metadata.sequence.stream)}"
+        headers["recorrido-dead-reason"] = _header(reason[:512])
+        headers["recorrido-dead-subject"] = message.subject
+        headers["recorrido-dead-durable"] = reaction.durable
+        to = f"recorrido_dead.{reaction.durable}.{message.subject}"
+        await self._js.publish(to, message.data, stream=DEAD_LETTERS, headers=headers)
+        await message.ack()
+        LOG.error("dead letter", durable=reaction.durable, subject=message.subject, reason=reason)
+
+
+async def _hold(messages: Sequence[Msg], seconds: float) -> None:
+    """Wait, telling the server that the messages are still being worked on."""
+    for message in messages:
+        with contextlib.suppress(NatsError):
+            await message.in_progress()
+    await asyncio.sleep(seconds)
+
+
+@contextlib.asynccontextmanager
+async def _in_progress(messages: Sequence[Msg]) -> AsyncIterator[None]:
+    """Keep the messages ours while the block runs, however long that is."""
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(ACK_WAIT_S / 3)
+            await _hold(messages, 0)
+
+    task = asyncio.create_task(tell())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _log_error(error: Exception) -> None:
+    LOG.warning("NATS", error=repr(error)[:200])
+
+
+async def _log_disconnected() -> None:
+    LOG.warning("NATS disconnected")
+
+
+async def _log_reconnected() -> None:
+    LOG.info("NATS reconnected")

@@ -1,0 +1,63 @@
+"""The expected failures of every service, each with a stable reason that clients may switch on.
+
+`foundation.rpc` holds the one table that maps them to gRPC status codes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One field and the rule it breaks, such as `ratings[0].value`, `between 0 and 10`."""
+
+    field: str
+    rule: str
+
+
+class RecorridoError(Exception):
+    """An expected failure. `reason` is upper case and stable; `details` are strings for the caller."""
+
+    def __init__(self, reason: str, message: str, details: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.details = dict(details or {})
+
+
+class InvalidError(RecorridoError):
+    """The request can never succeed as it is; every broken rule is named."""
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        text = "; ".join(f"{v.field}: {v.rule}" for v in violations)
+        super().__init__("INVALID", text or "invalid request")
+        self.violations = tuple(violations)
+
+
+class NotFoundError(RecorridoError):
+    """What was asked for is not known."""
+
+
+class DiffersError(RecorridoError):
+    """The same key was used before for something else."""
+
+
+class RefusedError(RecorridoError):
+    """Not allowed in the present state; the message tells what is."""
+
+
+class ConflictError(RecorridoError):
+    """Somebody else changed a stream first. `streams` maps each to its actual revision (-1: no stream)."""
+
+    def __init__(self, streams: Mapping[str, int]) -> None:
+        names = ", ".join(sorted(streams)[:5])
+        super().__init__("CONFLICT", f"changed meanwhile: {names}")
+        self.streams = dict(streams)
+
+
+class UnavailableError(RecorridoError):
+    """A part this service needs does not answer now; the same call may succeed later."""
+
+    def __init__(self, part: str, message: str) -> None:
+        super().__init__("UNAVAILABLE", f"{part}: {message}", {"part": part})
+        self.part = part

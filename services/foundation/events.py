@@ -1,0 +1,86 @@
+"""Events as they are kept and carried: names, ids, envelopes and the registry that decodes them."""
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, ClassVar, Protocol
+from uuid import UUID
+
+import msgspec
+from opentelemetry.context import Context
+
+#: Namespace of every id that Recorrido derives. Changing it would break idempotency over the whole history.
+NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "recorrido")
+
+CORRELATION_ID = "$correlationId"
+CAUSATION_ID = "$causationId"
+
+_ENCODER = msgspec.json.Encoder()
+
+
+class Event(Protocol):
+    """A generated struct of `recorrido.<service>.v1.events`."""
+
+    type_name: ClassVar[str]
+
+
+def derived_id(*causes: str) -> UUID:
+    """Return the id of what `causes` bring about: the same causes give the same id, always and everywhere."""
+    return uuid.uuid5(NAMESPACE, "\x1f".join(causes))
+
+
+def stream_name(category: str, identity: str) -> str:
+    """Return `category-identity`; a category holds no dash, so the first dash ends it."""
+    assert "-" not in category
+    return f"{category}-{identity}"
+
+
+def encode(event: Event) -> bytes:
+    """Encode as proto3 JSON."""
+    return _ENCODER.encode(event)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An event about to be appended. `context` is the trace it belongs to (None: the current one)."""
+
+    event: Event
+    event_id: UUID
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    context: Context | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An event as the store holds it.
+
+    `revision` counts from 0 in its stream; `position` orders all events of the store; `recorded_at` is UTC.
+    """
+
+    type_name: str
+    data: bytes
+    metadata: Mapping[str, str]
+    event_id: UUID
+    stream: str
+    revision: int
+    position: int
+    recorded_at: datetime
+
+
+class Registry:
+    """Decodes the event types that a reader cares for; a reader passes over every other type."""
+
+    def __init__(self, types: Iterable[type[Event]]) -> None:
+        self._decoders = {t.type_name: msgspec.json.Decoder(t) for t in types}
+
+    @property
+    def type_names(self) -> Sequence[str]:
+        return tuple(self._decoders)
+
+    def __contains__(self, type_name: str) -> bool:
+        return type_name in self._decoders
+
+    def decode(self, recorded: Recorded) -> Any:
+        """Return the event's struct. Raises KeyError for a type it does not know, msgspec.DecodeError for bad JSON."""
+        return self._decoders[recorded.type_name].decode(recorded.data)

@@ -1,0 +1,231 @@
+"""The event store, through the official client: atomic appends, stream reads, and following `$all`.
+
+The same adapter serves KurrentDB and the embedded node. Appends carry the trace they belong to in their metadata
+(`traceparent`), which the relay, the projections and the reactions continue.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import structlog
+from kurrentdbclient import (
+    AsyncKurrentDBClient,
+    NewRecord,
+    StreamState,
+    StreamStateCheck,
+)
+from kurrentdbclient import exceptions as kurrent
+from kurrentdbclient.events import RecordedEvent
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+
+from services.foundation import telemetry
+from services.foundation.errors import ConflictError, UnavailableError
+from services.foundation.events import Pending, Recorded, encode
+
+LOG = structlog.get_logger()
+
+NO_STREAM = -1
+ANY = -2
+
+#: How long one call may take; a node that does not answer in that time is down for our purposes.
+TIMEOUT_S = 10.0
+
+_UNAVAILABLE = (
+    kurrent.ServiceUnavailableError,
+    kurrent.DeadlineExceededError,
+    kurrent.DiscoveryFailedError,
+    kurrent.AbortedByServerError,
+    kurrent.CancelledError,
+    kurrent.OperationFailedError,
+    kurrent.NodeIsNotLeaderError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAppend:
+    """Events for one stream. `expected` is the revision of its last event, NO_STREAM or ANY."""
+
+    stream: str
+    expected: int
+    events: Sequence[Pending]
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """Everything recorded so far was delivered; what follows is live."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """No event of interest up to this position."""
+
+    position: int
+
+
+class EventStore:
+    """Appends and reads; every failure is a typed error of `foundation.errors`."""
+
+    def __init__(self, client: AsyncKurrentDBClient) -> None:
+        self._client = client
+
+    @classmethod
+    async def connect(cls, uri: str) -> Self:
+        """Connect, waiting until the store answers; only being cancelled ends the wait."""
+        delay = 0.1
+        while True:
+            client = AsyncKurrentDBClient(uri=uri)
+            try:
+                await client.connect()
+            except (*_UNAVAILABLE, kurrent.KurrentDBClientError) as error:
+                LOG.warning("waiting for the event store", error=str(error)[:200])
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 2.0)
+            else:
+                return cls(client)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def append(self, appends: Sequence[StreamAppend]) -> int:
+        """Append to all streams or to none; return the commit position.
+
+        Raises:
+            ConflictError: one or more streams are not at their expected revision; names all of them.
+            UnavailableError: no answer. The append may or may not have happened: re-read, then decide again.
+        """
+        spans = _AppendSpans(appends)
+        records = [
+            NewRecord(
+                stream_name=append.stream,
+                type=pending.event.type_name,
+                data=encode(pending.event),
+                metadata=json.dumps({**pending.metadata, **spans.headers(append, pending)}).encode(),
+                id=pending.event_id,
+            )
+            for append in appends
+            for pending in append.events
+        ]
+        checks = [
+            StreamStateCheck(a.stream, StreamState.NO_STREAM if a.expected == NO_STREAM else a.expected)
+            for a in appends
+            if a.expected != ANY
+        ]
+        with spans:
+            try:
+                result = await self._client.append_records(records, checks, timeout=TIMEOUT_S)
+            except kurrent.ConsistencyChecksFailedError as error:
+                failed = [f.stream_state_failure for f in error.failures if f.stream_state_failure]
+                raise ConflictError({f.stream_name: max(f.actual_state, NO_STREAM) for f in failed}) from error
+            except _UNAVAILABLE as error:
+                raise UnavailableError("event store", type(error).__name__) from error
+        return result.commit_position
+
+    async def read(self, stream: str, after: int = NO_STREAM) -> list[Recorded]:
+        """Return the events of `stream` behind revision `after`, oldest first; none where there is no such stream."""
+        try:
+            response = await self._client.read_stream(stream, stream_position=after + 1, timeout=TIMEOUT_S)
+            return [_recorded(event) async for event in response]
+        except (kurrent.NotFoundError, kurrent.StreamIsDeletedError):
+            return []
+        except _UNAVAILABLE as error:
+            raise UnavailableError("event store", type(error).__name__) from error
+
+    async def head(self) -> int:
+        """Return the commit position of the last event of the store; 0 in an empty one."""
+        try:
+            return await self._client.get_commit_position(timeout=TIMEOUT_S)
+        except _UNAVAILABLE as error:
+            raise UnavailableError("event store", type(error).__name__) from error
+
+    async def follow(
+        self, after: int | None, type_names: Iterable[str] = ()
+    ) -> AsyncIterator[Recorded | CaughtUp | Checkpoint]:
+        """Yield every event behind position `after` (None: from the beginning), then live ones, for ever.
+
+        Only `type_names` are delivered (none named: every type of Recorrido). A lost store is waited for: the
+        caller sees a pause, never a gap or a repetition.
+        """
+        position, delay = after, 0.1
+        # As regular expressions, because the store's prefix filter would let InteractionRecordedV2 through.
+        include = [f"^{name.replace('.', '[.]')}$" for name in type_names] or [r"^recorrido[.].*"]
+        while True:
+            try:
+                subscription = await self._client.subscribe_to_all(
+                    commit_position=position,
+                    filter_include=include,
+                    include_checkpoints=True,
+                    include_caught_up=True,
+                )
+                async with subscription:
+                    async for event in subscription:
+                        delay = 0.1
+                        if event.is_caught_up:
+                            yield CaughtUp()
+                        elif event.is_checkpoint:
+                            position = max(position or 0, event.commit_position)
+                            yield Checkpoint(position)
+                        elif position is None or event.commit_position > position:
+                            position = event.commit_position
+                            yield _recorded(event)
+            except kurrent.KurrentDBClientError as error:
+                LOG.warning("event store subscription lost, resuming", position=position, error=type(error).__name__)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 2.0)
+
+
+class _AppendSpans:
+    """One span per trace that an append belongs to: a batch holds events of many customers' traces."""
+
+    def __init__(self, appends: Sequence[StreamAppend]) -> None:
+        self._spans: dict[int, tuple[Span, dict[str, str]]] = {}
+        self._contexts: list[Context] = []  # keeps them alive, so that id() stays unique
+        self._count = sum(len(a.events) for a in appends)
+
+    def headers(self, append: StreamAppend, pending: Pending) -> dict[str, str]:
+        key = id(pending.context)
+        if key not in self._spans:
+            category = append.stream.partition("-")[0]
+            span = telemetry.start_span(
+                f"append {category}", SpanKind.PRODUCER, parent=pending.context, attributes={"events": self._count}
+            )
+            self._spans[key] = (span, telemetry.inject(telemetry.context_of(span)))
+            if pending.context is not None:
+                self._contexts.append(pending.context)
+        return self._spans[key][1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
+        for span, _ in self._spans.values():
+            if error is not None:
+                span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+            span.end()
+
+
+def _recorded(event: RecordedEvent) -> Recorded:
+    assert event.recorded_at is not None
+    return Recorded(
+        type_name=event.type,
+        data=event.data,
+        metadata=_metadata(event.metadata),
+        event_id=event.id,
+        stream=event.stream_name,
+        revision=event.stream_position,
+        position=event.commit_position,
+        recorded_at=event.recorded_at,
+    )
+
+
+def _metadata(raw: bytes) -> dict[str, str]:
+    # Events of other writers may carry metadata of any shape; what is not ours is passed over.
+    with contextlib.suppress(ValueError):
+        parsed: Any = json.loads(raw) if raw else {}
+        if isinstance(parsed, dict):
+            return {k: v for k, v in parsed.items() if isinstance(v, str)}
+    return {}

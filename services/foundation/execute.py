@@ -1,0 +1,177 @@
+"""The command path: load the stream, fold it, decide, append at the expected revision, reply.
+
+On a conflict it re-reads and decides again, a bounded number of times; then `ConflictError` (ABORTED).
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from opentelemetry.context import Context
+
+from services.foundation.errors import ConflictError, RecorridoError
+from services.foundation.events import Event, Pending, Recorded, Registry, derived_id
+from services.foundation.eventstore import NO_STREAM, EventStore, StreamAppend
+
+StateT = TypeVar("StateT")
+
+
+class Command(Protocol):
+    """An intention. `cause` names what brought it about; the ids of its events derive from it."""
+
+    @property
+    def cause(self) -> str: ...
+
+
+class Decider(Protocol[StateT]):
+    """The pure heart of a stream category. `evolve` returns a new state and never fails."""
+
+    types: Iterable[type[Event]]
+
+    def initial(self) -> StateT: ...
+    def evolve(self, state: StateT, event: Any) -> StateT: ...
+    def decide(self, command: Any, state: StateT) -> Sequence[Event]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A command for a stream. `context` is the trace it belongs to (None: the current one)."""
+
+    stream: str
+    command: Command
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    context: Context | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Executed(Generic[StateT]):
+    """What a command came to. `events` is empty when it repeated what was done; `error` when it was refused."""
+
+    state: StateT
+    revision: int
+    events: Sequence[Pending] = ()
+    error: RecorridoError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Folded(Generic[StateT]):
+    state: StateT
+    revision: int
+
+
+class Executor(Generic[StateT]):
+    """Executes commands of one decider.
+
+    Keeps the latest `cache_size` folded streams, so that a stream is re-read only from where it was left.
+    """
+
+    def __init__(
+        self, store: EventStore, decider: Decider[StateT], *, attempts: int = 8, cache_size: int = 20_000
+    ) -> None:
+        self._store = store
+        self._decider = decider
+        self._registry = Registry(decider.types)
+        self._attempts = attempts
+        self._cache_size = cache_size
+        self._cache: OrderedDict[str, Folded[StateT]] = OrderedDict()
+
+    async def execute(self, intent: Intent) -> Executed[StateT]:
+        """Execute one command; raise the error it was refused with."""
+        (result,) = await self.execute_all([intent])
+        if result.error is not None:
+            raise result.error
+        return result
+
+    async def load(self, stream: str) -> Folded[StateT]:
+        """Return the stream's present state and revision (NO_STREAM where there is none)."""
+        return await self._refresh(stream)
+
+    async def execute_all(self, intents: Sequence[Intent], *, assume_new: bool = False) -> list[Executed[StateT]]:
+        """Execute many commands, over many streams, in one atomic append.
+
+        A refused command has its error in its result and hinders no other. `assume_new` decides for streams that
+        were never seen here as if they were empty, which saves a read each where most are; the append's expected
+        revision proves it or sends us back to read.
+
+        Raises:
+            ConflictError: others kept changing these streams for `attempts` rounds.
+            UnavailableError: the store does not answer.
+        """
+        stale = set[str]() if assume_new else {i.stream for i in intents}
+        for attempt in range(self._attempts):
+            await asyncio.gather(*(self._refresh(stream) for stream in stale))
+            results, appends = self._decide(intents)
+            if not appends:
+                return results
+            try:
+                await self._store.append(appends)
+            except ConflictError as conflict:
+                # A batch full of streams we guessed to be new would otherwise conflict one by one.
+                stale = set(conflict.streams) | {s for s in (a.stream for a in appends) if s not in self._cache}
+                if attempt == self._attempts - 1:
+                    raise
+            else:
+                self._remember(results, intents)
+                return results
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _decide(self, intents: Sequence[Intent]) -> tuple[list[Executed[StateT]], list[StreamAppend]]:
+        folded: dict[str, Folded[StateT]] = {}
+        pending: dict[str, list[Pending]] = {}
+        results = []
+        for intent in intents:
+            at = folded.get(intent.stream) or self._cache.get(intent.stream)
+            at = at or Folded(self._decider.initial(), NO_STREAM)
+            try:
+                decided = self._decider.decide(intent.command, at.state)
+            except RecorridoError as error:
+                results.append(Executed(at.state, at.revision, error=error))
+                continue
+            news = [
+                Pending(
+                    event,
+                    derived_id(intent.stream, intent.command.cause, event.type_name, str(index)),
+                    intent.metadata,
+                    intent.context,
+                )
+                for index, event in enumerate(decided)
+            ]
+            state = at.state
+            for event in decided:
+                state = self._decider.evolve(state, event)
+            folded[intent.stream] = Folded(state, at.revision + len(news))
+            if news:
+                pending.setdefault(intent.stream, []).extend(news)
+            results.append(Executed(state, at.revision + len(news), news))
+        appends = [
+            StreamAppend(stream, folded[stream].revision - len(events), events) for stream, events in pending.items()
+        ]
+        return results, appends
+
+    async def _refresh(self, stream: str) -> Folded[StateT]:
+        known = self._cache.get(stream) or Folded(self._decider.initial(), NO_STREAM)
+        news = await self._store.read(stream, after=known.revision)
+        folded = self._fold(known, news)
+        self._keep(stream, folded)
+        return folded
+
+    def _fold(self, known: Folded[StateT], news: Sequence[Recorded]) -> Folded[StateT]:
+        state, revision = known.state, known.revision
+        for recorded in news:
+            if recorded.type_name in self._registry:
+                state = self._decider.evolve(state, self._registry.decode(recorded))
+            revision = recorded.revision
+        return Folded(state, revision)
+
+    def _remember(self, results: Sequence[Executed[StateT]], intents: Sequence[Intent]) -> None:
+        for intent, result in zip(intents, results, strict=True):
+            if result.events:
+                self._keep(intent.stream, Folded(result.state, result.revision))
+
+    def _keep(self, stream: str, folded: Folded[StateT]) -> None:
+        self._cache[stream] = folded
+        self._cache.move_to_end(stream)
+        while len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)

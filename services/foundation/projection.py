@@ -1,0 +1,175 @@
+"""Projections: read models that are folds over the history.
+
+A runner follows the store from the projection's checkpoint and writes rows and checkpoint in one transaction, so a
+read model is always exactly the fold of the history up to its checkpoint, whatever dies when.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import asyncpg
+import structlog
+from opentelemetry.trace import SpanKind
+
+from services.foundation import telemetry
+from services.foundation.errors import UnavailableError
+from services.foundation.events import Event, Recorded, Registry
+from services.foundation.eventstore import CaughtUp, Checkpoint, EventStore
+
+LOG = structlog.get_logger()
+
+#: What a lost or restarting PostgreSQL raises.
+POSTGRES_DOWN = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    TimeoutError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One event to project: its struct and its envelope."""
+
+    event: Any
+    recorded: Recorded
+
+
+class Projection(Protocol):
+    """A read model in a PostgreSQL schema of its own."""
+
+    #: Name of the schema and of the checkpoint.
+    name: str
+    types: Sequence[type[Event]]
+    #: DDL, run once when the schema is created.
+    ddl: str
+
+    async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
+        """Fold `facts`, in order, into the rows. Runs inside the transaction that moves the checkpoint."""
+
+
+async def connect(dsn: str) -> Any:
+    """Return a connection pool, waiting until PostgreSQL answers."""
+    delay = 0.1
+    while True:
+        try:
+            return await asyncpg.create_pool(dsn, min_size=1, max_size=8, command_timeout=30.0, timeout=5.0)
+        except POSTGRES_DOWN as error:
+            LOG.warning("waiting for PostgreSQL", error=repr(error)[:200])
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 2.0)
+
+
+class ProjectionRunner:
+    """Keeps one projection up to date."""
+
+    def __init__(self, store: EventStore, pool: Any, projection: Projection, *, batch_size: int = 1000) -> None:
+        self._store = store
+        self._pool = pool
+        self._projection = projection
+        self._registry = Registry(projection.types)
+        self._batch_size = batch_size
+        self._schema = projection.name
+        self.position = 0
+        #: Set once everything recorded before the start was projected.
+        self.caught_up = asyncio.Event()
+        self._moved = asyncio.Condition()
+        self._applied = telemetry.METER.create_counter("recorrido.projection.events")
+
+    async def prepare(self) -> None:
+        """Create the schema where it is missing. Raises UnavailableError."""
+        try:
+            async with self._pool.acquire() as connection, connection.transaction():
+                # Two instances may start together; the lock lets one create and the other find.
+                await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", self._schema)
+                if await connection.fetchval("SELECT to_regnamespace($1) IS NULL", self._schema):
+                    await connection.execute(f"CREATE SCHEMA {self._schema}")
+                    await connection.execute(f"SET LOCAL search_path TO {self._schema}")
+                    await connection.execute("CREATE TABLE checkpoint (position bigint NOT NULL)")
+                    await connection.execute("INSERT INTO checkpoint VALUES (-1)")
+                    await connection.execute(self._projection.ddl)
+        except POSTGRES_DOWN as error:
+            raise UnavailableError("PostgreSQL", repr(error)) from error
+
+    async def run(self) -> None:
+        """Project for ever; a part that is down is waited for."""
+        delay = 0.25
+        while True:
+            try:
+                await self.prepare()
+                await self._run_once()
+            except (UnavailableError, *POSTGRES_DOWN) as error:
+                LOG.warning("projection waits", projection=self._schema, error=repr(error)[:200])
+            except asyncpg.SerializationError as error:
+                LOG.warning("another instance moved the checkpoint, starting over", error=str(error))
+            await asyncio.sleep(delay)
+
+    async def wait_for(self, position: int, timeout_s: float) -> bool:
+        """Return whether the read model reached `position` within `timeout_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._moved:
+                await self._moved.wait_for(lambda: self.position >= position)
+        return self.position >= position
+
+    async def _run_once(self) -> None:
+        async with self._pool.acquire() as connection:
+            checkpoint = await connection.fetchval(f"SELECT position FROM {self._schema}.checkpoint")  # noqa: S608 - a constant of ours
+        self.position = checkpoint
+        queue: asyncio.Queue[Recorded | CaughtUp | Checkpoint] = asyncio.Queue(maxsize=self._batch_size * 2)
+
+        async def read() -> None:
+            after = None if checkpoint < 0 else checkpoint
+            async for item in self._store.follow(after, self._registry.type_names):
+                await queue.put(item)
+
+        async with asyncio.TaskGroup() as group:
+            reader = group.create_task(read())
+            try:
+                while True:
+                    await self._write(await self._next_batch(queue))
+            finally:
+                reader.cancel()
+
+    async def _next_batch(
+        self, queue: asyncio.Queue[Recorded | CaughtUp | Checkpoint]
+    ) -> list[Recorded | CaughtUp | Checkpoint]:
+        batch = [await queue.get()]
+        while len(batch) < self._batch_size and not queue.empty():
+            batch.append(queue.get_nowait())
+        return batch
+
+    async def _write(self, batch: Sequence[Recorded | CaughtUp | Checkpoint]) -> None:
+        recorded = [item for item in batch if isinstance(item, Recorded)]
+        checkpoints = [item.position for item in batch if isinstance(item, Checkpoint)]
+        position = max([self.position, *checkpoints, *(item.position for item in recorded)])
+        if position > self.position:
+            facts = [Fact(self._registry.decode(item), item) for item in recorded]
+            async with self._pool.acquire() as connection, connection.transaction():
+                await connection.execute(f"SET LOCAL search_path TO {self._schema}")
+                moved = await connection.execute(
+                    "UPDATE checkpoint SET position = $1 WHERE position = $2", position, self.position
+                )
+                if moved != "UPDATE 1":
+                    raise asyncpg.SerializationError(f"checkpoint of {self._schema} is not at {self.position}")
+                with contextlib.ExitStack() as spans:
+                    for item in recorded:
+                        span = telemetry.start_span(
+                            f"project {self._schema}",
+                            SpanKind.CONSUMER,
+                            parent=telemetry.extract(item.metadata),
+                            attributes={"recorrido.event_id": str(item.event_id)},
+                        )
+                        spans.callback(span.end)
+                    await self._projection.apply(connection, facts)
+            async with self._moved:
+                self.position = position
+                self._moved.notify_all()
+            self._applied.add(len(recorded), {"projection": self._schema})
+        if any(isinstance(item, CaughtUp) for item in batch):
+            self.caught_up.set()

@@ -1,0 +1,207 @@
+"""The gRPC server of every service: health, reflection, errors, deadlines, limits, traces and correlation."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from services.foundation import telemetry
+from services.foundation.errors import (
+    ConflictError,
+    DiffersError,
+    InvalidError,
+    NotFoundError,
+    RecorridoError,
+    RefusedError,
+    UnavailableError,
+)
+
+LOG = structlog.get_logger()
+
+#: The largest legal request is 1,000 interactions with 16 KiB of words each, and their envelopes.
+MAX_MESSAGE_BYTES = 24 * 1024 * 1024
+#: For callers that set no deadline of their own.
+DEFAULT_DEADLINE_S = 30.0
+CORRELATION_HEADER = "x-correlation-id"
+
+#: The one table from expected failures to gRPC status codes.
+STATUS: dict[type[RecorridoError], int] = {
+    InvalidError: code_pb2.INVALID_ARGUMENT,
+    NotFoundError: code_pb2.NOT_FOUND,
+    DiffersError: code_pb2.ALREADY_EXISTS,
+    RefusedError: code_pb2.FAILED_PRECONDITION,
+    ConflictError: code_pb2.ABORTED,
+    UnavailableError: code_pb2.UNAVAILABLE,
+}
+
+
+def status_of(error: RecorridoError) -> status_pb2.Status:
+    """Return the rich status of an expected failure: ErrorInfo with its reason, BadRequest with every violation."""
+    status = status_pb2.Status(code=STATUS[type(error)], message=error.message[:2048])
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain="recorrido", metadata=error.details)
+    details: list[Any] = [info]
+    if isinstance(error, InvalidError):
+        details.append(
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.rule)
+                    for v in error.violations
+                ]
+            )
+        )
+    if isinstance(error, UnavailableError | ConflictError):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(500)
+        details.append(retry)
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+class _Interceptor(grpc.aio.ServerInterceptor):
+    """Wraps each call in a span, its deadline and the error table."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        # Health and reflection are asked all the time and tell nothing about customers.
+        if handler is None or not method.startswith("/recorrido.") or handler.unary_unary is None:
+            return handler
+        headers = {k: v for k, v in handler_call_details.invocation_metadata or () if isinstance(v, str)}
+        inner = handler.unary_unary
+
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            return await _call(inner, method, headers, request, context)
+
+        return grpc.unary_unary_rpc_method_handler(
+            call,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+
+async def _call(
+    inner: Any,
+    method: str,
+    headers: dict[str, str],
+    request: Any,
+    context: grpc.aio.ServicerContext[Any, Any],
+) -> Any:
+    correlation = headers.get(CORRELATION_HEADER) or str(uuid.uuid4())
+    remaining = context.time_remaining()
+    budget = min(remaining, DEFAULT_DEADLINE_S) if remaining is not None else DEFAULT_DEADLINE_S
+    started = time.monotonic()
+    service, _, name = method[1:].partition("/")
+    code = "OK"
+    status = None
+    with (
+        structlog.contextvars.bound_contextvars(correlation_id=correlation),
+        telemetry.span(
+            method[1:],
+            SpanKind.SERVER,
+            parent=telemetry.extract(headers),
+            attributes={
+                "rpc.system": "grpc",
+                "rpc.service": service,
+                "rpc.method": name,
+                "correlation_id": correlation,
+            },
+        ) as span,
+    ):
+        try:
+            context.set_trailing_metadata(((CORRELATION_HEADER, correlation),))
+            async with asyncio.timeout(budget):
+                return await inner(request, context)
+        except RecorridoError as error:
+            status = status_of(error)
+        except TimeoutError:
+            status = status_pb2.Status(code=code_pb2.DEADLINE_EXCEEDED, message=f"not done within {budget:.1f} s")
+        except Exception as error:
+            if isinstance(error, grpc.aio.AbortError):
+                raise
+            LOG.exception("call failed", method=method)
+            span.record_exception(error)
+            status = status_pb2.Status(code=code_pb2.INTERNAL, message="internal error; the log has it by trace id")
+        finally:
+            if status is not None:
+                code = code_pb2.Code.Name(status.code)
+                span.set_status(Status(StatusCode.ERROR, code))
+            LOG.debug("call", method=method, code=code, seconds=round(time.monotonic() - started, 4))
+        rich = rpc_status.to_status(status)
+        return await context.abort_with_status(rich)
+
+
+class RpcServer:
+    """One gRPC server. `register(adder, servicer, full_name)` before `start`."""
+
+    def __init__(self, listen: str) -> None:
+        self._listen = listen
+        self._server = grpc.aio.server(
+            interceptors=[_Interceptor()],
+            options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                # A second process on the same port must fail, not share the calls.
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        self._names: list[str] = []
+        self._unavailable: set[str] = set()
+        self._health = health_aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self.port = 0
+
+    def register(self, add: Callable[[Any, Any], None], servicer: Any, full_name: str) -> None:
+        add(servicer, self._server)
+        self._names.append(full_name)
+
+    async def start(self) -> None:
+        """Listen. Raises OSError when the port is taken."""
+        services: Sequence[str] = [*self._names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], self._server)
+        try:
+            self.port = self._server.add_insecure_port(self._listen)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {self._listen}: is the port taken?") from error
+        await self._server.start()
+        await self._tell()
+        LOG.info("serving", address=f"{self._listen.rpartition(':')[0]}:{self.port}")
+
+    def availability(self, part: str) -> Callable[[bool], None]:
+        """Return a function that tells whether `part` answers; while any does not, health is NOT_SERVING."""
+
+        def tell(available: bool) -> None:  # noqa: FBT001 - a callback with one meaning
+            before = bool(self._unavailable)
+            (self._unavailable.discard if available else self._unavailable.add)(part)
+            if bool(self._unavailable) != before:
+                self._background = asyncio.ensure_future(self._tell())
+
+        return tell
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, let running ones finish within `grace_s`."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+    async def _tell(self) -> None:
+        serving = health_pb2.HealthCheckResponse.SERVING
+        status = health_pb2.HealthCheckResponse.NOT_SERVING if self._unavailable else serving
+        for name in ("", *self._names):
+            await self._health.set(name, status)

@@ -1,0 +1,135 @@
+"""Traces, metrics and logs: set up once in `main`, then used by the adapters of store, bus and RPC.
+
+Spans are always made, so that every event carries the trace it belongs to; they leave the process over OTLP when
+`OTEL_EXPORTER_OTLP_ENDPOINT` is set.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import structlog
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Link, Span, SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+_TRACER = trace.get_tracer("recorrido")
+#: Instruments are made from this meter by the adapter that knows what it counts.
+METER = metrics.get_meter("recorrido")
+
+
+def set_up(service: str, *, log_level: str = "INFO", log_format: str = "console") -> None:
+    """Install providers, exporters and log processors for this process. `log_format` is `console` or `json`."""
+    resource = Resource.create({"service.name": service, "service.version": version("recorrido")})
+    traces = TracerProvider(resource=resource)
+    readers = []
+    if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+    trace.set_tracer_provider(traces)
+    metrics.set_meter_provider(MeterProvider(readers, resource=resource))
+
+    renderer = (
+        structlog.processors.JSONRenderer()
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=bool(os.environ.get("FORCE_COLOR")), pad_event_to=0)
+    )
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        _add_trace_id,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    if log_format == "json":
+        shared.append(structlog.processors.format_exc_info)
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[log_level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    # Libraries log through the standard library; they get the same shape.
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            foreign_pre_chain=shared,
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def shut_down() -> None:
+    """Send what is still buffered."""
+    for provider in (trace.get_tracer_provider(), metrics.get_meter_provider()):
+        shutdown = getattr(provider, "shutdown", None)
+        if shutdown is not None:
+            shutdown()
+
+
+def _add_trace_id(_logger: object, _method: str, event: MutableMapping[str, object]) -> MutableMapping[str, object]:
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"] = trace.format_trace_id(context.trace_id)
+    return event
+
+
+def extract(headers: Mapping[str, str]) -> Context:
+    """Return the context that `traceparent` and `tracestate` carry; an empty one where they are absent or bad."""
+    return _PROPAGATOR.extract(headers, Context())
+
+
+def inject(context: Context | None = None) -> dict[str, str]:
+    """Return the headers that carry `context` (None: the current one)."""
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier, context)
+    return carrier
+
+
+def context_of(span: Span) -> Context:
+    return trace.set_span_in_context(span, Context())
+
+
+def start_span(
+    name: str,
+    kind: SpanKind,
+    *,
+    parent: Context | None = None,
+    links: tuple[Link, ...] = (),
+    attributes: Mapping[str, str | int] | None = None,
+) -> Span:
+    """Start a span that the caller ends. `parent` None: the current one."""
+    return _TRACER.start_span(name, context=parent, kind=kind, links=links, attributes=attributes)
+
+
+@contextmanager
+def span(
+    name: str,
+    kind: SpanKind = SpanKind.INTERNAL,
+    *,
+    parent: Context | None = None,
+    links: tuple[Link, ...] = (),
+    attributes: Mapping[str, str | int] | None = None,
+) -> Iterator[Span]:
+    """Make a span the current one for the block; an exception marks it failed."""
+    with _TRACER.start_as_current_span(name, context=parent, kind=kind, links=links, attributes=attributes) as it:
+        yield it
+
+
+def trace_id_of(metadata: Mapping[str, str]) -> str:
+    """Return the trace id, hexadecimal, that `metadata` carries, or an empty string."""
+    context = trace.get_current_span(extract(metadata)).get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else ""
