@@ -40,7 +40,7 @@ class OpenActionRequest(_message.Message):
     need_path: _builtins.str
     actor: _builtins.str
     request_id: _builtins.str
-    """Repeating a request_id changes nothing and answers the same action."""
+    """The action's id derives from it: repeating it answers the same action. 1 to 128 characters, best a UUID."""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -257,6 +257,7 @@ class ListActionsRequest(_message.Message):
     page_size: _builtins.int
     """At most 1,000; 0 means 100."""
     page_token: _builtins.str
+    """next_page_token of a response to the same filters."""
     def __init__(
         self,
         *,
@@ -380,7 +381,7 @@ class HistoryEntry(_message.Message):
     event_id: _builtins.str
     actor: _builtins.str
     summary: _builtins.str
-    """In words for people."""
+    """What happened, in words for people."""
     trace_id: _builtins.str
     """W3C trace id of the change; empty when it was not traced."""
     @_builtins.property

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ActionsServiceStub:
-    """What do we do about it, and did it help?
+    """What do we do about it, and did it help? Repeating a command with its request_id changes nothing and answers the
+    present state; ALREADY_EXISTS tells that the request_id was used for something else.
     """
 
     def __init__(self, channel):
@@ -63,7 +64,8 @@ class ActionsServiceStub:
 
 
 class ActionsServiceServicer:
-    """What do we do about it, and did it help?
+    """What do we do about it, and did it help? Repeating a command with its request_id changes nothing and answers the
+    present state; ALREADY_EXISTS tells that the request_id was used for something else.
     """
 
     def OpenAction(self, request, context):
@@ -136,7 +138,8 @@ def add_ActionsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ActionsService:
-    """What do we do about it, and did it help?
+    """What do we do about it, and did it help? Repeating a command with its request_id changes nothing and answers the
+    present state; ALREADY_EXISTS tells that the request_id was used for something else.
     """
 
     @staticmethod

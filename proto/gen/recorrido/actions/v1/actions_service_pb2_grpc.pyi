@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ActionsServiceStub:
-    """What do we do about it, and did it help?"""
+    """What do we do about it, and did it help? Repeating a command with its request_id changes nothing and answers the
+    present state; ALREADY_EXISTS tells that the request_id was used for something else.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -44,7 +46,9 @@ class ActionsServiceStub:
 
 @_typing.type_check_only
 class ActionsServiceAsyncStub(ActionsServiceStub):
-    """What do we do about it, and did it help?"""
+    """What do we do about it, and did it help? Repeating a command with its request_id changes nothing and answers the
+    present state; ALREADY_EXISTS tells that the request_id was used for something else.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     OpenAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.OpenActionRequest, _actions_service_pb2.OpenActionResponse]  # type: ignore[assignment]
@@ -57,7 +61,9 @@ class ActionsServiceAsyncStub(ActionsServiceStub):
     ListActions: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.ListActionsRequest, _actions_service_pb2.ListActionsResponse]  # type: ignore[assignment]
 
 class ActionsServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What do we do about it, and did it help?"""
+    """What do we do about it, and did it help? Repeating a command with its request_id changes nothing and answers the
+    present state; ALREADY_EXISTS tells that the request_id was used for something else.
+    """
 
     @_abc_1.abstractmethod
     def OpenAction(

@@ -22,20 +22,21 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from recorrido.actions.v1 import action_pb2 as recorrido_dot_actions_dot_v1_dot_action__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!recorrido/actions/v1/events.proto\x12\x14recorrido.actions.v1\x1a!recorrido/actions/v1/action.proto\"\xe3\x01\n\x0c\x41\x63tionOpened\x12\x11\n\taction_id\x18\x01 \x01(\t\x12.\n\x04kind\x18\x02 \x01(\x0e\x32 .recorrido.actions.v1.ActionKind\x12\x11\n\tsignal_id\x18\x03 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x04 \x01(\t\x12\r\n\x05title\x18\x05 \x01(\t\x12\x0f\n\x07reasons\x18\x06 \x03(\t\x12\x12\n\ntouchpoint\x18\x07 \x01(\t\x12\x11\n\tneed_path\x18\x08 \x01(\t\x12\r\n\x05\x61\x63tor\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\"U\n\x0e\x41\x63tionAccepted\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\x89\x01\n\x0f\x41\x63tionCompleted\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x32\n\x06result\x18\x03 \x01(\x0e\x32\".recorrido.actions.v1.ActionResult\x12\x0c\n\x04note\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!recorrido/actions/v1/events.proto\x12\x14recorrido.actions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!recorrido/actions/v1/action.proto\"\x94\x02\n\x0c\x41\x63tionOpened\x12\x11\n\taction_id\x18\x01 \x01(\t\x12.\n\x04kind\x18\x02 \x01(\x0e\x32 .recorrido.actions.v1.ActionKind\x12\x11\n\tsignal_id\x18\x03 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x04 \x01(\t\x12\r\n\x05title\x18\x05 \x01(\t\x12\x0f\n\x07reasons\x18\x06 \x03(\t\x12\x12\n\ntouchpoint\x18\x07 \x01(\t\x12\x11\n\tneed_path\x18\x08 \x01(\t\x12\r\n\x05\x61\x63tor\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\x12/\n\x0boccurred_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x01\n\x0e\x41\x63tionAccepted\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12/\n\x0boccurred_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xba\x01\n\x0f\x41\x63tionCompleted\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x32\n\x06result\x18\x03 \x01(\x0e\x32\".recorrido.actions.v1.ActionResult\x12\x0c\n\x04note\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'recorrido.actions.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACTIONOPENED']._serialized_start=95
-  _globals['_ACTIONOPENED']._serialized_end=322
-  _globals['_ACTIONACCEPTED']._serialized_start=324
-  _globals['_ACTIONACCEPTED']._serialized_end=409
-  _globals['_ACTIONCOMPLETED']._serialized_start=412
-  _globals['_ACTIONCOMPLETED']._serialized_end=549
+  _globals['_ACTIONOPENED']._serialized_start=128
+  _globals['_ACTIONOPENED']._serialized_end=404
+  _globals['_ACTIONACCEPTED']._serialized_start=407
+  _globals['_ACTIONACCEPTED']._serialized_end=541
+  _globals['_ACTIONCOMPLETED']._serialized_start=544
+  _globals['_ACTIONCOMPLETED']._serialized_end=730
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from recorrido.actions.v1 import action_pb2 as _action_pb2
 import builtins as _builtins
@@ -35,6 +36,7 @@ class ActionOpened(_message.Message):
     NEED_PATH_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     kind: _action_pb2.ActionKind.ValueType
     signal_id: _builtins.str
@@ -45,10 +47,14 @@ class ActionOpened(_message.Message):
     touchpoint: _builtins.str
     need_path: _builtins.str
     actor: _builtins.str
-    """Who opened it; "playbook" for a rule."""
+    """Who opened it; "rule:<name>@<version>" for a rule."""
     request_id: _builtins.str
     @_builtins.property
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was opened: the actor's moment, or the moment the signal was recorded."""
+
     def __init__(
         self,
         *,
@@ -62,10 +68,11 @@ class ActionOpened(_message.Message):
         need_path: _builtins.str = ...,
         actor: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "customer_id", b"customer_id", "kind", b"kind", "need_path", b"need_path", "reasons", b"reasons", "request_id", b"request_id", "signal_id", b"signal_id", "title", b"title", "touchpoint", b"touchpoint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "customer_id", b"customer_id", "kind", b"kind", "need_path", b"need_path", "occurred_at", b"occurred_at", "reasons", b"reasons", "request_id", b"request_id", "signal_id", b"signal_id", "title", b"title", "touchpoint", b"touchpoint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -81,11 +88,14 @@ class ActionAccepted(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     actor: _builtins.str
     owner: _builtins.str
     """Who will work on it."""
     request_id: _builtins.str
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
         self,
         *,
@@ -93,10 +103,11 @@ class ActionAccepted(_message.Message):
         actor: _builtins.str = ...,
         owner: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "owner", b"owner", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "occurred_at", b"occurred_at", "owner", b"owner", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -113,11 +124,14 @@ class ActionCompleted(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     actor: _builtins.str
     result: _action_pb2.ActionResult.ValueType
     note: _builtins.str
     request_id: _builtins.str
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
         self,
         *,
@@ -126,10 +140,11 @@ class ActionCompleted(_message.Message):
         result: _action_pb2.ActionResult.ValueType = ...,
         note: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "note", b"note", "request_id", b"request_id", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "note", b"note", "occurred_at", b"occurred_at", "request_id", b"request_id", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
