@@ -50,8 +50,8 @@ class ConflictError(RecorridoError):
     """Somebody else changed a stream first. `streams` maps each to its actual revision (-1: no stream)."""
 
     def __init__(self, streams: Mapping[str, int]) -> None:
-        names = ", ".join(sorted(streams)[:5])
-        super().__init__("CONFLICT", f"changed meanwhile: {names}")
+        now = [f"{s} is at revision {r}" if r >= 0 else f"{s} does not exist" for s, r in sorted(streams.items())]
+        super().__init__("CONFLICT", f"changed meanwhile: {', '.join(now[:5])}")
         self.streams = dict(streams)
 
 

@@ -81,8 +81,11 @@ class EventStore:
             client = AsyncKurrentDBClient(uri=uri)
             try:
                 await client.connect()
+                # Connecting is lazy where no node has to be discovered; only an answer proves that one is there.
+                await client.get_commit_position(timeout=TIMEOUT_S)
             except (*_UNAVAILABLE, kurrent.KurrentDBClientError) as error:
-                LOG.warning("waiting for the event store", error=str(error)[:200])
+                LOG.warning("waiting for the event store", error=type(error).__name__)
+                await client.close()
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 2.0)
             else:

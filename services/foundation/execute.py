@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from opentelemetry.context import Context
 
-from services.foundation.errors import ConflictError, RecorridoError
+from services.foundation.errors import ConflictError, RecorridoError, RefusedError
 from services.foundation.events import Event, Pending, Recorded, Registry, derived_id
 from services.foundation.eventstore import NO_STREAM, EventStore, StreamAppend
 
@@ -37,12 +37,17 @@ class Decider(Protocol[StateT]):
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A command for a stream. `context` is the trace it belongs to (None: the current one)."""
+    """A command for a stream. `context` is the trace it belongs to (None: the current one).
+
+    With `expected_revision` it is only meant for the stream as it was at that revision: against any other it comes to
+    a ConflictError, unless it repeats what was done.
+    """
 
     stream: str
     command: Command
     metadata: Mapping[str, str] = field(default_factory=dict)
     context: Context | None = None
+    expected_revision: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +130,7 @@ class Executor(Generic[StateT]):
             at = folded.get(intent.stream) or self._cache.get(intent.stream)
             at = at or Folded(self._decider.initial(), NO_STREAM)
             try:
-                decided = self._decider.decide(intent.command, at.state)
+                decided = self._decide_one(intent, at)
             except RecorridoError as error:
                 results.append(Executed(at.state, at.revision, error=error))
                 continue
@@ -149,6 +154,18 @@ class Executor(Generic[StateT]):
             StreamAppend(stream, folded[stream].revision - len(events), events) for stream, events in pending.items()
         ]
         return results, appends
+
+    def _decide_one(self, intent: Intent, at: Folded[StateT]) -> Sequence[Event]:
+        meant = intent.expected_revision in (None, at.revision)
+        try:
+            decided = self._decider.decide(intent.command, at.state)
+        except RefusedError as error:
+            if meant:
+                raise
+            raise ConflictError({intent.stream: at.revision}) from error
+        if decided and not meant:
+            raise ConflictError({intent.stream: at.revision})
+        return decided
 
     async def _refresh(self, stream: str) -> Folded[StateT]:
         known = self._cache.get(stream) or Folded(self._decider.initial(), NO_STREAM)

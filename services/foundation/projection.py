@@ -6,7 +6,7 @@ read model is always exactly the fold of the history up to its checkpoint, whate
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -97,17 +97,20 @@ class ProjectionRunner:
         except POSTGRES_DOWN as error:
             raise UnavailableError("PostgreSQL", repr(error)) from error
 
-    async def run(self) -> None:
-        """Project for ever; a part that is down is waited for."""
+    async def run(self, *, available: Callable[[bool], None] = lambda _: None) -> None:
+        """Project for ever; while a part that it needs is down it waits, and `available(False)` is called."""
         delay = 0.25
         while True:
             try:
                 await self.prepare()
+                available(True)
                 await self._run_once()
-            except (UnavailableError, *POSTGRES_DOWN) as error:
-                LOG.warning("projection waits", projection=self._schema, error=repr(error)[:200])
-            except asyncpg.SerializationError as error:
-                LOG.warning("another instance moved the checkpoint, starting over", error=str(error))
+            # With a star, because the task group of _run_once wraps what it raises.
+            except* (UnavailableError, *POSTGRES_DOWN) as group:
+                LOG.warning("projection waits", projection=self._schema, error=repr(group.exceptions[0])[:200])
+                available(False)
+            except* asyncpg.SerializationError as group:
+                LOG.warning("another instance moved the checkpoint, starting over", error=str(group.exceptions[0]))
             await asyncio.sleep(delay)
 
     async def wait_for(self, position: int, timeout_s: float) -> bool:

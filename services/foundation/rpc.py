@@ -9,12 +9,15 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf import any_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind
+from opentelemetry.trace import Status as SpanStatus
+from opentelemetry.trace import StatusCode as SpanStatusCode
 
 from services.foundation import telemetry
 from services.foundation.errors import (
@@ -36,19 +39,29 @@ DEFAULT_DEADLINE_S = 30.0
 CORRELATION_HEADER = "x-correlation-id"
 
 #: The one table from expected failures to gRPC status codes.
-STATUS: dict[type[RecorridoError], int] = {
-    InvalidError: code_pb2.INVALID_ARGUMENT,
-    NotFoundError: code_pb2.NOT_FOUND,
-    DiffersError: code_pb2.ALREADY_EXISTS,
-    RefusedError: code_pb2.FAILED_PRECONDITION,
-    ConflictError: code_pb2.ABORTED,
-    UnavailableError: code_pb2.UNAVAILABLE,
+STATUS: dict[type[RecorridoError], StatusCode] = {
+    InvalidError: StatusCode.INVALID_ARGUMENT,
+    NotFoundError: StatusCode.NOT_FOUND,
+    DiffersError: StatusCode.ALREADY_EXISTS,
+    RefusedError: StatusCode.FAILED_PRECONDITION,
+    ConflictError: StatusCode.ABORTED,
+    UnavailableError: StatusCode.UNAVAILABLE,
 }
+
+
+def _status(code: StatusCode, message: str) -> status_pb2.Status:
+    # google.rpc.code_pb2 would name the number, but the event store's client registers a copy of that file of its
+    # own, and two cannot live in one process.
+    return status_pb2.Status(code=code.value[0], message=message)
+
+
+def _name(status: status_pb2.Status) -> str:
+    return next(code.name for code in StatusCode if code.value[0] == status.code)
 
 
 def status_of(error: RecorridoError) -> status_pb2.Status:
     """Return the rich status of an expected failure: ErrorInfo with its reason, BadRequest with every violation."""
-    status = status_pb2.Status(code=STATUS[type(error)], message=error.message[:2048])
+    status = _status(STATUS[type(error)], error.message[:2048])
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain="recorrido", metadata=error.details)
     details: list[Any] = [info]
     if isinstance(error, InvalidError):
@@ -132,17 +145,17 @@ async def _call(
         except RecorridoError as error:
             status = status_of(error)
         except TimeoutError:
-            status = status_pb2.Status(code=code_pb2.DEADLINE_EXCEEDED, message=f"not done within {budget:.1f} s")
+            status = _status(StatusCode.DEADLINE_EXCEEDED, f"not done within {budget:.1f} s")
         except Exception as error:
             if isinstance(error, grpc.aio.AbortError):
                 raise
             LOG.exception("call failed", method=method)
             span.record_exception(error)
-            status = status_pb2.Status(code=code_pb2.INTERNAL, message="internal error; the log has it by trace id")
+            status = _status(StatusCode.INTERNAL, "internal error; the log has it by trace id")
         finally:
             if status is not None:
-                code = code_pb2.Code.Name(status.code)
-                span.set_status(Status(StatusCode.ERROR, code))
+                code = _name(status)
+                span.set_status(SpanStatus(SpanStatusCode.ERROR, code))
             LOG.debug("call", method=method, code=code, seconds=round(time.monotonic() - started, 4))
         rich = rpc_status.to_status(status)
         return await context.abort_with_status(rich)
