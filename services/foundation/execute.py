@@ -104,17 +104,19 @@ class Executor(Generic[StateT]):
             ConflictError: others kept changing these streams for `attempts` rounds.
             UnavailableError: the store does not answer.
         """
-        stale = set[str]() if assume_new else {i.stream for i in intents}
+        stale = [] if assume_new else list({i.stream for i in intents})
+        # What this call knows is its own: the cache may forget any of it before the append.
+        known: dict[str, Folded[StateT]] = {}
         for attempt in range(self._attempts):
-            await asyncio.gather(*(self._refresh(stream) for stream in stale))
-            results, appends = self._decide(intents)
+            known.update(zip(stale, await asyncio.gather(*map(self._refresh, stale)), strict=True))
+            results, appends = self._decide(intents, known)
             if not appends:
                 return results
             try:
                 await self._store.append(appends)
             except ConflictError as conflict:
                 # A batch full of streams we guessed to be new would otherwise conflict one by one.
-                stale = set(conflict.streams) | {s for s in (a.stream for a in appends) if s not in self._cache}
+                stale = list(set(conflict.streams) | {a.stream for a in appends if a.stream not in known})
                 if attempt == self._attempts - 1:
                     raise
             else:
@@ -122,8 +124,10 @@ class Executor(Generic[StateT]):
                 return results
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _decide(self, intents: Sequence[Intent]) -> tuple[list[Executed[StateT]], list[StreamAppend]]:
-        folded: dict[str, Folded[StateT]] = {}
+    def _decide(
+        self, intents: Sequence[Intent], known: Mapping[str, Folded[StateT]]
+    ) -> tuple[list[Executed[StateT]], list[StreamAppend]]:
+        folded = dict(known)
         pending: dict[str, list[Pending]] = {}
         results = []
         for intent in intents:
@@ -170,9 +174,7 @@ class Executor(Generic[StateT]):
     async def _refresh(self, stream: str) -> Folded[StateT]:
         known = self._cache.get(stream) or Folded(self._decider.initial(), NO_STREAM)
         news = await self._store.read(stream, after=known.revision)
-        folded = self._fold(known, news)
-        self._keep(stream, folded)
-        return folded
+        return self._keep(stream, self._fold(known, news))
 
     def _fold(self, known: Folded[StateT], news: Sequence[Recorded]) -> Folded[StateT]:
         state, revision = known.state, known.revision
@@ -187,8 +189,12 @@ class Executor(Generic[StateT]):
             if result.events:
                 self._keep(intent.stream, Folded(result.state, result.revision))
 
-    def _keep(self, stream: str, folded: Folded[StateT]) -> None:
-        self._cache[stream] = folded
+    def _keep(self, stream: str, folded: Folded[StateT]) -> Folded[StateT]:
+        """Return the newer of what is given and what is cached: a slow read must not undo a quicker one."""
+        cached = self._cache.get(stream)
+        newest = cached if cached is not None and cached.revision > folded.revision else folded
+        self._cache[stream] = newest
         self._cache.move_to_end(stream)
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
+        return newest
