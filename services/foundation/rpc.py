@@ -29,6 +29,7 @@ from services.foundation.errors import (
     RefusedError,
     UnavailableError,
 )
+from services.foundation.events import CORRELATION_ID
 
 LOG = structlog.get_logger()
 
@@ -47,6 +48,11 @@ STATUS: dict[type[RecorridoError], StatusCode] = {
     ConflictError: StatusCode.ABORTED,
     UnavailableError: StatusCode.UNAVAILABLE,
 }
+
+
+def metadata() -> dict[str, str]:
+    """Return the metadata of events that the call in progress brings about: its correlation id."""
+    return {CORRELATION_ID: structlog.contextvars.get_contextvars()["correlation_id"]}
 
 
 def _status(code: StatusCode, message: str) -> status_pb2.Status:
@@ -117,7 +123,8 @@ async def _call(
     request: Any,
     context: grpc.aio.ServicerContext[Any, Any],
 ) -> Any:
-    correlation = headers.get(CORRELATION_HEADER) or str(uuid.uuid4())
+    # Kept with every event of the call, so a caller may not make it long.
+    correlation = headers.get(CORRELATION_HEADER, "")[:128] or str(uuid.uuid4())
     remaining = context.time_remaining()
     budget = min(remaining, DEFAULT_DEADLINE_S) if remaining is not None else DEFAULT_DEADLINE_S
     started = time.monotonic()
