@@ -1,0 +1,102 @@
+"""What the parts write: line by line to the terminal, with the part's name, and to a file of limited size."""
+
+import os
+import sys
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+FILE_CAP_BYTES = 8 * 1024 * 1024
+LINE_CAP_BYTES = 64 * 1024
+REMEMBERED_LINES = 20
+
+_COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92)
+_RED = 31
+
+
+def wants_colour(stream: TextIO, environment: Mapping[str, str]) -> bool:
+    """Whether to colour: as NO_COLOR or FORCE_COLOR say, else only on a terminal."""
+    if environment.get("NO_COLOR"):
+        return False
+    return bool(environment.get("FORCE_COLOR")) or stream.isatty()
+
+
+class Console:
+    """Prints lines with a prefix, each part in its own colour.
+
+    Lines of parts are left out where `quiet`; those of the supervisor itself never are.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, width: int = 10, quiet: bool = False) -> None:
+        self._stream = stream
+        self._colour = wants_colour(stream or sys.stdout, os.environ)
+        self._width = width
+        self._quiet = quiet
+        self._colours: dict[str, int] = {}
+
+    def part(self, name: str, text: str) -> None:
+        if not self._quiet:
+            self._print(name, text, self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)]))
+
+    def say(self, text: str) -> None:
+        self._print("recorrido", text, 1)
+
+    def complain(self, text: str) -> None:
+        for line in text.splitlines():
+            self._print("recorrido", line, _RED)
+
+    def _print(self, name: str, text: str, colour: int) -> None:
+        prefix = f"{name:<{self._width}} |"
+        if self._colour:
+            prefix = f"\x1b[{colour}m{prefix}\x1b[0m"
+        try:
+            print(prefix, text, file=self._stream, flush=True)
+        except (BrokenPipeError, ValueError):  # nobody reads us any more; the files still tell
+            self._quiet = True
+
+
+class PartLog:
+    """The output of one part: bytes in, lines out.
+
+    The file is turned over to `<part>.log.1` when it reaches its cap, so it takes at most twice that.
+    """
+
+    def __init__(self, name: str, folder: Path, console: Console, *, cap_bytes: int = FILE_CAP_BYTES) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.last: deque[str] = deque(maxlen=REMEMBERED_LINES)
+        self._name = name
+        self._console = console
+        self._path = folder / f"{name}.log"
+        self._cap_bytes = cap_bytes
+        self._file = self._path.open("ab")
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take what was read; a line is passed on when it is complete or too long to wait for."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            self._write(line)
+        if len(self._rest) > LINE_CAP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Pass on a line without an end, as a part that died may leave."""
+        if self._rest:
+            self._write(self._rest)
+            self._rest = b""
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+    def _write(self, line: bytes) -> None:
+        if self._file.tell() + len(line) >= self._cap_bytes:
+            self._file.close()
+            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+            self._file = self._path.open("ab")
+        self._file.write(line + b"\n")
+        self._file.flush()
+        text = line.decode(errors="replace").rstrip("\r")
+        self.last.append(text)
+        self._console.part(self._name, text)

@@ -1,0 +1,1 @@
+"""PostgreSQL for one machine: finds it, initialises a data directory and becomes the server."""
