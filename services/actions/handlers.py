@@ -1,0 +1,72 @@
+"""What changes actions: commands of people, and signals."""
+
+from collections.abc import Mapping, Sequence
+
+from recorrido.journey.v1.events import SignalRaised
+from services.actions.domain import Action, Command, OpenRecovery, stream_of
+from services.foundation.bus import Answer, Delivery, Done, Reaction, Skip
+from services.foundation.errors import InvalidError
+from services.foundation.events import CAUSATION_ID, CORRELATION_ID
+from services.foundation.execute import Executed, Executor, Intent
+
+
+class ActionCommands:
+    """Executes what people ask for."""
+
+    def __init__(self, executor: Executor[Action]) -> None:
+        self._executor = executor
+
+    async def execute(
+        self, command: Command, *, metadata: Mapping[str, str], expected_revision: int | None = None
+    ) -> Executed[Action]:
+        """Execute `command`; raises what `decide` refuses with, ConflictError and UnavailableError."""
+        return await self._executor.execute(
+            Intent(
+                stream_of(command.action_id),
+                command,
+                metadata=metadata,
+                expected_revision=expected_revision,
+            )
+        )
+
+
+class Recoveries:
+    """Opens one recovery per signal."""
+
+    def __init__(self, executor: Executor[Action]) -> None:
+        self._executor = executor
+
+    @property
+    def reaction(self) -> Reaction:
+        return Reaction(
+            durable="actions-recoveries",
+            types=(SignalRaised,),
+            handle=self.open,
+            batch_size=256,
+            description="opens one recovery per signal",
+        )
+
+    async def open(self, deliveries: Sequence[Delivery]) -> Sequence[Answer]:
+        answers: list[Answer] = [Done()] * len(deliveries)
+        intents = []
+        for index, delivery in enumerate(deliveries):
+            try:
+                command = OpenRecovery(signal=delivery.event, occurred_at=delivery.recorded.recorded_at)
+            except InvalidError as error:
+                answers[index] = Skip(error.message)
+            else:
+                intents.append(
+                    Intent(
+                        stream_of(command.action_id),
+                        command,
+                        metadata=_caused_by(delivery),
+                        context=delivery.context,
+                    )
+                )
+        await self._executor.execute_all(intents, assume_new=True)
+        return answers
+
+
+def _caused_by(delivery: Delivery) -> dict[str, str]:
+    cause = str(delivery.recorded.event_id)
+    return {CAUSATION_ID: cause, CORRELATION_ID: delivery.recorded.metadata.get(CORRELATION_ID, cause)}

@@ -1,0 +1,52 @@
+"""Wires actions: settings → store, bus and PostgreSQL → commands, recoveries and the list of actions → serve."""
+
+from datetime import UTC, datetime
+
+from pydantic import Field
+
+from recorrido.actions.v1 import actions_service_pb2 as pb
+from recorrido.actions.v1 import actions_service_pb2_grpc as pb_grpc
+from services.actions.api import ActionsServicer
+from services.actions.domain import ActionDecider
+from services.actions.handlers import ActionCommands, Recoveries
+from services.actions.views import ActionQueries, ActionsProjection
+from services.foundation import projection
+from services.foundation.bus import Bus
+from services.foundation.config import PostgresDsn, ServiceSettings
+from services.foundation.eventstore import EventStore
+from services.foundation.execute import Executor
+from services.foundation.projection import ProjectionRunner
+from services.foundation.run import Process, run
+
+
+class ActionsSettings(ServiceSettings):
+    """What actions is told."""
+
+    postgres_dsn: PostgresDsn = Field(description="PostgreSQL for the list of actions")
+
+
+async def wire(settings: ActionsSettings, process: Process) -> None:
+    store = await EventStore.connect(settings.eventstore_uri)
+    process.on_close(store.close)
+    bus = await Bus.connect(settings.nats_url, name="actions")
+    process.on_close(bus.close)
+    pool = await projection.connect(settings.postgres_dsn)
+    process.on_close(pool.close)
+
+    runner = ProjectionRunner(store, pool, ActionsProjection())
+    await runner.prepare()
+    executor = Executor(store, ActionDecider())
+    process.server.register(
+        pb_grpc.add_ActionsServiceServicer_to_server,
+        ActionsServicer(ActionCommands(executor), ActionQueries(store, pool), lambda: datetime.now(UTC)),
+        pb.DESCRIPTOR.services_by_name["ActionsService"].full_name,
+    )
+    process.background("list of actions", runner.run(available=process.server.availability("PostgreSQL")))
+    process.background(
+        "recoveries",
+        bus.react(Recoveries(executor).reaction, available=process.server.availability("event store")),
+    )
+
+
+if __name__ == "__main__":
+    run("actions", ActionsSettings, wire)
