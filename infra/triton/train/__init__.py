@@ -1,0 +1,1 @@
+"""Training of the `feedback` model: data, linear heads, calibration, export, evaluation."""

@@ -1,0 +1,82 @@
+"""The verbatims that the project owns: `infra/triton/data/verbatims.<language>.jsonl`, and their split."""
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from infra.triton.taxonomy import Taxonomy
+
+DATA = Path(__file__).parents[1] / "data"
+SENTIMENTS = ("negative", "neutral", "positive")
+POINTS = ("pain", "itch", "delight", "none")
+# Share of (author, theme) groups that are never trained on.
+HELD_OUT = 0.2
+
+
+class Verbatim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One labelled text. `need` is the deepest path that fits, empty when no need is expressed.
+
+    `author` is the voice it was written in and `theme` the situation; texts that share both can resemble each other,
+    so they always fall on the same side of the split.
+    """
+
+    text: str
+    language: str
+    sentiment: str
+    point: str
+    need: str
+    channel: str
+    author: str
+    theme: str
+
+    @property
+    def group(self) -> str:
+        return f"{self.language}/{self.author}/{self.theme}"
+
+    @property
+    def held_out(self) -> bool:
+        """Decided by a hash of the group, so that adding rows never moves old ones."""
+        digest = hashlib.sha256(self.group.encode()).digest()
+        return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT
+
+
+class CorpusError(ValueError):
+    """A row breaks a rule; the message names file, line and rule."""
+
+
+def load(taxonomy: Taxonomy, folder: Path = DATA) -> list[Verbatim]:
+    """All rows of all languages, in file order.
+
+    Raises:
+        CorpusError: malformed JSON, an unknown label, or a text that occurs twice in a language.
+    """
+    rows: list[Verbatim] = []
+    for path in sorted(folder.glob("verbatims.*.jsonl")):
+        language = path.name.split(".")[1]
+        seen: set[str] = set()
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+            try:
+                row = msgspec.json.decode(line, type=Verbatim)
+            except msgspec.MsgspecError as error:
+                raise CorpusError(f"{path.name}:{number}: {error}") from error
+            problem = _problem(row, language, taxonomy)
+            if row.text.casefold() in seen:
+                problem = "this text occurs twice"
+            if problem:
+                raise CorpusError(f"{path.name}:{number}: {problem}")
+            seen.add(row.text.casefold())
+            rows.append(row)
+    return rows
+
+
+def _problem(row: Verbatim, language: str, taxonomy: Taxonomy) -> str:
+    if row.language != language:
+        return f"language {row.language} in the file of {language}"
+    if row.sentiment not in SENTIMENTS:
+        return f"unknown sentiment {row.sentiment}"
+    if row.point not in POINTS:
+        return f"unknown point {row.point}"
+    if row.need and row.need not in taxonomy.needs:
+        return f"need {row.need} is not in the taxonomy"
+    return "" if row.text.strip() else "empty text"
