@@ -7,7 +7,8 @@ The same adapter serves KurrentDB and the embedded node. Appends carry the trace
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterable, Sequence
+import sys
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -128,10 +129,10 @@ class EventStore:
                 raise UnavailableError("event store", type(error).__name__) from error
         return result.commit_position
 
-    async def read(self, stream: str, after: int = NO_STREAM) -> list[Recorded]:
-        """Return the events of `stream` behind revision `after`, oldest first; none where there is no such stream."""
+    async def read(self, stream: str, after: int = NO_STREAM, limit: int = sys.maxsize) -> list[Recorded]:
+        """Return at most `limit` events of `stream` behind revision `after`, oldest first; none without a stream."""
         try:
-            response = await self._client.read_stream(stream, stream_position=after + 1, timeout=TIMEOUT_S)
+            response = await self._client.read_stream(stream, stream_position=after + 1, limit=limit, timeout=TIMEOUT_S)
             return [_recorded(event) async for event in response]
         except (kurrent.NotFoundError, kurrent.StreamIsDeletedError):
             return []
@@ -147,7 +148,7 @@ class EventStore:
 
     async def follow(
         self, after: int | None, type_names: Iterable[str] = ()
-    ) -> AsyncIterator[Recorded | CaughtUp | Checkpoint]:
+    ) -> AsyncGenerator[Recorded | CaughtUp | Checkpoint, None]:
         """Yield every event behind position `after` (None: from the beginning), then live ones, for ever.
 
         Only `type_names` are delivered (none named: every type of Recorrido). A lost store is waited for: the

@@ -6,11 +6,12 @@ read model is always exactly the fold of the history up to its checkpoint, whate
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import asyncpg
+import msgspec
 import structlog
 from opentelemetry.trace import SpanKind
 
@@ -18,6 +19,7 @@ from services.foundation import telemetry
 from services.foundation.errors import UnavailableError
 from services.foundation.events import Event, Recorded, Registry
 from services.foundation.eventstore import CaughtUp, Checkpoint, EventStore
+from services.foundation.flow import batches
 
 LOG = structlog.get_logger()
 
@@ -80,6 +82,7 @@ class ProjectionRunner:
         #: Set once everything recorded before the start was projected.
         self.caught_up = asyncio.Event()
         self._moved = asyncio.Condition()
+        self._undecodable = telemetry.METER.create_counter("recorrido.projection.undecodable")
         self._applied = telemetry.METER.create_counter("recorrido.projection.events")
 
     async def prepare(self) -> None:
@@ -99,19 +102,17 @@ class ProjectionRunner:
 
     async def run(self, *, available: Callable[[bool], None] = lambda _: None) -> None:
         """Project for ever; while a part that it needs is down it waits, and `available(False)` is called."""
-        delay = 0.25
         while True:
             try:
                 await self.prepare()
                 available(True)
                 await self._run_once()
-            # With a star, because the task group of _run_once wraps what it raises.
-            except* (UnavailableError, *POSTGRES_DOWN) as group:
-                LOG.warning("projection waits", projection=self._schema, error=repr(group.exceptions[0])[:200])
+            except (UnavailableError, *POSTGRES_DOWN) as error:
+                LOG.warning("projection waits", projection=self._schema, error=repr(error)[:200])
                 available(False)
-            except* asyncpg.SerializationError as group:
-                LOG.warning("another instance moved the checkpoint, starting over", error=str(group.exceptions[0]))
-            await asyncio.sleep(delay)
+            except asyncpg.SerializationError as error:
+                LOG.warning("another instance moved the checkpoint, starting over", error=str(error))
+            await asyncio.sleep(0.25)
 
     async def wait_for(self, position: int, timeout_s: float) -> bool:
         """Return whether the read model reached `position` within `timeout_s`."""
@@ -124,35 +125,34 @@ class ProjectionRunner:
         async with self._pool.acquire() as connection:
             checkpoint = await connection.fetchval(f"SELECT position FROM {self._schema}.checkpoint")  # noqa: S608 - a constant of ours
         self.position = checkpoint
-        queue: asyncio.Queue[Recorded | CaughtUp | Checkpoint] = asyncio.Queue(maxsize=self._batch_size * 2)
+        after = None if checkpoint < 0 else checkpoint
+        events = batches(self._store.follow(after, self._registry.type_names), size=self._batch_size)
+        async with contextlib.aclosing(events):
+            async for batch in events:
+                await self._write(batch)
 
-        async def read() -> None:
-            after = None if checkpoint < 0 else checkpoint
-            async for item in self._store.follow(after, self._registry.type_names):
-                await queue.put(item)
-
-        async with asyncio.TaskGroup() as group:
-            reader = group.create_task(read())
+    def _facts(self, recorded: Sequence[Recorded]) -> Iterator[Fact]:
+        for item in recorded:
             try:
-                while True:
-                    await self._write(await self._next_batch(queue))
-            finally:
-                reader.cancel()
-
-    async def _next_batch(
-        self, queue: asyncio.Queue[Recorded | CaughtUp | Checkpoint]
-    ) -> list[Recorded | CaughtUp | Checkpoint]:
-        batch = [await queue.get()]
-        while len(batch) < self._batch_size and not queue.empty():
-            batch.append(queue.get_nowait())
-        return batch
+                event = self._registry.decode(item)
+            except msgspec.MsgspecError as error:
+                # Somebody wrote what is no event of ours under its name. It stays in the history, and means nothing.
+                LOG.error(  # noqa: TRY400 - the text says it all
+                    "undecodable event passed over",
+                    projection=self._schema,
+                    event_id=str(item.event_id),
+                    error=str(error),
+                )
+                self._undecodable.add(1, {"projection": self._schema})
+            else:
+                yield Fact(event, item)
 
     async def _write(self, batch: Sequence[Recorded | CaughtUp | Checkpoint]) -> None:
         recorded = [item for item in batch if isinstance(item, Recorded)]
         checkpoints = [item.position for item in batch if isinstance(item, Checkpoint)]
         position = max([self.position, *checkpoints, *(item.position for item in recorded)])
         if position > self.position:
-            facts = [Fact(self._registry.decode(item), item) for item in recorded]
+            facts = list(self._facts(recorded))
             async with self._pool.acquire() as connection, connection.transaction():
                 await connection.execute(f"SET LOCAL search_path TO {self._schema}")
                 moved = await connection.execute(

@@ -5,6 +5,7 @@ that it must follow, so of several relays only one can publish, and none can pub
 """
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 import structlog
@@ -15,6 +16,7 @@ from services.foundation.bus import Bus, Last, NotTheWriterError, headers_of, su
 from services.foundation.errors import UnavailableError
 from services.foundation.events import Recorded
 from services.foundation.eventstore import CaughtUp, Checkpoint, EventStore
+from services.foundation.flow import batches
 
 LOG = structlog.get_logger()
 
@@ -45,21 +47,13 @@ class Relay:
             await asyncio.sleep(0.5)
 
     async def _publish_from(self, last: Last) -> None:
-        queue: asyncio.Queue[Recorded] = asyncio.Queue(maxsize=BATCH_SIZE * 4)
-
-        async def read() -> None:
-            async for item in self._store.follow(last.position):
-                if not isinstance(item, CaughtUp | Checkpoint):
-                    await queue.put(item)
-
-        reader = asyncio.create_task(read())
-        try:
-            sequence = last.sequence
-            while True:
-                sequence = await self._publish(await _next_batch(queue), sequence)
-        finally:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+        sequence = last.sequence
+        events = batches(self._store.follow(last.position), size=BATCH_SIZE, weight=_size_bytes, max_weight=BATCH_BYTES)
+        async with contextlib.aclosing(events):
+            async for batch in events:
+                recorded = [item for item in batch if isinstance(item, Recorded)]
+                if recorded:
+                    sequence = await self._publish(recorded, sequence)
 
     async def _publish(self, batch: Sequence[Recorded], sequence: int) -> int:
         spans = [
@@ -88,10 +82,5 @@ class Relay:
         return sequence
 
 
-async def _next_batch(queue: asyncio.Queue[Recorded]) -> list[Recorded]:
-    batch = [await queue.get()]
-    size = len(batch[0].data)
-    while len(batch) < BATCH_SIZE and size < BATCH_BYTES and not queue.empty():
-        batch.append(queue.get_nowait())
-        size += len(batch[-1].data)
-    return batch
+def _size_bytes(item: Recorded | CaughtUp | Checkpoint) -> int:
+    return len(item.data) if isinstance(item, Recorded) else 0

@@ -1,0 +1,40 @@
+"""Reading ahead: what a source yields one by one, in the batches that its consumer can take."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def batches(
+    source: AsyncIterator[T], *, size: int, weight: Callable[[T], int] = lambda _: 1, max_weight: int | None = None
+) -> AsyncGenerator[list[T], None]:
+    """Yield what is there, at most `size` items and about `max_weight` by `weight`, as soon as there is anything.
+
+    Reads at most two batches ahead. Raises what `source` raises, after the items before it.
+    """
+    queue: asyncio.Queue[T] = asyncio.Queue(maxsize=size * 2)
+
+    async def fill() -> None:
+        async for item in source:
+            await queue.put(item)
+
+    filling = asyncio.create_task(fill())
+    try:
+        while True:
+            getting = asyncio.ensure_future(queue.get())
+            await asyncio.wait({getting, filling}, return_when=asyncio.FIRST_COMPLETED)
+            if not getting.done():
+                getting.cancel()
+                await filling
+                return
+            batch = [getting.result()]
+            total = weight(batch[0])
+            while len(batch) < size and (max_weight is None or total < max_weight) and not queue.empty():
+                batch.append(queue.get_nowait())
+                total += weight(batch[-1])
+            yield batch
+    finally:
+        filling.cancel()
+        await asyncio.gather(filling, return_exceptions=True)
