@@ -145,17 +145,19 @@ class OpenRecovery:
 
     def event(self) -> ActionOpened:
         signal = self.signal
-        what = signal.rule.replace("_", " ").capitalize()
-        where = f" at {signal.touchpoint}" if signal.touchpoint else ""
-        why = f": {signal.reasons[0]}" if signal.reasons else ""
+        reasons = [cut for reason in signal.reasons if (cut := _cut(reason, MAX_REASON))]
+        touchpoint = _cut(signal.touchpoint, MAX_ID)
+        what = _cut(signal.rule, MAX_ID).replace("_", " ").capitalize() or "Signal"
+        where = f" at {touchpoint}" if touchpoint else ""
+        why = f": {reasons[0]}" if reasons else ""
         return ActionOpened(
             action_id=self.action_id,
             kind=ActionKind.RECOVERY,
             signal_id=signal.signal_id,
             customer_id=signal.customer_id,
             title=_cut(what + where + why, MAX_TITLE),
-            reasons=tuple(_cut(reason, MAX_REASON) for reason in signal.reasons[:MAX_REASONS]),
-            touchpoint=_cut(signal.touchpoint, MAX_ID),
+            reasons=tuple(reasons[:MAX_REASONS]),
+            touchpoint=touchpoint,
             need_path=_cut(signal.need_path, MAX_CUSTOMER_ID),
             actor=_cut(f"rule:{signal.rule}@{signal.rule_version}", MAX_ID),
             request_id=self.request_id,
@@ -237,8 +239,8 @@ def _require_who_and_request(rules: Rules, actor: str, request_id: str) -> None:
 
 
 def _cut(text: str, longest: int) -> str:
-    clean = "".join(" " if _has_control_characters(character) else character for character in text[: longest + 1])
-    return clean if len(text) <= longest else clean[: longest - 1] + "…"
+    clean = "".join(" " if _has_control_characters(character) else character for character in text).strip()
+    return clean if len(clean) <= longest else clean[: longest - 1] + "…"
 
 
 def stream_of(action_id: str) -> str:
