@@ -1,0 +1,1 @@
+"""Where does each customer, and each touchpoint, stand?"""

@@ -1,0 +1,137 @@
+"""Signals: what somebody should look at, each with the rule that found it, its reasons and its evidence.
+
+The rule `bad_moment` follows closed-loop practice, which calls every detractor back (R. Markey, F. Reichheld and
+A. Dullweber, "Closing the Customer Feedback Loop", Harvard Business Review, December 2009), and reads the other scales
+alike: the answers that say "dissatisfied" (CSAT 1, 2) or "not easy" (CES 1 to 3), leaving out the middle point. Words
+count when they tell of a pain and their sentiment is clearly negative, so that "pain" with a shrug opens nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from recorrido.inference.v1.events import Analysis, FeedbackAnalyzed, PointKind, Sentiment
+from recorrido.ingest.v1.events import Customer, Interaction, InteractionRecorded, Outcome, RatingMetric
+from recorrido.journey.v1.events import Evidence, SignalRaised
+from services.foundation.events import derived_id, stream_name
+from services.journey.domain.scores import HIGHEST_DETRACTOR, SCALES, answer
+
+BAD_MOMENT = "bad_moment"
+#: Part of every signal; raise it whenever a threshold below changes.
+BAD_MOMENT_VERSION = 1
+
+#: The highest answer on each scale that tells of a bad moment.
+HIGHEST_BAD = {RatingMetric.CSAT: 2, RatingMetric.NPS: HIGHEST_DETRACTOR, RatingMetric.CES: 3}
+#: On the scale of sentiment, -1 to 1.
+HIGHEST_BAD_SENTIMENT = -0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An event that a rule saw: where it stands, and what it says."""
+
+    event: InteractionRecorded | FeedbackAnalyzed
+    event_id: UUID
+    stream: str
+    revision: int
+
+    def evidence(self) -> Evidence:
+        return Evidence(
+            event_id=str(self.event_id),
+            event_type=self.event.type_name,
+            stream=self.stream,
+            revision=self.revision,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RaiseSignal:
+    """Raise `signal`, unless it was raised before. Its id derives from what it is about."""
+
+    signal: SignalRaised
+
+    @property
+    def cause(self) -> str:
+        return self.signal.signal_id
+
+    @property
+    def stream(self) -> str:
+        return stream_name("signal", self.signal.signal_id)
+
+
+@dataclass(frozen=True, slots=True)
+class SignalState:
+    raised: bool = False
+
+
+class Signals:
+    """The decider of a signal."""
+
+    types = (SignalRaised,)
+
+    def initial(self) -> SignalState:
+        return SignalState()
+
+    def evolve(self, state: SignalState, event: SignalRaised) -> SignalState:  # noqa: ARG002 - a decider's shape
+        return replace(state, raised=True)
+
+    def decide(self, command: RaiseSignal, state: SignalState) -> Sequence[SignalRaised]:
+        return [] if state.raised else [command.signal]
+
+
+def bad_moment_id(interaction_event_id: UUID) -> str:
+    """Return the id of the one signal that an interaction can raise, whether its rating or its words were bad."""
+    return str(derived_id(BAD_MOMENT, str(interaction_event_id)))
+
+
+def hurt_in_deed(interaction: Interaction) -> tuple[str, ...]:
+    """Return why the ratings and the outcome of an interaction tell of a bad moment, in words; nothing if not."""
+    reasons = []
+    for metric, highest_bad in HIGHEST_BAD.items():
+        value = answer(interaction.ratings, metric)
+        if value is not None and value <= highest_bad:
+            reasons.append(f"{metric.name} {value} of {SCALES[metric][1]}")
+    if interaction.outcome is Outcome.FAILED:
+        reasons.append("the interaction failed")
+    return tuple(reasons)
+
+
+def hurt_in_words(analysis: Analysis) -> tuple[str, ...]:
+    """Return why the words of a customer tell of a bad moment; nothing if they do not."""
+    hurt = (
+        analysis.point is PointKind.PAIN
+        and analysis.sentiment is Sentiment.NEGATIVE
+        and analysis.sentiment_score <= HIGHEST_BAD_SENTIMENT
+    )
+    if not hurt:
+        return ()
+    about = f" about {analysis.need_path}" if analysis.need_path else ""
+    return (f"told of a pain{about}, sentiment {analysis.sentiment_score:+.2f}",)
+
+
+def bad_moment(interaction: Seen, analysis: Seen | None = None) -> SignalRaised | None:
+    """Return the signal that an interaction, with the analysis of its words where there is one, gives rise to."""
+    assert isinstance(interaction.event, InteractionRecorded)
+    happened = interaction.event.interaction or Interaction()
+    reasons = hurt_in_deed(happened)
+    evidence = [interaction.evidence()]
+    need_path = ""
+    if analysis is not None:
+        assert isinstance(analysis.event, FeedbackAnalyzed)
+        words = analysis.event.analysis or Analysis()
+        reasons += hurt_in_words(words)
+        need_path = words.need_path
+        evidence.append(analysis.evidence())
+    if not reasons:
+        return None
+    return SignalRaised(
+        signal_id=bad_moment_id(interaction.event_id),
+        rule=BAD_MOMENT,
+        rule_version=BAD_MOMENT_VERSION,
+        customer_id=(happened.customer or Customer()).customer_id,
+        touchpoint=happened.touchpoint,
+        occurred_at=happened.occurred_at,
+        reasons=reasons,
+        evidence=tuple(evidence),
+        need_path=need_path,
+    )

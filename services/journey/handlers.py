@@ -1,0 +1,136 @@
+"""Publishing maps, and the reaction that raises signals."""
+
+import asyncio
+from collections.abc import Sequence
+from uuid import UUID
+
+from recorrido.inference.v1.events import Analysis, FeedbackAnalyzed
+from recorrido.ingest.v1.events import Interaction, InteractionRecorded
+from recorrido.journey.v1.events import JourneyMap, JourneyMapPublished
+from services.foundation.bus import Answer, Delivery, Done, Reaction, Skip
+from services.foundation.errors import NotFoundError
+from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Recorded, Registry, stream_name
+from services.foundation.eventstore import EventStore
+from services.foundation.execute import Executor, Intent
+from services.journey.domain.maps import ID, Maps, PublishedMap, PublishJourneyMap
+from services.journey.domain.signals import RaiseSignal, Seen, Signals, bad_moment, hurt_in_deed, hurt_in_words
+
+# -- maps -----------------------------------------------------------------------------------------------------------
+
+
+class MapHandlers:
+    """Publishes maps and reads them back from their streams, so that an author sees at once what was published."""
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+        self._executor = Executor(store, Maps())
+        self._registry = Registry(Maps.types)
+
+    async def publish(self, command: PublishJourneyMap) -> PublishedMap:
+        """Publish a new version, where it differs, and return the version that the command came to.
+
+        Raises:
+            InvalidError: names every problem of the map.
+            DiffersError: the same request_id published another map.
+        """
+        done = await self._executor.execute(Intent(_map_stream(command.map.map_id), command))
+        return await self.get(command.map.map_id, done.state.version_for(command.request_id))
+
+    async def get(self, map_id: str, version: int = 0) -> PublishedMap:
+        """Return a version of a map (0: the latest). Raises NotFoundError."""
+        recorded = await self._store.read(_map_stream(map_id)) if ID.fullmatch(map_id) else []
+        published = [r for r in recorded if r.type_name in self._registry]
+        if not published:
+            raise NotFoundError("JOURNEY_MAP_UNKNOWN", f"there is no journey map {map_id!r}")
+        if not 0 <= version <= len(published):
+            raise NotFoundError("MAP_VERSION_UNKNOWN", f"{map_id!r} has versions 1 to {len(published)}")
+        at = published[version - 1]
+        event: JourneyMapPublished = self._registry.decode(at)
+        return PublishedMap(event.map or JourneyMap(), event.version, at.recorded_at, event.actor)
+
+
+def _map_stream(map_id: str) -> str:
+    return stream_name("journeymap", map_id)
+
+
+# -- signals --------------------------------------------------------------------------------------------------------
+
+#: Events read at once, looking back from an analysis for its interaction; each further look takes four times as many.
+FIRST_LOOK = 64
+
+
+class SignalHandlers:
+    """Raises a signal for every bad moment, once, in the trace of the event that told of it."""
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+        self._executor = Executor(store, Signals())
+        self._registry = Registry((InteractionRecorded, FeedbackAnalyzed))
+
+    @property
+    def reaction(self) -> Reaction:
+        return Reaction(
+            durable="journey-signals",
+            types=(InteractionRecorded, FeedbackAnalyzed),
+            handle=self.handle,
+            batch_size=256,
+            description="raises a signal for every bad moment",
+        )
+
+    async def handle(self, deliveries: Sequence[Delivery]) -> Sequence[Answer]:
+        """Answer each delivery; all signals of a batch are raised by one append."""
+        answers: list[Answer] = [Done() for _ in deliveries]
+        intents = []
+        for index, found in enumerate(await asyncio.gather(*(self._decide(d) for d in deliveries))):
+            if isinstance(found, Skip):
+                answers[index] = found
+            elif found is not None:
+                intents.append(found)
+        if intents:
+            await self._executor.execute_all(intents, assume_new=True)
+        return answers
+
+    async def _decide(self, delivery: Delivery) -> Intent | Skip | None:
+        seen = _seen(delivery.event, delivery.recorded)
+        match delivery.event:
+            case InteractionRecorded(interaction=happened) if hurt_in_deed(happened or Interaction()):
+                signal = bad_moment(seen)
+            case FeedbackAnalyzed(analysis=words) if hurt_in_words(words or Analysis()):
+                about = await self._interaction_of(delivery)
+                if about is None:
+                    return Skip(f"{seen.stream} holds no interaction {delivery.event.interaction_event_id}")
+                signal = bad_moment(about, seen)
+            case _:
+                return None
+        assert signal is not None
+        cause = delivery.recorded
+        command = RaiseSignal(signal)
+        return Intent(
+            command.stream,
+            command,
+            {
+                CAUSATION_ID: str(cause.event_id),
+                CORRELATION_ID: cause.metadata.get(CORRELATION_ID, str(cause.event_id)),
+            },
+            delivery.context,
+        )
+
+    async def _interaction_of(self, delivery: Delivery) -> Seen | None:
+        """Return the interaction that an analysis is about, from the customer's stream.
+
+        The store is asked, because the read model may lag behind the bus. It stands before the analysis and mostly
+        close to it, so a long history is read only as far back as needed.
+        """
+        wanted = UUID(delivery.event.interaction_event_id)
+        end, look = delivery.recorded.revision, FIRST_LOOK
+        while end > 0:
+            start = max(0, end - look)
+            for recorded in await self._store.read(delivery.recorded.stream, after=start - 1, limit=end - start):
+                if recorded.event_id == wanted and recorded.type_name == InteractionRecorded.type_name:
+                    return _seen(self._registry.decode(recorded), recorded)
+            end, look = start, look * 4
+        return None
+
+
+def _seen(event: InteractionRecorded | FeedbackAnalyzed, recorded: Recorded) -> Seen:
+    return Seen(event, recorded.event_id, recorded.stream, recorded.revision)

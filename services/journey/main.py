@@ -1,0 +1,44 @@
+"""Wires the journey: settings → store, bus, PostgreSQL → maps, projection, signals → gRPC."""
+
+from pydantic import Field
+
+from recorrido.journey.v1 import journey_service_pb2 as pb
+from recorrido.journey.v1.journey_service_pb2_grpc import add_JourneyServiceServicer_to_server
+from services.foundation import projection
+from services.foundation.bus import Bus
+from services.foundation.config import PostgresDsn, ServiceSettings
+from services.foundation.eventstore import EventStore
+from services.foundation.projection import ProjectionRunner
+from services.foundation.run import Process, run
+from services.journey.api import JourneyService
+from services.journey.handlers import MapHandlers, SignalHandlers
+from services.journey.views.projection import JourneyProjection
+from services.journey.views.snapshot import ReadModel
+
+
+class Settings(ServiceSettings):
+    postgres_dsn: PostgresDsn = Field(description="PostgreSQL that holds the read models")
+
+
+async def wire(settings: Settings, process: Process) -> None:
+    store = await EventStore.connect(settings.eventstore_uri)
+    process.on_close(store.close)
+    pool = await projection.connect(settings.postgres_dsn)
+    process.on_close(pool.close)
+    bus = await Bus.connect(settings.nats_url, name="journey")
+    process.on_close(bus.close)
+
+    view = JourneyProjection()
+    runner = ProjectionRunner(store, pool, view)
+    process.background("projection", runner.run(available=process.server.availability("read model")))
+    reaction = SignalHandlers(store).reaction
+    process.background("signals", bus.react(reaction, available=process.server.availability("signals")))
+    process.server.register(
+        add_JourneyServiceServicer_to_server,
+        JourneyService(MapHandlers(store), ReadModel(pool, view.name)),
+        pb.DESCRIPTOR.services_by_name["JourneyService"].full_name,
+    )
+
+
+if __name__ == "__main__":
+    run("journey", Settings, wire)

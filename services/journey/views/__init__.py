@@ -1,0 +1,1 @@
+"""The journey's read models: one projection into PostgreSQL, and the questions that are asked of it."""
