@@ -4,9 +4,10 @@ The v1 services put a key under `exception` in the trailing metadata and facts b
 `google.rpc.Status` with a typed detail.
 """
 
+import functools
 import sqlite3
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -16,28 +17,56 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from kurrentdbclient.protos.v2.streams import errors_pb2 as v2
 
+from infra.eventstore.database import CorruptedStoreError
 from infra.eventstore.model import ANY, DELETED, EXISTS, NO_STREAM, TOMBSTONED, NewEvent, Violation
 from infra.eventstore.reader import is_corruption
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Method = Callable[[Any, Any, Context], Awaitable[Any]]
 
 
-async def refuse(context: Context, code: grpc.StatusCode, message: str, key: str, **facts: str | int) -> NoReturn:
-    """End the call in the v1 way; `facts` become trailing metadata with dashes for underscores."""
+class Refusal(Exception):  # noqa: N818 the store says no; nothing is broken
+    """A call that is not done, and everything that the client is told about it."""
+
+    def __init__(self, code: grpc.StatusCode, message: str, trailing: Sequence[tuple[str, str | bytes]] = ()) -> None:
+        super().__init__(message)
+        self.code = code
+        self.trailing = tuple(trailing)
+
+
+def answering(method: Method) -> Method:
+    """Let a unary method raise Refusals, and tell the client when the disk fails."""
+
+    @functools.wraps(method)
+    async def answer(servicer: Any, request: Any, context: Context) -> Any:
+        try:
+            return await method(servicer, request, context)
+        except FAILURES as error:
+            await abort(context, error)
+
+    return answer
+
+
+async def abort(context: Context, error: Exception) -> NoReturn:
+    refusal = error if isinstance(error, Refusal) else storage_failed(error)
+    await context.abort(refusal.code, str(refusal), refusal.trailing)
+    raise refusal  # for the type checker: abort never comes back
+
+
+def refuse(code: grpc.StatusCode, message: str, key: str, **facts: str | int) -> Refusal:
+    """A refusal in the v1 way; `facts` become trailing metadata with dashes for underscores."""
     metadata = [("exception", key), *((name.replace("_", "-"), _ascii(value)) for name, value in facts.items())]
-    await context.abort(code, message, tuple(metadata))
-    raise AssertionError(message)  # abort always raises
+    return Refusal(code, message, metadata)
 
 
-async def stream_deleted(context: Context, stream: str) -> NoReturn:
+def stream_deleted(stream: str) -> Refusal:
     message = f"Event stream '{stream}' is deleted."
-    await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, message, "stream-deleted", stream_name=stream)
+    return refuse(grpc.StatusCode.FAILED_PRECONDITION, message, "stream-deleted", stream_name=stream)
 
 
-async def wrong_expected_version(context: Context, operation: str, violation: Violation) -> NoReturn:
+def wrong_expected_version(operation: str, violation: Violation) -> Refusal:
     stream, expected, actual = violation.stream, violation.expected, violation.last_revision
-    await refuse(
-        context,
+    return refuse(
         grpc.StatusCode.FAILED_PRECONDITION,
         f"{operation} failed due to WrongExpectedVersion."
         f" Stream: {stream}, Expected version: {expected}, Actual version: {actual}",
@@ -48,9 +77,8 @@ async def wrong_expected_version(context: Context, operation: str, violation: Vi
     )
 
 
-async def maximum_append_size_exceeded(context: Context, limit: int) -> NoReturn:
-    await refuse(
-        context,
+def maximum_append_size_exceeded(limit: int) -> Refusal:
+    return refuse(
         grpc.StatusCode.INVALID_ARGUMENT,
         f"Maximum Append Size of {limit} Exceeded.",
         "maximum-append-size-exceeded",
@@ -58,10 +86,9 @@ async def maximum_append_size_exceeded(context: Context, limit: int) -> NoReturn
     )
 
 
-async def maximum_event_size_exceeded(context: Context, event: NewEvent, limit: int) -> NoReturn:
+def maximum_event_size_exceeded(event: NewEvent, limit: int) -> Refusal:
     event_id = uuid.UUID(bytes=event.id)
-    await refuse(
-        context,
+    return refuse(
         grpc.StatusCode.INVALID_ARGUMENT,
         f"Event with Id: {event_id}, Size: {event.size}, exceeds Maximum Append Event Size of {limit}.",
         "maximum-append-event-size-exceeded",
@@ -71,35 +98,32 @@ async def maximum_event_size_exceeded(context: Context, event: NewEvent, limit: 
     )
 
 
-async def invalid_position(context: Context, read: str) -> NoReturn:
-    await context.abort(grpc.StatusCode.UNKNOWN, f"Unexpected {read}: InvalidPosition")
-    raise AssertionError
+def invalid_position(read: str) -> Refusal:
+    return Refusal(grpc.StatusCode.UNKNOWN, f"Unexpected {read}: InvalidPosition")
 
 
-async def invalid_argument(context: Context, message: str) -> NoReturn:
-    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
-    raise AssertionError(message)
+def invalid_argument(message: str) -> Refusal:
+    return Refusal(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
-async def storage_failed(context: Context, error: Exception) -> NoReturn:
+def storage_failed(error: Exception) -> Refusal:
     """The disk failed us. Not a client's fault, and for a full disk worth a retry later."""
     if is_corruption(error):
-        await context.abort(grpc.StatusCode.DATA_LOSS, f"Event store is corrupted: {error}")
+        return Refusal(grpc.StatusCode.DATA_LOSS, f"Event store is corrupted: {error}")
     full = isinstance(error, sqlite3.OperationalError) and "full" in str(error)
     code = grpc.StatusCode.RESOURCE_EXHAUSTED if full else grpc.StatusCode.INTERNAL
-    await context.abort(code, f"Event store cannot write: {error}")
-    raise AssertionError
+    return Refusal(code, f"Event store cannot read or write: {error}")
 
 
-async def abort_with(context: Context, code: grpc.StatusCode, message: str, reason: str, detail: Message) -> NoReturn:
-    """End the call in the v2 way, with an ErrorInfo and one typed detail."""
+def typed(code: grpc.StatusCode, message: str, reason: str, *details: Message) -> Refusal:
+    """A refusal in the v2 way, with an ErrorInfo and, as a rule, one typed detail."""
     info = error_details_pb2.ErrorInfo(reason=reason, domain="streams")
-    status = status_pb2.Status(code=code.value[0], message=message, details=[packed(info), packed(detail)])
-    await context.abort_with_status(rpc_status.to_status(status))
-    raise AssertionError(message)
+    status = status_pb2.Status(code=code.value[0], message=message, details=[packed(info), *map(packed, details)])
+    rich = rpc_status.to_status(status)
+    return Refusal(rich.code, rich.details, rich.trailing_metadata)
 
 
-async def consistency_violation(context: Context, violations: Sequence[tuple[int, Violation]]) -> NoReturn:
+def consistency_violation(violations: Sequence[tuple[int, Violation]]) -> Refusal:
     """Name every stream that stood in the way, with its actual state; the first of each pair is the check's index."""
     detail = v2.AppendConsistencyViolationErrorDetails(
         violations=[
@@ -114,22 +138,20 @@ async def consistency_violation(context: Context, violations: Sequence[tuple[int
     )
     lines = "".join(f"\n - {_sentence(violation)}" for _, violation in violations)
     message = f"Append failed due to consistency violations.\n{lines}"
-    await abort_with(context, grpc.StatusCode.FAILED_PRECONDITION, message, "APPEND_CONSISTENCY_VIOLATION", detail)
+    return typed(grpc.StatusCode.FAILED_PRECONDITION, message, "APPEND_CONSISTENCY_VIOLATION", detail)
 
 
-async def session_conflict(context: Context, violation: Violation) -> NoReturn:
+def session_conflict(violation: Violation) -> Refusal:
     stream = violation.stream
     if violation.actual == TOMBSTONED:
-        await abort_with(
-            context,
+        return typed(
             grpc.StatusCode.FAILED_PRECONDITION,
             f"Stream '{stream}' has been tombstoned."
             " It has been permanently removed from the system and cannot be restored.",
             "STREAM_TOMBSTONED",
             v2.StreamTombstonedErrorDetails(stream=stream),
         )
-    await abort_with(
-        context,
+    return typed(
         grpc.StatusCode.FAILED_PRECONDITION,
         f"Append failed due to a revision conflict on stream '{stream}'."
         f" Expected revision: {violation.expected}. Actual revision: {violation.last_revision}.",
@@ -140,9 +162,19 @@ async def session_conflict(context: Context, violation: Violation) -> NoReturn:
     )
 
 
-async def stream_already_in_session(context: Context, stream: str) -> NoReturn:
-    await abort_with(
-        context,
+def session_without_requests() -> Refusal:
+    message = "Append session started, but no append requests were sent before ending the session."
+    return typed(grpc.StatusCode.FAILED_PRECONDITION, message, "APPEND_SESSION_NO_REQUESTS")
+
+
+def bad_request(field: str, description: str) -> Refusal:
+    violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
+    detail = error_details_pb2.BadRequest(field_violations=[violation])
+    return typed(grpc.StatusCode.INVALID_ARGUMENT, f"{field}: {description}", "BAD_REQUEST", detail)
+
+
+def stream_already_in_session(stream: str) -> Refusal:
+    return typed(
         grpc.StatusCode.ABORTED,
         f"Stream '{stream}' is already part of this append session."
         " Appending to the same stream multiple times is currently not supported.",
@@ -151,9 +183,8 @@ async def stream_already_in_session(context: Context, stream: str) -> NoReturn:
     )
 
 
-async def record_size_exceeded(context: Context, stream: str, record_id: str, size: int, limit: int) -> NoReturn:
-    await abort_with(
-        context,
+def record_size_exceeded(stream: str, record_id: str, size: int, limit: int) -> Refusal:
+    return typed(
         grpc.StatusCode.INVALID_ARGUMENT,
         f"The size of record {record_id} ({size} B) exceeds the maximum allowed size of {limit} B by {size - limit} B",
         "APPEND_RECORD_SIZE_EXCEEDED",
@@ -161,9 +192,8 @@ async def record_size_exceeded(context: Context, stream: str, record_id: str, si
     )
 
 
-async def transaction_size_exceeded(context: Context, size: int, limit: int) -> NoReturn:
-    await abort_with(
-        context,
+def transaction_size_exceeded(size: int, limit: int) -> Refusal:
+    return typed(
         grpc.StatusCode.ABORTED,
         f"Transaction size ({size} B) exceeded the maximum allowed size of {limit} B by {size - limit} B.",
         "APPEND_TRANSACTION_SIZE_EXCEEDED",
@@ -176,6 +206,9 @@ def packed(message: Message) -> any_pb2.Any:
     wrapped.Pack(message)
     return wrapped
 
+
+# What a method may raise and `abort` can answer.
+FAILURES: Final = (Refusal, sqlite3.Error, CorruptedStoreError)
 
 _STATES: Final = {
     NO_STREAM: "absent",

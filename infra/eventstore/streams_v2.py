@@ -1,20 +1,18 @@
 """The v2 Streams service: atomic appends to many streams, as one message or as a session."""
 
 import json
-import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 from google.protobuf import struct_pb2
 from google.protobuf.json_format import MessageToDict
-from google.rpc import error_details_pb2
 from kurrentdbclient.protos.v2.streams import streams_pb2, streams_pb2_grpc
 
-from infra.eventstore import errors
+from infra.eventstore import errors, wire
 from infra.eventstore.limits import Limits
-from infra.eventstore.model import ANY, Append, Check, Committed, NewEvent, Outcome, Part, Violation
+from infra.eventstore.model import ANY, Append, Check, Committed, NewEvent, Part, Violation
 from infra.eventstore.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -25,6 +23,7 @@ class StreamsV2(streams_pb2_grpc.StreamsServiceServicer):
         self._store = store
         self._limits = limits
 
+    @errors.answering
     async def AppendRecords(  # noqa: N802
         self, request: streams_pb2.AppendRecordsRequest, context: Context
     ) -> streams_pb2.AppendRecordsResponse:
@@ -32,30 +31,29 @@ class StreamsV2(streams_pb2_grpc.StreamsServiceServicer):
 
         A violated check is answered with every stream that stood in the way and its actual state.
         """
+        del context
         by_stream: dict[str, list[NewEvent]] = {}
-        size = 0
+        order: list[str] = []
         for record in request.records:
-            if not record.stream:
-                await _bad_request(context, "records.stream", "every record must name its stream")
-            event = await self._event(record, record.stream, context)
-            size += event.size
-            by_stream.setdefault(record.stream, []).append(event)
+            stream = record.stream
+            if not stream:
+                raise errors.bad_request("records.stream", "every record must name its stream")
+            by_stream.setdefault(stream, []).append(self._event(record, stream))
+            order.append(stream)
         if not by_stream:
-            await _bad_request(context, "records", "there must be at least one record")
-        await self._limit(size, context)
-        checks = [(check.stream_state.stream, check.stream_state.expected_state) for check in request.checks]
+            raise errors.bad_request("records", "there must be at least one record")
+        self._limit(sum(event.size for events in by_stream.values() for event in events))
+        checks = [Check(check.stream_state.stream, check.stream_state.expected_state) for check in request.checks]
         expected = dict(checks)
-        outcome = await self._write(
+        outcome = await self._store.write(
             Append(
                 [Part(stream, expected.get(stream, ANY), events) for stream, events in by_stream.items()],
-                [Check(stream, state) for stream, state in checks if stream not in by_stream],
-                [record.stream for record in request.records],
-            ),
-            context,
+                [check for check in checks if check.stream not in by_stream],
+                order if len(by_stream) > 1 else (),
+            )
         )
         if not isinstance(outcome, Committed):
-            indexes = {stream: index for index, (stream, _) in enumerate(checks)}
-            await errors.consistency_violation(context, _by_check(outcome.violations, indexes))
+            raise errors.consistency_violation(_by_check(outcome.violations, checks))
         return streams_pb2.AppendRecordsResponse(
             position=outcome.position,
             revisions=[
@@ -63,28 +61,30 @@ class StreamsV2(streams_pb2_grpc.StreamsServiceServicer):
             ],
         )
 
+    @errors.answering
     async def AppendSession(  # noqa: N802
         self, requests: AsyncIterator[streams_pb2.AppendRequest], context: Context
     ) -> streams_pb2.AppendSessionResponse:
         """Append what a session sends, one request per stream, when the client closes it: all of it or nothing."""
+        del context
         parts: dict[str, Part] = {}
         size = 0
         async for request in requests:
-            if request.stream in parts:
-                await errors.stream_already_in_session(context, request.stream)
-            events = [await self._event(record, request.stream, context) for record in request.records]
+            stream = request.stream
+            if not stream:
+                raise errors.bad_request("stream", "every request must name its stream")
+            if stream in parts:
+                raise errors.stream_already_in_session(stream)
+            events = [self._event(record, stream) for record in request.records]
             size += sum(event.size for event in events)
-            await self._limit(size, context)
+            self._limit(size)
             expected = request.expected_revision if request.HasField("expected_revision") else ANY
-            parts[request.stream] = Part(request.stream, expected, events)
+            parts[stream] = Part(stream, expected, events)
         if not parts:
-            await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                "Append session started, but no append requests were sent before ending the session.",
-            )
-        outcome = await self._write(Append(list(parts.values())), context)
+            raise errors.session_without_requests()
+        outcome = await self._store.write(Append(list(parts.values())))
         if not isinstance(outcome, Committed):
-            await errors.session_conflict(context, outcome.violations[0])
+            raise errors.session_conflict(outcome.violations[0])
         return streams_pb2.AppendSessionResponse(
             position=outcome.position,
             output=[
@@ -93,29 +93,25 @@ class StreamsV2(streams_pb2_grpc.StreamsServiceServicer):
             ],
         )
 
-    async def _write(self, append: Append, context: Context) -> Outcome:
-        try:
-            return await self._store.write(append)
-        except sqlite3.Error as error:
-            await errors.storage_failed(context, error)
-
-    async def _event(self, record: streams_pb2.AppendRecord, stream: str, context: Context) -> NewEvent:
-        try:
-            event_id = uuid.UUID(record.record_id).bytes if record.record_id else uuid.uuid4().bytes
-        except ValueError:
-            await _bad_request(context, "records.record_id", f"'{record.record_id}' is not a UUID")
-        if not record.schema.name:
-            await _bad_request(context, "records.schema.name", "every record must have a schema name")
-        is_json = record.schema.format == streams_pb2.SCHEMA_FORMAT_JSON
-        event = NewEvent(event_id, record.schema.name, is_json, _metadata(record), record.data)
+    def _event(self, record: streams_pb2.AppendRecord, stream: str) -> NewEvent:
+        record_id, schema = record.record_id, record.schema
+        if not schema.name:
+            raise errors.bad_request("records.schema.name", "every record must have a schema name")
+        event = NewEvent(
+            wire.parse_uuid(record_id) if record_id else uuid.uuid4().bytes,
+            schema.name,
+            schema.format == streams_pb2.SCHEMA_FORMAT_JSON,
+            _metadata(record),
+            record.data,
+        )
         limit = self._limits.max_event_bytes
         if event.size > limit:
-            await errors.record_size_exceeded(context, stream, str(uuid.UUID(bytes=event_id)), event.size, limit)
+            raise errors.record_size_exceeded(stream, str(uuid.UUID(bytes=event.id)), event.size, limit)
         return event
 
-    async def _limit(self, size: int, context: Context) -> None:
+    def _limit(self, size: int) -> None:
         if size > self._limits.max_append_bytes:
-            await errors.transaction_size_exceeded(context, size, self._limits.max_append_bytes)
+            raise errors.transaction_size_exceeded(size, self._limits.max_append_bytes)
 
 
 def _metadata(record: streams_pb2.AppendRecord) -> bytes:
@@ -130,13 +126,8 @@ def _plain(value: struct_pb2.Value) -> object:
     return value.string_value if value.HasField("string_value") else MessageToDict(value)
 
 
-def _by_check(violations: Iterable[Violation], indexes: dict[str, int]) -> list[tuple[int, Violation]]:
+def _by_check(violations: Iterable[Violation], checks: Iterable[Check]) -> list[tuple[int, Violation]]:
     """Violations in the order of the request's checks; a stream without a check (a tombstone) comes last."""
-    end = len(indexes)
-    return sorted(((indexes.get(violation.stream, end), violation) for violation in violations), key=lambda v: v[0])
-
-
-async def _bad_request(context: Context, field: str, description: str) -> NoReturn:
-    violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
-    detail = error_details_pb2.BadRequest(field_violations=[violation])
-    await errors.abort_with(context, grpc.StatusCode.INVALID_ARGUMENT, f"{field}: {description}", "BAD_REQUEST", detail)
+    indexes = {check.stream: index for index, check in enumerate(checks)}
+    numbered = ((indexes.get(violation.stream, len(indexes)), violation) for violation in violations)
+    return sorted(numbered, key=lambda pair: pair[0])

@@ -38,9 +38,10 @@ from infra.eventstore.model import (
     original_of,
 )
 
-# A group ends at whichever comes first; more would only delay the acknowledgement of its first member.
+# A group ends at whichever comes first. More would delay the acknowledgement of its first member, and leave the event
+# loop with nothing to parse meanwhile.
 MAX_GROUP_WRITES: Final = 1024
-MAX_GROUP_BYTES: Final = 16 * 1024 * 1024
+MAX_GROUP_BYTES: Final = 2 * 1024 * 1024
 # Streams whose state is kept in memory between transactions.
 MAX_CACHED_STREAMS: Final = 200_000
 # Rows per INSERT: fewer statements mean fewer hand-overs of the interpreter lock between writer and event loop.
