@@ -181,7 +181,7 @@ class Bus:
             max_reconnect_attempts=-1,
             reconnect_time_wait=0.25,
             allow_reconnect=True,
-            error_cb=_log_error,
+            error_cb=_error_logger(),
             disconnected_cb=_log_disconnected,
             reconnected_cb=_log_reconnected,
         )
@@ -445,8 +445,17 @@ async def _in_progress(messages: Sequence[Msg]) -> AsyncIterator[None]:
             await task
 
 
-async def _log_error(error: Exception) -> None:
-    LOG.warning("NATS", error=repr(error)[:200])
+def _error_logger() -> Callable[[Exception], Awaitable[None]]:
+    """Return a callback that logs an error once, not at every attempt to reconnect."""
+    last = ""
+
+    async def log(error: Exception) -> None:
+        nonlocal last
+        if repr(error) != last:
+            LOG.warning("NATS", error=repr(error)[:200])
+        last = repr(error)
+
+    return log
 
 
 async def _log_disconnected() -> None:
