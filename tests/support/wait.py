@@ -34,7 +34,7 @@ async def until(
         last: object
         try:
             found = condition()
-            value: T = await found if inspect.isawaitable(found) else found  # type: ignore[assignment]
+            value: T = await found if inspect.isawaitable(found) else found
             if value:
                 return value
             last = value

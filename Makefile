@@ -1,0 +1,115 @@
+# Everything runs from a clean clone: each target first sets up what it needs, once.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# The contracts as of the last release; what is there may not be broken.
+BASELINE := proto/baseline.binpb
+
+# Stamps: a finished set-up is not looked at again until its lock file changes.
+RUN_READY := .venv/.ready-run
+DEV_READY := .venv/.ready-dev
+TRITON_READY := .venv-triton/.ready
+
+.PHONY: help
+help: ## Show this list
+	@if [ -t 1 ] && [ -z "$${NO_COLOR:-}" ]; then on=$$'\e[36m' off=$$'\e[0m'; else on='' off=''; fi; \
+	awk -F ':.*## ' -v on="$$on" -v off="$$off" \
+		'/^[a-z-]+:.*## / { printf "  %s%-10s%s %s\n", on, $$1, off, $$2 }' $(MAKEFILE_LIST)
+
+##### Use
+
+.PHONY: run
+run: setup ## Start everything, with a sample loaded into an empty store; Ctrl-C stops
+	@$(BIN)/recorrido run
+
+.PHONY: setup
+setup: $(RUN_READY) $(TRITON_READY) ## Install what running takes, into .venv and .venv-triton
+
+##### Develop
+
+.PHONY: test
+test: $(DEV_READY) $(TRITON_READY) ## Run all tests; ARGS="-k word" chooses
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: $(DEV_READY) ## Lint, types, layers, contracts, and whether generated code is fresh
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against $(BASELINE)
+	$(BIN)/python proto/generate.py --check
+
+.PHONY: format
+format: $(DEV_READY) ## Format the code and fix what can be fixed by itself
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+.PHONY: proto
+proto: $(DEV_READY) ## Generate proto/gen from the contracts
+	$(BIN)/python proto/generate.py
+
+.PHONY: baseline
+baseline: $(DEV_READY) ## Take the contracts as they are for what may not be broken; at a release
+	$(BIN)/buf build --exclude-source-info --output $(BASELINE)
+
+.PHONY: train
+train: $(DEV_READY) ## Train, evaluate and export the feedback model
+	$(BIN)/python -m infra.triton.train
+
+.PHONY: bench
+bench: $(DEV_READY) $(TRITON_READY) ## Run every benchmark
+	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+.PHONY: lock
+lock: ## Pin requirements*.in, with hashes and without registry addresses (needs uv)
+	@for name in requirements requirements-dev infra/triton/requirements; do \
+		uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11 \
+			"$$name.in" --output-file "$$name.lock"; \
+	done
+
+##### Tidy
+
+.PHONY: clean
+clean: ## Remove var/ (all data and logs) and the caches; refused while a run uses it
+	@if [ -e var/run.lock ] && ! flock --nonblock var/run.lock true; then \
+		echo "A run uses var/: stop it first"; exit 1; fi
+	rm -rf var build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean ## Remove the virtual environments too
+	rm -rf .venv .venv-triton *.egg-info
+
+##### Set-up
+
+.venv/bin/python:
+	@$(PYTHON) -m infra.local.doctor
+	@echo "Making .venv"
+	@$(PYTHON) -m venv .venv
+
+$(RUN_READY): requirements.lock pyproject.toml | .venv/bin/python
+	@echo "Installing requirements.lock into .venv"
+	@$(PIP) install --no-deps --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation -e . --config-settings editable_mode=compat
+	@touch $@
+
+# It holds all of requirements.lock, and more.
+$(DEV_READY): requirements-dev.lock pyproject.toml | .venv/bin/python
+	@echo "Installing requirements-dev.lock into .venv"
+	@$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
+	@$(PIP) install --no-deps --no-build-isolation -e . --config-settings editable_mode=compat
+	@touch $@ $(RUN_READY)
+
+$(TRITON_READY): infra/triton/requirements.lock infra/triton/install.py | .venv/bin/python
+	@$(PYTHON) -m infra.local.doctor
+	@echo "Installing Triton into .venv-triton"
+	@$(BIN)/python -m infra.triton.install
+	@touch $@
