@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
+from uuid import UUID
 
 from opentelemetry.context import Context
 
@@ -48,6 +49,11 @@ class Intent:
     metadata: Mapping[str, str] = field(default_factory=dict)
     context: Context | None = None
     expected_revision: int | None = None
+
+
+def event_id_of(intent: Intent, event: type[Event], index: int = 0) -> UUID:
+    """Return the id of the event that a command brings about, or did: the `index`-th that it decides."""
+    return derived_id(intent.stream, intent.command.cause, event.type_name, str(index))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +147,7 @@ class Executor(Generic[StateT]):
             news = [
                 Pending(
                     event,
-                    derived_id(intent.stream, intent.command.cause, event.type_name, str(index)),
+                    event_id_of(intent, type(event), index),
                     intent.metadata,
                     intent.context,
                 )
