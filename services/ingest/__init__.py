@@ -1,0 +1,1 @@
+"""What happened? The front door: validation, idempotency, and the customer's history."""

@@ -1,0 +1,274 @@
+"""Recording what happened to a customer, once: the rules of an interaction, and telling repetition from contradiction.
+
+A customer's stream holds their interactions. Within it `source` and `interaction_id` together name an interaction:
+the same content again is a repetition and changes nothing, other content is refused.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from itertools import islice
+from typing import Self
+
+import msgspec
+from immutables import Map
+
+from recorrido.ingest.v1.events import (
+    Channel,
+    CustomerKind,
+    Interaction,
+    InteractionRecorded,
+    Money,
+    Rating,
+    RatingMetric,
+    Referral,
+    ReferralDirection,
+    Verbatim,
+)
+from services.foundation.errors import DiffersError, InvalidError, Violation
+from services.foundation.events import Event, stream_name
+from services.ingest.currencies import CURRENCIES
+
+#: Clocks of the systems that report to us may run ahead by this much.
+CLOCK_SKEW = timedelta(minutes=5)
+EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
+
+MAX_VERBATIM_BYTES = 16 * 1024
+MAX_RATINGS = 16
+MAX_ATTRIBUTES = 64
+#: More of them help nobody, and an answer has to fit into a message.
+MAX_VIOLATIONS = 64
+
+#: Bounds of the standard questions. NPS: Reichheld, "The One Number You Need to Grow", Harvard Business Review 2003;
+#: CES 2.0: Dixon, Toman, DeLisi, "The Effortless Experience", 2013.
+SCALES = {RatingMetric.NPS: (0, 10), RatingMetric.CSAT: (1, 5), RatingMetric.CES: (1, 7)}
+
+# C0 (which has NUL), DEL and C1; texts of several lines may hold tab, line feed and carriage return.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_LANGUAGE = re.compile(r"[a-z]{2}")
+_AMOUNT = re.compile(r"-?[0-9]+(\.[0-9]{1,4})?")
+_MAX_AMOUNT_DIGITS = 18
+
+_CANONICAL = msgspec.json.Encoder(order="deterministic")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordInteraction:
+    """The intention to record a valid interaction; `of` is the way to one."""
+
+    interaction: Interaction
+    #: SHA-256, hexadecimal, of the canonical form.
+    digest: str
+    #: Size of the canonical form, which is about what the event takes in the store.
+    size_bytes: int
+
+    @classmethod
+    def of(cls, interaction: Interaction, now: datetime, unreadable: Sequence[Violation] = ()) -> Self:
+        """Check the interaction at the time `now`.
+
+        Args:
+            interaction: as it was given.
+            now: when we learn of it.
+            unreadable: fields whose value the interaction cannot even hold, and why.
+
+        Raises:
+            InvalidError: names every rule that it breaks (the first MAX_VIOLATIONS).
+        """
+        lost = {violation.field for violation in unreadable}
+        broken = [*unreadable, *(v for v in violations(interaction, now) if v.field not in lost)]
+        if broken:
+            raise InvalidError(broken[:MAX_VIOLATIONS])
+        form = canonical(interaction)
+        return cls(interaction, sha256(form).hexdigest(), len(form))
+
+    @property
+    def cause(self) -> str:
+        """The idempotency key. Neither part can hold the separator, a control character."""
+        return f"{self.interaction.source}\x1f{self.interaction.interaction_id}"
+
+    @property
+    def stream(self) -> str:
+        assert self.interaction.customer is not None
+        return stream_name("customer", self.interaction.customer.customer_id)
+
+
+def canonical(interaction: Interaction) -> bytes:
+    """Return the form that a digest is taken of: JSON with sorted attributes and UTC times, ratings as they came."""
+    moment = interaction.occurred_at
+    if moment is not None and moment.tzinfo is not UTC:
+        interaction = msgspec.structs.replace(interaction, occurred_at=moment.astimezone(UTC))
+    return _CANONICAL.encode(interaction)
+
+
+# -- the rules -----------------------------------------------------------------------------------------------------
+
+
+def violations(interaction: Interaction, now: datetime) -> Iterator[Violation]:
+    """Yield every rule that an interaction breaks. An unknown touchpoint breaks none: the journey map places it."""
+    yield from _name("source", interaction.source, 128)
+    yield from _name("interaction_id", interaction.interaction_id, 256)
+    customer = interaction.customer
+    yield from _name("customer.customer_id", customer.customer_id if customer else "", 256)
+    if customer is None or customer.kind is CustomerKind.UNSPECIFIED:
+        yield Violation("customer.kind", "one of the known kinds")
+    yield from _name("touchpoint", interaction.touchpoint, 128)
+    if interaction.channel is Channel.UNSPECIFIED:
+        yield Violation("channel", "one of the known channels")
+    yield from _moment(interaction.occurred_at, now)
+    yield from _optional_name("episode_id", interaction.episode_id, 256)
+    if interaction.verbatim is not None:
+        yield from _verbatim(interaction.verbatim)
+    yield from _ratings(interaction.ratings)
+    if interaction.amount is not None:
+        yield from _money(interaction.amount)
+    if interaction.referral is not None:
+        yield from _referral(interaction.referral)
+    yield from _attributes(interaction)
+
+
+def _name(field: str, value: str, most: int) -> Iterator[Violation]:
+    if not value or value.isspace():
+        yield Violation(field, f"required, 1 to {most} characters, not blank")
+    else:
+        yield from _optional_name(field, value, most)
+
+
+def _optional_name(field: str, value: str, most: int) -> Iterator[Violation]:
+    if len(value) > most:
+        yield Violation(field, f"at most {most} characters, has {len(value)}")
+    yield from _no_control(field, value, _CONTROL, "no control characters")
+
+
+def _no_control(field: str, value: str, pattern: re.Pattern[str], rule: str) -> Iterator[Violation]:
+    found = pattern.search(value)
+    if found:
+        yield Violation(field, f"{rule}, has U+{ord(found[0]):04X} at character {found.start()}")
+
+
+def _moment(occurred_at: datetime | None, now: datetime) -> Iterator[Violation]:
+    if occurred_at is None:
+        yield Violation("occurred_at", "required")
+    elif occurred_at > now + CLOCK_SKEW:
+        yield Violation("occurred_at", f"not in the future, now is {now:%Y-%m-%dT%H:%M:%SZ}")
+    elif occurred_at < EARLIEST:
+        yield Violation("occurred_at", "not before the year 1900")
+
+
+def _verbatim(verbatim: Verbatim) -> Iterator[Violation]:
+    size = len(verbatim.text.encode())
+    if size > MAX_VERBATIM_BYTES:
+        yield Violation("verbatim.text", f"at most {MAX_VERBATIM_BYTES} bytes of UTF-8, has {size}")
+    rule = "no control characters but tab, line feed and carriage return"
+    yield from _no_control("verbatim.text", verbatim.text, _CONTROL_IN_TEXT, rule)
+    if verbatim.language and not _LANGUAGE.fullmatch(verbatim.language):
+        yield Violation("verbatim.language", "ISO 639-1, two lower-case letters, or empty")
+
+
+def _ratings(ratings: Sequence[Rating]) -> Iterator[Violation]:
+    if len(ratings) > MAX_RATINGS:
+        yield Violation("ratings", f"at most {MAX_RATINGS}, has {len(ratings)}")
+    seen = set()
+    for index, rating in enumerate(ratings[:MAX_RATINGS]):
+        path = f"ratings[{index}]"
+        if rating.metric is RatingMetric.UNSPECIFIED:
+            yield Violation(f"{path}.metric", "one of the known metrics")
+        elif rating.metric is RatingMetric.CUSTOM:
+            yield from _custom_rating(path, rating)
+        else:
+            yield from _standard_rating(path, rating)
+        if (rating.metric, rating.name) in seen:
+            yield Violation(path, "one rating per metric and name")
+        seen.add((rating.metric, rating.name))
+
+
+def _standard_rating(path: str, rating: Rating) -> Iterator[Violation]:
+    low, high = SCALES[rating.metric]
+    if not (rating.value.is_integer() and low <= rating.value <= high):
+        yield Violation(f"{path}.value", f"a whole number between {low} and {high} for {rating.metric.name}")
+    for field in ("name", "scale_min", "scale_max"):
+        if getattr(rating, field) not in ("", None):
+            yield Violation(f"{path}.{field}", "only for a custom scale")
+
+
+def _custom_rating(path: str, rating: Rating) -> Iterator[Violation]:
+    yield from _name(f"{path}.name", rating.name, 128)
+    bounds = (("scale_min", rating.scale_min), ("scale_max", rating.scale_max))
+    for field, bound in bounds:
+        if bound is None or not math.isfinite(bound):
+            yield Violation(f"{path}.{field}", "required for a custom scale, a finite number")
+    low, high = rating.scale_min, rating.scale_max
+    if not math.isfinite(rating.value):
+        yield Violation(f"{path}.value", "a finite number")
+    elif low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
+        if low >= high:
+            yield Violation(f"{path}.scale_max", "greater than scale_min")
+        elif not low <= rating.value <= high:
+            yield Violation(f"{path}.value", f"between {low:g} and {high:g}")
+
+
+def _money(money: Money) -> Iterator[Violation]:
+    if money.currency_code not in CURRENCIES:
+        yield Violation("amount.currency_code", "an ISO 4217 code, such as EUR")
+    digits = sum(map(str.isdigit, money.amount))
+    if not _AMOUNT.fullmatch(money.amount) or digits > _MAX_AMOUNT_DIGITS:
+        rule = f"a decimal number such as 129.90, at most {_MAX_AMOUNT_DIGITS} digits, 4 of them decimals"
+        yield Violation("amount.amount", rule)
+
+
+def _referral(referral: Referral) -> Iterator[Violation]:
+    if referral.direction is ReferralDirection.UNSPECIFIED:
+        yield Violation("referral.direction", "given or received")
+    yield from _optional_name("referral.other_customer_id", referral.other_customer_id, 256)
+
+
+def _attributes(interaction: Interaction) -> Iterator[Violation]:
+    attributes = interaction.attributes
+    if len(attributes) > MAX_ATTRIBUTES:
+        yield Violation("attributes", f"at most {MAX_ATTRIBUTES}, has {len(attributes)}")
+    rule = "no control characters but tab, line feed and carriage return"
+    for key, value in islice(attributes.items(), MAX_ATTRIBUTES):
+        path = f"attributes[{key[:64]!r}]"
+        yield from _name(path, key, 64)
+        if len(value) > 1024:
+            yield Violation(path, f"a value of at most 1024 characters, has {len(value)}")
+        yield from _no_control(path, value, _CONTROL_IN_TEXT, rule)
+
+
+# -- the customer's history ----------------------------------------------------------------------------------------
+
+#: Digest by idempotency key of what a customer's stream holds.
+Known = Map[str, str]
+
+
+class History:
+    """Decides about one customer's stream."""
+
+    types: Sequence[type[Event]] = (InteractionRecorded,)
+
+    def initial(self) -> Known:
+        return Map()
+
+    def evolve(self, state: Known, event: InteractionRecorded) -> Known:
+        interaction = event.interaction or Interaction()
+        return state.set(f"{interaction.source}\x1f{interaction.interaction_id}", event.digest)
+
+    def decide(self, command: RecordInteraction, state: Known) -> Sequence[Event]:
+        """Record what is new; nothing for a repetition.
+
+        Raises:
+            DiffersError: the key was used for other content; its details hold both digests.
+        """
+        recorded = state.get(command.cause)
+        if recorded is None:
+            return [InteractionRecorded(interaction=command.interaction, digest=command.digest)]
+        if recorded == command.digest:
+            return []
+        raise DiffersError(
+            "CONTENT_DIFFERS",
+            f"this source and interaction_id were recorded with other content: digest {recorded}, now {command.digest}",
+            {"recorded_digest": recorded, "given_digest": command.digest},
+        )
