@@ -1,4 +1,4 @@
-"""`python -m infra.eventstore`: run the node, or check its data."""
+"""`python -m infra.eventstore`: run the node, check its data, or back it up."""
 
 import argparse
 import asyncio
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import uvloop
 
+from infra.eventstore.backup import back_up
 from infra.eventstore.database import StoreError, create_or_open, full_check, locked
 from infra.eventstore.limits import Limits
 from infra.eventstore.server import Settings, serve
@@ -26,6 +27,9 @@ def main() -> int:
             with locked(arguments.data):
                 count = full_check(create_or_open(arguments.data))
             print(f"event store in {arguments.data} is sound: {count} events")  # noqa: T201
+        elif arguments.backup:
+            count = back_up(arguments.data, arguments.backup)
+            print(f"event store in {arguments.data} backed up to {arguments.backup}: {count} events")  # noqa: T201
         else:
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             limits = Limits(arguments.max_event_bytes, arguments.max_append_bytes)
@@ -50,6 +54,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--max-event-bytes", type=int, default=Limits.max_event_bytes)
     parser.add_argument("--max-append-bytes", type=int, default=Limits.max_append_bytes)
     parser.add_argument("--check", action="store_true", help="check every event's checksum, then exit (0: sound)")
+    parser.add_argument("--backup", type=Path, metavar="FILE", help="copy the store, also while a node serves it")
     return parser.parse_args()
 
 

@@ -59,6 +59,10 @@ def refuse(code: grpc.StatusCode, message: str, key: str, **facts: str | int) ->
     return Refusal(code, message, metadata)
 
 
+def scavenge_not_found(scavenge_id: str) -> Refusal:
+    return refuse(grpc.StatusCode.NOT_FOUND, "Scavenge id was invalid.", "scavenge-not-found", scavenge_id=scavenge_id)
+
+
 def stream_deleted(stream: str) -> Refusal:
     message = f"Event stream '{stream}' is deleted."
     return refuse(grpc.StatusCode.FAILED_PRECONDITION, message, "stream-deleted", stream_name=stream)

@@ -1,19 +1,20 @@
-"""What a client asks a node about itself: gossip, server features, and a clear answer to what we do not do."""
+"""What is asked of the node itself: gossip, server features, scavenges, and a clear answer to what we do not do."""
 
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any, Final
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from kurrentdbclient.protos.v1 import gossip_pb2, gossip_pb2_grpc, shared_pb2
+
+from infra.eventstore import errors, messages
+from infra.eventstore.scavenge import Scavenger
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 # The KurrentDB release whose client protocol this node follows; clients choose their calls by it.
 SERVER_VERSION: Final = "26.1.0"
-
-_FEATURES: Final = "event_store.client.server_features"
 
 
 class Gossip(gossip_pb2_grpc.GossipServicer):
@@ -35,30 +36,9 @@ class Gossip(gossip_pb2_grpc.GossipServicer):
         return gossip_pb2.ClusterInfo(members=[member])
 
 
-def server_features(methods: list[tuple[str, str, list[str]]]) -> grpc.GenericRpcHandler:
-    """The ServerFeatures service, answering with (service, method, features) of everything this node serves.
-
-    The Python client's package has no messages for it, so they are declared here.
-    """
-    pool = descriptor_pool.DescriptorPool()
-    file = descriptor_pb2.FileDescriptorProto(name="server_features.proto", package=_FEATURES, syntax="proto3")
-    text, repeated = descriptor_pb2.FieldDescriptorProto.TYPE_STRING, descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED
-    method = file.message_type.add(name="SupportedMethod")
-    method.field.add(name="method_name", number=1, type=text)
-    method.field.add(name="service_name", number=2, type=text)
-    method.field.add(name="features", number=3, type=text, label=repeated)
-    answer = file.message_type.add(name="SupportedMethods")
-    answer.field.add(name="event_store_server_version", number=1, type=text)
-    answer.field.add(
-        name="methods",
-        number=2,
-        type=descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE,
-        type_name=f".{_FEATURES}.SupportedMethod",
-        label=repeated,
-    )
-    pool.Add(file)
-    message_class = message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_FEATURES}.SupportedMethods"))
-    supported = message_class(
+def server_features(methods: Sequence[tuple[str, str, Sequence[str]]]) -> grpc.GenericRpcHandler:
+    """The ServerFeatures service: (service, method, features) of everything that clients may choose to call."""
+    supported = messages.SupportedMethods(
         event_store_server_version=SERVER_VERSION,
         methods=[
             {"service_name": service.lower(), "method_name": name.lower(), "features": features}
@@ -66,16 +46,45 @@ def server_features(methods: list[tuple[str, str, list[str]]]) -> grpc.GenericRp
         ],
     )
 
-    async def get_supported_methods(request: shared_pb2.Empty, context: Context) -> Any:
+    async def get_supported_methods(request: bytes, context: Context) -> Any:
         del request, context
         return supported
 
-    handler = grpc.unary_unary_rpc_method_handler(
-        get_supported_methods,
-        request_deserializer=shared_pb2.Empty.FromString,
-        response_serializer=message_class.SerializeToString,
+    handler: "grpc.RpcMethodHandler[Any, Any]" = grpc.unary_unary_rpc_method_handler(
+        get_supported_methods, response_serializer=messages.SupportedMethods.SerializeToString
     )
-    return grpc.method_handlers_generic_handler(f"{_FEATURES}.ServerFeatures", {"GetSupportedMethods": handler})
+    service = f"{messages.FEATURES_PACKAGE}.ServerFeatures"
+    return grpc.method_handlers_generic_handler(service, {"GetSupportedMethods": handler})
+
+
+def operations(scavenger: Scavenger) -> grpc.GenericRpcHandler:
+    """The Operations service, as far as it is about scavenges; the rest of it is unimplemented."""
+
+    async def start(request: Any, context: Context) -> Any:
+        del request, context
+        if scavenger.running:
+            return messages.ScavengeResp(scavenge_id=scavenger.id, scavenge_result=messages.SCAVENGE_IN_PROGRESS)
+        scavenger.start()
+        return messages.ScavengeResp(scavenge_id=scavenger.id, scavenge_result=messages.SCAVENGE_STARTED)
+
+    async def stop(request: Any, context: Context) -> Any:
+        if not scavenger.running or request.options.scavenge_id != scavenger.id:
+            await errors.abort(context, errors.scavenge_not_found(request.options.scavenge_id))
+        await scavenger.stop()
+        return messages.ScavengeResp(scavenge_id=scavenger.id, scavenge_result=messages.SCAVENGE_STOPPED)
+
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(
+            method,
+            request_deserializer=request.FromString,
+            response_serializer=messages.ScavengeResp.SerializeToString,
+        )
+        for name, method, request in (
+            ("StartScavenge", start, messages.StartScavengeReq),
+            ("StopScavenge", stop, messages.StopScavengeReq),
+        )
+    }
+    return grpc.method_handlers_generic_handler(f"{messages.OPERATIONS_PACKAGE}.Operations", handlers)
 
 
 class Unimplemented(grpc.GenericRpcHandler):

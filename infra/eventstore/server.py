@@ -13,7 +13,8 @@ from kurrentdbclient.protos.v2.streams import streams_pb2_grpc as v2_pb2_grpc
 
 from infra.eventstore.database import StoreError, locked
 from infra.eventstore.limits import Limits
-from infra.eventstore.node import Gossip, Unimplemented, server_features
+from infra.eventstore.node import Gossip, Unimplemented, operations, server_features
+from infra.eventstore.scavenge import Scavenger
 from infra.eventstore.store import Store
 from infra.eventstore.streams_v1 import StreamsV1
 from infra.eventstore.streams_v2 import StreamsV2
@@ -87,10 +88,12 @@ async def _serve(settings: Settings, store: Store, stop: asyncio.Event) -> None:
     streams_pb2_grpc.add_StreamsServicer_to_server(StreamsV1(store, settings.limits), server)  # type: ignore[no-untyped-call]
     v2_pb2_grpc.add_StreamsServiceServicer_to_server(StreamsV2(store, settings.limits), server)  # type: ignore[no-untyped-call]
     gossip_pb2_grpc.add_GossipServicer_to_server(Gossip(host, port), server)  # type: ignore[no-untyped-call]
-    server.add_generic_rpc_handlers((server_features(METHODS), Unimplemented()))
+    scavenger = Scavenger(store)
+    server.add_generic_rpc_handlers((server_features(METHODS), operations(scavenger), Unimplemented()))
     await server.start()
     await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
     print(f"event store ready on {host}:{port}, data in {settings.data}, position {store.head}", flush=True)  # noqa: T201
     await stop.wait()
     await healthy.enter_graceful_shutdown()
     await server.stop(STOP_GRACE_S)
+    await scavenger.stop()

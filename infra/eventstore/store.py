@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 from infra.eventstore.database import create_or_open, quick_check
 from infra.eventstore.model import Append, Delete, Outcome
@@ -38,8 +39,14 @@ class Store:
         """
         return await self._writer.submit(write)
 
-    async def maintain(self, job: Job) -> object:
-        """Run `job` on the writing connection, between transactions."""
+    @property
+    def size(self) -> int:
+        """Bytes on disk, with the write-ahead log."""
+        log = self.path.with_name(f"{self.path.name}-wal")
+        return sum(file.stat().st_size for file in (self.path, log) if file.exists())
+
+    async def maintain(self, job: Job) -> Any:
+        """Run `job` on the writing connection, between transactions; gives back what it gives back."""
         return await self._writer.run(job)
 
     async def beyond(self, position: int) -> int:
