@@ -129,8 +129,6 @@ async def _call(
     budget = min(remaining, DEFAULT_DEADLINE_S) if remaining is not None else DEFAULT_DEADLINE_S
     started = time.monotonic()
     service, _, name = method[1:].partition("/")
-    code = "OK"
-    status = None
     with (
         structlog.contextvars.bound_contextvars(correlation_id=correlation),
         telemetry.span(
@@ -145,27 +143,32 @@ async def _call(
             },
         ) as span,
     ):
+        code, status = "CANCELLED", None
+        deadline = asyncio.timeout(budget)
         try:
             context.set_trailing_metadata(((CORRELATION_HEADER, correlation),))
-            async with asyncio.timeout(budget):
-                return await inner(request, context)
+            async with deadline:
+                reply = await inner(request, context)
+            code = "OK"
+            return reply  # noqa: TRY300 - an else would stand far from its call
         except RecorridoError as error:
             status = status_of(error)
-        except TimeoutError:
-            status = _status(StatusCode.DEADLINE_EXCEEDED, f"not done within {budget:.1f} s")
         except Exception as error:
-            if isinstance(error, grpc.aio.AbortError):
-                raise
-            LOG.exception("call failed", method=method)
-            span.record_exception(error)
-            status = _status(StatusCode.INTERNAL, "internal error; the log has it by trace id")
+            if deadline.expired():
+                status = _status(StatusCode.DEADLINE_EXCEEDED, f"not done within {budget:.1f} s")
+            else:
+                LOG.exception("call failed", method=method)
+                span.record_exception(error)
+                status = _status(StatusCode.INTERNAL, "internal error; the log has it by trace id")
         finally:
             if status is not None:
                 code = _name(status)
                 span.set_status(SpanStatus(SpanStatusCode.ERROR, code))
             LOG.debug("call", method=method, code=code, seconds=round(time.monotonic() - started, 4))
-        rich = rpc_status.to_status(status)
-        return await context.abort_with_status(rich)
+    # Outside of the span, which would take the exception that ends the call for a failure of its own. Metadata given
+    # here takes the place of what was set before.
+    rich = rpc_status.to_status(status)
+    return await context.abort(rich.code, rich.details, (*rich.trailing_metadata, (CORRELATION_HEADER, correlation)))
 
 
 class RpcServer:

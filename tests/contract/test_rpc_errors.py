@@ -1,0 +1,255 @@
+"""What a caller sees of every way a call can end: status, details, correlation id and trace."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc import StatusCode
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from recorrido.actions.v1 import actions_service_pb2 as pb
+from recorrido.actions.v1 import actions_service_pb2_grpc as pb_grpc
+from services.foundation import errors, rpc, telemetry
+from services.foundation.errors import RecorridoError, Violation
+from services.foundation.events import CORRELATION_ID
+from tests.support.rpc_errors import detail, info, violations
+
+#: One of each; which there are is found below.
+EXAMPLES: list[tuple[RecorridoError, StatusCode]] = [
+    (errors.InvalidError([Violation("a", "required"), Violation("b[0]", "at most 3")]), StatusCode.INVALID_ARGUMENT),
+    (errors.NotFoundError("GONE", "there is no x", {"x": "1"}), StatusCode.NOT_FOUND),
+    (errors.DiffersError("REUSED", "used before", {"x": "1"}), StatusCode.ALREADY_EXISTS),
+    (errors.RefusedError("ILLEGAL", "allowed now: y", {"allowed": "y"}), StatusCode.FAILED_PRECONDITION),
+    (errors.ConflictError({"action-1": 7, "action-2": -1}), StatusCode.ABORTED),
+    (errors.UnavailableError("event store", "no answer"), StatusCode.UNAVAILABLE),
+]
+
+
+def subclasses(of: type) -> set[type]:
+    return {c for direct in of.__subclasses__() for c in (direct, *subclasses(direct))}
+
+
+def ours() -> set[type]:
+    return {c for c in subclasses(RecorridoError) if c.__module__.startswith("services.")}
+
+
+def test_every_typed_error_has_a_status_and_an_example() -> None:
+    assert ours() == set(rpc.STATUS)
+    assert ours() == {type(error) for error, _ in EXAMPLES}
+
+
+@dataclass
+class Served:
+    """A server whose GetAction does what `behaviour` does."""
+
+    stub: Any
+    behaviour: Callable[[pb.GetActionRequest], Awaitable[pb.GetActionResponse]]
+    spans: InMemorySpanExporter
+
+    async def failure(self, **options: Any) -> grpc.aio.AioRpcError:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await self.stub.GetAction(pb.GetActionRequest(action_id="a"), **options)
+        return caught.value
+
+
+@pytest.fixture
+async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr(telemetry, "_TRACER", provider.get_tracer("test"))
+
+    async def nothing(_: pb.GetActionRequest) -> pb.GetActionResponse:
+        return pb.GetActionResponse()
+
+    class Servicer(pb_grpc.ActionsServiceServicer):
+        async def GetAction(self, request: pb.GetActionRequest, _context: Any) -> pb.GetActionResponse:  # noqa: N802
+            return await served.behaviour(request)
+
+    server = rpc.RpcServer("127.0.0.1:0")
+    server.register(
+        pb_grpc.add_ActionsServiceServicer_to_server,
+        Servicer(),
+        pb.DESCRIPTOR.services_by_name["ActionsService"].full_name,
+    )
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        served = Served(pb_grpc.ActionsServiceStub(channel), nothing, spans)
+        yield served
+    await server.stop(0)
+
+
+def raises(error: BaseException) -> Callable[[pb.GetActionRequest], Awaitable[pb.GetActionResponse]]:
+    async def behaviour(_: pb.GetActionRequest) -> pb.GetActionResponse:
+        raise error
+
+    return behaviour
+
+
+# -- failures ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("error", "code"), EXAMPLES, ids=lambda value: type(value).__name__)
+async def test_a_typed_error_reaches_the_caller_whole(served: Served, error: RecorridoError, code: StatusCode) -> None:
+    served.behaviour = raises(error)
+    caught = await served.failure()
+    assert caught.code() is code
+    assert caught.details() == error.message
+    told = info(caught)
+    assert (told.reason, told.domain, dict(told.metadata)) == (error.reason, "recorrido", error.details)
+    broken = [("a", "required"), ("b[0]", "at most 3")] if isinstance(error, errors.InvalidError) else []
+    assert violations(caught) == broken
+    retry = detail(caught, error_details_pb2.RetryInfo)
+    assert (retry is not None) is (code in {StatusCode.ABORTED, StatusCode.UNAVAILABLE})
+
+
+def test_a_conflict_names_the_streams_and_where_they_are() -> None:
+    error, _ = next((e, c) for e, c in EXAMPLES if isinstance(e, errors.ConflictError))
+    assert error.message == "changed meanwhile: action-1 is at revision 7, action-2 does not exist"
+
+
+@pytest.mark.parametrize("error", [ValueError("password is hunter2"), KeyError("x"), TimeoutError("of a part's own")])
+async def test_an_unknown_error_tells_nothing_but_that(served: Served, error: Exception) -> None:
+    served.behaviour = raises(error)
+    caught = await served.failure()
+    assert caught.code() is StatusCode.INTERNAL
+    assert caught.details() == "internal error; the log has it by trace id"
+    assert "hunter2" not in str(caught.trailing_metadata())
+
+
+async def test_a_very_long_message_still_arrives(served: Served) -> None:
+    served.behaviour = raises(errors.NotFoundError("GONE", "m" * 100_000))
+    caught = await served.failure()
+    assert caught.code() is StatusCode.NOT_FOUND
+    assert caught.details() == "m" * 2048
+
+
+async def test_a_call_without_a_deadline_gets_one(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc, "DEFAULT_DEADLINE_S", 0.1)
+    cancelled = asyncio.Event()
+
+    async def hang(_: pb.GetActionRequest) -> pb.GetActionResponse:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        raise AssertionError
+
+    served.behaviour = hang
+    caught = await served.failure()
+    assert caught.code() is StatusCode.DEADLINE_EXCEEDED
+    assert caught.details() == "not done within 0.1 s"
+    assert cancelled.is_set()
+
+
+async def test_the_callers_deadline_ends_the_work(served: Served) -> None:
+    ended = asyncio.Event()
+
+    async def hang(_: pb.GetActionRequest) -> pb.GetActionResponse:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    served.behaviour = hang
+    assert (await served.failure(timeout=0.1)).code() is StatusCode.DEADLINE_EXCEEDED
+    async with asyncio.timeout(5):
+        await ended.wait()
+
+
+async def test_a_message_too_large_is_refused_before_it_is_read(served: Served) -> None:
+    called = asyncio.Event()
+
+    async def note(_: pb.GetActionRequest) -> pb.GetActionResponse:
+        called.set()
+        return pb.GetActionResponse()
+
+    served.behaviour = note
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.stub.GetAction(pb.GetActionRequest(action_id="x" * (rpc.MAX_MESSAGE_BYTES + 1)))
+    assert caught.value.code() is StatusCode.RESOURCE_EXHAUSTED
+    assert not called.is_set()
+
+
+# -- correlation and trace -----------------------------------------------------------------------------------------
+
+
+def correlation(metadata: Any) -> str:
+    return dict(metadata)[rpc.CORRELATION_HEADER]
+
+
+async def called(served: Served, *headers: tuple[str, str]) -> str:
+    call = served.stub.GetAction(pb.GetActionRequest(), metadata=headers)
+    await call
+    return correlation(await call.trailing_metadata())
+
+
+async def test_the_correlation_id_comes_back(served: Served) -> None:
+    assert await called(served, (rpc.CORRELATION_HEADER, "order-77")) == "order-77"
+    made = await called(served)
+    assert str(uuid.UUID(made)) == made
+    assert await called(served) != made
+
+
+async def test_the_correlation_id_comes_back_with_a_failure(served: Served) -> None:
+    for error in (errors.NotFoundError("GONE", "there is no x"), ValueError("x")):
+        served.behaviour = raises(error)
+        caught = await served.failure(metadata=((rpc.CORRELATION_HEADER, "order-77"),))
+        assert correlation(caught.trailing_metadata()) == "order-77"
+
+
+async def test_events_of_a_call_carry_its_correlation_id(served: Served) -> None:
+    seen = {}
+
+    async def note(_: pb.GetActionRequest) -> pb.GetActionResponse:
+        seen.update(rpc.metadata())
+        return pb.GetActionResponse()
+
+    served.behaviour = note
+    await called(served, (rpc.CORRELATION_HEADER, "order-77"))
+    assert seen == {CORRELATION_ID: "order-77"}
+
+
+async def test_a_long_correlation_id_is_cut(served: Served) -> None:
+    assert await called(served, (rpc.CORRELATION_HEADER, "x" * 4_000)) == "x" * 128
+
+
+async def test_the_callers_trace_goes_on(served: Served) -> None:
+    inside = {}
+
+    async def note(_: pb.GetActionRequest) -> pb.GetActionResponse:
+        inside.update(telemetry.inject())
+        return pb.GetActionResponse()
+
+    served.behaviour = note
+    trace_id, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    await called(served, ("traceparent", f"00-{trace_id}-{caller}-01"))
+    (span,) = served.spans.get_finished_spans()
+    assert span.name == "recorrido.actions.v1.ActionsService/GetAction"
+    assert f"{span.context.trace_id:032x}" == trace_id
+    assert span.parent is not None
+    assert f"{span.parent.span_id:016x}" == caller
+    assert inside["traceparent"] == f"00-{trace_id}-{span.context.span_id:016x}-01"
+
+
+async def test_a_broken_traceparent_starts_a_new_trace(served: Served) -> None:
+    await called(served, ("traceparent", "not-a-trace"))
+    (span,) = served.spans.get_finished_spans()
+    assert span.parent is None
+
+
+async def test_a_failed_call_is_a_failed_span_with_its_code(served: Served) -> None:
+    served.behaviour = raises(errors.NotFoundError("GONE", "there is no x"))
+    await served.failure()
+    (span,) = served.spans.get_finished_spans()
+    assert (span.status.is_ok, span.status.description) == (False, "NOT_FOUND")
+    # An expected failure is an answer, not an incident.
+    assert [event.name for event in span.events] == []
