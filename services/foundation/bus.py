@@ -146,11 +146,12 @@ class StoppedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event, decoded, with the context of the span it is handled in."""
+    """One event, decoded, with the context of the span it is handled in; `tries` counts this one too."""
 
     event: Any
     recorded: Recorded
     context: Context
+    tries: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +352,8 @@ class Bus:
                 },
             )
             spans.append(span)
-            accepted.append((message, Delivery(event, recorded, telemetry.context_of(span))))
+            tries = message.metadata.num_delivered
+            accepted.append((message, Delivery(event, recorded, telemetry.context_of(span), tries)))
         if not accepted:
             return
         try:
