@@ -1,0 +1,1 @@
+"""What does it mean? The customer's words become structured, quantified, versioned analysis."""

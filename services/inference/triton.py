@@ -1,0 +1,159 @@
+"""Triton Inference Server: texts in, analyses out, over its gRPC protocol.
+
+The model `feedback` takes TEXT and answers LANGUAGE, SENTIMENT, SENTIMENT_SCORE, POINT, NEED, CONFIDENCE and ERROR, one
+row per text. Its version comes with each answer, the taxonomy's version from the model's configuration.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import structlog
+from opentelemetry.trace import SpanKind
+from tritonclient.grpc import InferInput
+from tritonclient.grpc.aio import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from recorrido.inference.v1.events import Analysis, Confidence, PointKind, Sentiment
+from services.foundation import telemetry
+from services.foundation.errors import UnavailableError
+from services.inference.domain import MODEL_FAILED, Problem, Result
+
+LOG = structlog.get_logger()
+
+MODEL = "feedback"
+#: How long one batch may take, its time in Triton's queue included.
+TIMEOUT_S = 15.0
+PROBE_TIMEOUT_S = 2.0
+PROBE_EVERY_S = 2.0
+
+#: The server, its model or its queue can't take the request now; another time it may. NOT_FOUND: no version is loaded.
+_UNAVAILABLE = {
+    f"StatusCode.{name}"
+    for name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED", "NOT_FOUND")
+}
+_OUTPUTS = ("LANGUAGE", "SENTIMENT", "SENTIMENT_SCORE", "POINT", "NEED", "CONFIDENCE", "ERROR")
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """What the configuration of one model version says."""
+
+    max_batch_size: int
+    taxonomy_version: str
+
+
+class Triton:
+    """A connection to one server, or to a balancer before many."""
+
+    def __init__(self, address: str) -> None:
+        self._client = InferenceServerClient(
+            address,
+            channel_args=[
+                ("grpc.max_send_message_length", -1),
+                ("grpc.max_receive_message_length", -1),
+                # A server that was away is found again in a second, not after gRPC's two minutes.
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.min_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1000),
+            ],
+        )
+        self._configs: dict[str, _Config] = {}
+        self._texts = telemetry.METER.create_counter("recorrido.triton.texts", description="by result")
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def watch(self, available: Callable[[bool], None]) -> None:
+        """Tell for ever whether the model is ready."""
+        while True:
+            try:
+                ready = await self._client.is_model_ready(MODEL, client_timeout=PROBE_TIMEOUT_S)
+            except InferenceServerException:
+                ready = False
+            available(bool(ready))
+            await asyncio.sleep(PROBE_EVERY_S)
+
+    async def analyze(self, texts: Sequence[str]) -> list[Result]:
+        """Return what each text means, in order; a text that the model cannot cope with comes to a Problem.
+
+        Raises:
+            UnavailableError: Triton is down, late, overloaded or has no such model now.
+        """
+        config = await self._config("")
+        results: list[Result] = []
+        for start in range(0, len(texts), config.max_batch_size):
+            results += await self._analyze_batch([t.encode() for t in texts[start : start + config.max_batch_size]])
+        for result in results:
+            self._texts.add(1, {"result": result.reason if isinstance(result, Problem) else "ANALYZED"})
+        return results
+
+    async def _analyze_batch(self, texts: Sequence[bytes]) -> list[Result]:
+        try:
+            answer = await self._infer(texts)
+        except InferenceServerException as error:
+            if error.status() in _UNAVAILABLE:
+                raise _unavailable(error) from error
+            if len(texts) == 1:
+                LOG.warning("text not analysed", status=error.status(), error=str(error.message())[:200])
+                return [Problem(MODEL_FAILED, str(error.message())[:512], MODEL)]
+            # One text may have spoilt it for all: the halves tell which.
+            middle = len(texts) // 2
+            return [*await self._analyze_batch(texts[:middle]), *await self._analyze_batch(texts[middle:])]
+        version = answer.get_response().model_version
+        return _results(answer, version, (await self._config(version)).taxonomy_version)
+
+    async def _infer(self, texts: Sequence[bytes]) -> Any:
+        tensor = InferInput("TEXT", [len(texts), 1], "BYTES")
+        tensor.set_data_from_numpy(np.array(texts, dtype=object)[:, None])
+        attributes: dict[str, str | int] = {"rpc.system": "grpc", "recorrido.texts": len(texts)}
+        with telemetry.span(f"triton infer {MODEL}", SpanKind.CLIENT, attributes=attributes):
+            return await self._client.infer(MODEL, [tensor], client_timeout=TIMEOUT_S, headers=telemetry.inject())
+
+    async def _config(self, version: str) -> _Config:
+        """Return the configuration of a version; the empty version is the newest at the time of the first call."""
+        if version not in self._configs:
+            try:
+                response = await self._client.get_model_config(MODEL, version, client_timeout=PROBE_TIMEOUT_S)
+            except InferenceServerException as error:
+                raise _unavailable(error) from error
+            parameters = response.config.parameters
+            taxonomy = parameters["taxonomy_version"].string_value if "taxonomy_version" in parameters else ""
+            self._configs[version] = _Config(max(1, response.config.max_batch_size), taxonomy)
+        return self._configs[version]
+
+
+def _unavailable(error: InferenceServerException) -> UnavailableError:
+    return UnavailableError("triton", f"{error.status()}: {str(error.message())[:200]}")
+
+
+def _results(answer: Any, version: str, taxonomy_version: str) -> list[Result]:
+    columns = {name: answer.as_numpy(name) for name in _OUTPUTS}
+    rows = zip(*(columns[name].tolist() for name in _OUTPUTS), strict=True)
+    results: list[Result] = []
+    for (language,), (sentiment,), (score,), (point,), (need,), confidence, (error,) in rows:
+        if error:
+            reason = error.decode().upper()
+            results.append(Problem(reason, f"the model refused the text: {error.decode()}", MODEL, version))
+            continue
+        results.append(
+            Analysis(
+                language=language.decode(),
+                # A label that this contract does not know is no sentiment or point that could be counted.
+                sentiment=Sentiment(f"SENTIMENT_{sentiment.decode().upper()}"),
+                sentiment_score=round(score, 4),
+                point=PointKind(f"POINT_KIND_{point.decode().upper()}"),
+                need_path=need.decode(),
+                confidence=Confidence(
+                    **dict(
+                        zip(("language", "sentiment", "point", "need"), (round(c, 4) for c in confidence), strict=True)
+                    )
+                ),
+                model=MODEL,
+                model_version=version,
+                taxonomy_version=taxonomy_version,
+            )
+        )
+    return results
