@@ -198,7 +198,7 @@ class Supervisor:
             probing.cancel()
             dying.cancel()
         if not first:
-            said = f"{part.name} was not ready within {part.start_within_s:.0f} s ({' '.join(reason)})"
+            said = f"{part.name} was not ready within {part.start_within_s:g} s ({' '.join(reason)})"
             raise PartFailedError(_with_last_lines(said, managed))
         # Another program on the port may have answered for one that died of the port being taken.
         return not process.exited.is_set()
@@ -215,7 +215,7 @@ class Supervisor:
         if len(managed.deaths) >= restarts.limit:
             said = (
                 f"{name} {process.ending}, and has now died {len(managed.deaths)} times within "
-                f"{restarts.window_s:.0f} s; giving up"
+                f"{restarts.window_s:g} s; giving up"
             )
             raise PartFailedError(_with_last_lines(said, managed))
         managed.restarts += 1
