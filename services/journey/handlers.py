@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from uuid import UUID
 
 from recorrido.inference.v1.events import Analysis, FeedbackAnalyzed
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded
@@ -121,12 +120,12 @@ class SignalHandlers:
         The store is asked, because the read model may lag behind the bus. It stands before the analysis and mostly
         close to it, so a long history is read only as far back as needed.
         """
-        wanted = UUID(delivery.event.interaction_event_id)
+        wanted = delivery.event.interaction_event_id
         end, look = delivery.recorded.revision, FIRST_LOOK
         while end > 0:
             start = max(0, end - look)
             for recorded in await self._store.read(delivery.recorded.stream, after=start - 1, limit=end - start):
-                if recorded.event_id == wanted and recorded.type_name == InteractionRecorded.type_name:
+                if str(recorded.event_id) == wanted and recorded.type_name == InteractionRecorded.type_name:
                     return _seen(self._registry.decode(recorded), recorded)
             end, look = start, look * 4
         return None

@@ -5,9 +5,8 @@ Stream `journeymap-<map id>`; the version of a map is its event's revision + 1.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from types import MappingProxyType
 
 from recorrido.ingest.v1.events import Channel
 from recorrido.journey.v1.events import JourneyMap, JourneyMapPublished, MappingRule, Stage, Touchpoint
@@ -50,7 +49,7 @@ class MapState:
 
     map: JourneyMap | None = None
     version: int = 0
-    requests: Mapping[str, tuple[int, JourneyMap]] = MappingProxyType({})
+    requests: Mapping[str, tuple[int, JourneyMap]] = field(default_factory=dict)
 
     def version_for(self, request_id: str) -> int:
         """Return the version that a request came to; the latest where it found its map published already."""
@@ -156,12 +155,11 @@ def _rules(rules: Sequence[MappingRule], touchpoint_ids: set[str]) -> Iterator[V
         path = f"map.mapping_rules[{n}]"
         if rule.touchpoint_id not in touchpoint_ids:
             yield Violation(f"{path}.touchpoint_id", f"a touchpoint of the map; there is no {rule.touchpoint_id!r}")
-        for field in ("source", "touchpoint"):
-            value = getattr(rule, field)
-            if len(value) > MAX_NAME or (value and not value.isprintable()):
-                yield Violation(f"{path}.{field}", f"at most {MAX_NAME} printable characters")
+        for condition, value in (("source", rule.source), ("touchpoint", rule.touchpoint)):
+            if len(value) > MAX_NAME or not value.isprintable():
+                yield Violation(f"{path}.{condition}", f"at most {MAX_NAME} printable characters")
             if "*" in value[:-1]:
-                yield Violation(f"{path}.{field}", "'*' only at the end, where it matches any rest")
+                yield Violation(f"{path}.{condition}", "'*' only at the end, where it matches any rest")
         for m, earlier in enumerate(rules[:n]):
             if covers(earlier, rule):
                 yield Violation(path, f"can never win: map.mapping_rules[{m}] matches all that it matches")

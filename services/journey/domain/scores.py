@@ -45,7 +45,7 @@ def answer(ratings: Sequence[Rating], metric: RatingMetric) -> int | None:
     """Return the answer on the metric's standard scale, or None where there is none (or none on that scale)."""
     lowest, highest = SCALES[metric]
     for rating in ratings:
-        if rating.metric is metric and rating.value.is_integer() and lowest <= rating.value <= highest:
+        if rating.metric is metric and rating.value % 1 == 0 and lowest <= rating.value <= highest:
             return int(rating.value)
     return None
 

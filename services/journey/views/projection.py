@@ -143,7 +143,7 @@ class JourneyProjection:
         """Insert a batch; what was inserted before stays as it is."""
         interactions = [f for f in facts if isinstance(f.event, InteractionRecorded)]
         analyses = [f for f in facts if isinstance(f.event, FeedbackAnalyzed | FeedbackAnalysisFailed)]
-        maps = [f for f in facts if isinstance(f.event, JourneyMapPublished)]
+        maps = [f for f in facts if isinstance(f.event, JourneyMapPublished) and f.event.map is not None]
         signals = [f for f in facts if isinstance(f.event, SignalRaised)]
         raw_ids, new_raw_ids = await _raw_touchpoints(connection, interactions)
         await _insert_maps(connection, maps)
@@ -162,6 +162,18 @@ async def _insert(connection: Any, table: str, types: str, rows: Iterable[Sequen
             f"INSERT INTO {table} {columns} SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING",  # noqa: S608 - constants of ours
             *values,
         )
+
+
+def _text(value: str) -> str:
+    # PostgreSQL's text holds no NUL. Ingest lets none in, but a history may have had other writers.
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _uuid(value: str) -> UUID | None:
+    try:
+        return UUID(value)
+    except ValueError:
+        return None
 
 
 # -- touchpoints and maps -------------------------------------------------------------------------------------------
@@ -199,7 +211,7 @@ async def _insert_maps(connection: Any, facts: Sequence[Fact]) -> None:
                 f.event.version,
                 f.recorded.position,
                 f.recorded.recorded_at,
-                f.event.actor,
+                _text(f.event.actor),
                 _ENCODE(f.event.map),
             )
             for f in facts
@@ -248,7 +260,7 @@ def _interaction_row(fact: Fact, raw_ids: dict[RawTouchpoint, int]) -> Sequence[
         recorded.position,
         recorded.recorded_at,
         interaction.occurred_at or recorded.recorded_at,
-        customer.customer_id,
+        _text(customer.customer_id),
         customer.kind.number,
         raw_ids[_raw_touchpoint(interaction)],
         bool((interaction.verbatim or Verbatim()).text),
@@ -265,28 +277,29 @@ def _interaction(fact: Fact) -> Interaction:
 
 
 def _raw_touchpoint(interaction: Interaction) -> RawTouchpoint:
-    return interaction.source, interaction.touchpoint, interaction.channel.number
+    return _text(interaction.source), _text(interaction.touchpoint), interaction.channel.number
 
 
 async def _insert_analyses(connection: Any, facts: Sequence[Fact]) -> None:
-    if not facts:
-        return
+    # One that names no interaction can be no interaction's.
+    rows = [(interaction_id, fact) for fact in facts if (interaction_id := _uuid(fact.event.interaction_event_id))]
     await _insert(
         connection,
         "analysis",
         "uuid uuid bigint timestamptz text smallint float8 smallint text bytea",
-        [_analysis_row(fact) for fact in facts],
+        [_analysis_row(interaction_id, fact) for interaction_id, fact in rows],
         "(event_id, interaction_id, position, recorded_at, failure,"
         " sentiment, sentiment_score, point, need_path, body)",
     )
-    await connection.execute(_SUPERSEDE, [UUID(fact.event.interaction_event_id) for fact in facts])
+    if rows:
+        await connection.execute(_SUPERSEDE, [interaction_id for interaction_id, _ in rows])
 
 
-def _analysis_row(fact: Fact) -> Sequence[Any]:
+def _analysis_row(interaction_id: UUID, fact: Fact) -> Sequence[Any]:
     event, recorded = fact.event, fact.recorded
-    envelope = (recorded.event_id, UUID(event.interaction_event_id), recorded.position, recorded.recorded_at)
+    envelope = (recorded.event_id, interaction_id, recorded.position, recorded.recorded_at)
     if isinstance(event, FeedbackAnalysisFailed):
-        return (*envelope, f"{event.reason}: {event.message}", None, None, None, None, None)
+        return (*envelope, _text(f"{event.reason}: {event.message}"), None, None, None, None, None)
     analysis = event.analysis or Analysis()
     return (
         *envelope,
@@ -294,7 +307,7 @@ def _analysis_row(fact: Fact) -> Sequence[Any]:
         analysis.sentiment.number,
         analysis.sentiment_score,
         analysis.point.number,
-        analysis.need_path,
+        _text(analysis.need_path),
         _ENCODE(analysis),
     )
 
@@ -306,10 +319,10 @@ async def _insert_signals(connection: Any, facts: Sequence[Fact]) -> None:
         "text bigint timestamptz text bytea",
         [
             (
-                f.event.signal_id,
+                _text(f.event.signal_id),
                 f.recorded.position,
                 f.recorded.recorded_at,
-                f.event.customer_id,
+                _text(f.event.customer_id),
                 f.recorded.data,
             )
             for f in facts
@@ -319,5 +332,10 @@ async def _insert_signals(connection: Any, facts: Sequence[Fact]) -> None:
         connection,
         "signal_evidence",
         "uuid text",
-        [(UUID(evidence.event_id), f.event.signal_id) for f in facts for evidence in f.event.evidence],
+        [
+            (event_id, _text(f.event.signal_id))
+            for f in facts
+            for evidence in f.event.evidence
+            if (event_id := _uuid(evidence.event_id)) is not None
+        ],
     )
