@@ -59,6 +59,31 @@ def refuse(code: grpc.StatusCode, message: str, key: str, **facts: str | int) ->
     return Refusal(code, message, metadata)
 
 
+def group_exists(stream: str, group: str) -> Refusal:
+    return _group(
+        grpc.StatusCode.ALREADY_EXISTS,
+        "persistent-subscription-exists",
+        stream,
+        group,
+        f"{_about(stream, group)} exists.",
+    )
+
+
+def group_not_found(stream: str, group: str) -> Refusal:
+    message = f"{_about(stream, group)} does not exist."
+    return _group(grpc.StatusCode.NOT_FOUND, "persistent-subscription-does-not-exist", stream, group, message)
+
+
+def group_dropped(stream: str, group: str) -> Refusal:
+    message = f"{_about(stream, group)} was dropped."
+    return _group(grpc.StatusCode.CANCELLED, "persistent-subscription-dropped", stream, group, message)
+
+
+def too_many_subscribers(stream: str, group: str) -> Refusal:
+    message = f"Maximum subscriptions reached for subscription group {group} on stream {stream}."
+    return _group(grpc.StatusCode.FAILED_PRECONDITION, "maximum-subscribers-reached", stream, group, message)
+
+
 def scavenge_not_found(scavenge_id: str) -> Refusal:
     return refuse(grpc.StatusCode.NOT_FOUND, "Scavenge id was invalid.", "scavenge-not-found", scavenge_id=scavenge_id)
 
@@ -227,6 +252,14 @@ def _sentence(violation: Violation) -> str:
     actual = f"at revision {violation.actual}" if violation.actual >= 0 else _STATES[violation.actual]
     expected = f"revision {violation.expected}" if violation.expected >= 0 else _STATES.get(violation.expected, "?")
     return f"Stream '{violation.stream}' is {actual}, expected {expected}."
+
+
+def _about(stream: str, group: str) -> str:
+    return f"Subscription group {group} on stream {stream}"
+
+
+def _group(code: grpc.StatusCode, key: str, stream: str, group: str, message: str) -> Refusal:
+    return refuse(code, message, key, stream_name=stream, group_name=group)
 
 
 def _ascii(value: str | int) -> str:

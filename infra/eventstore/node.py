@@ -50,7 +50,7 @@ def server_features(methods: Sequence[tuple[str, str, Sequence[str]]]) -> grpc.G
         del request, context
         return supported
 
-    handler: "grpc.RpcMethodHandler[Any, Any]" = grpc.unary_unary_rpc_method_handler(
+    handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
         get_supported_methods, response_serializer=messages.SupportedMethods.SerializeToString
     )
     service = f"{messages.FEATURES_PACKAGE}.ServerFeatures"

@@ -113,6 +113,15 @@ class Reader:
         )
         return events
 
+    def event(self, link: str) -> RecordedEvent | None:
+        """The event that a link names as "revision@stream", or None when it is not visible any more."""
+        revision, _, name = link.partition("@")
+        stream = self.stream(name)
+        if stream is None or stream.tombstoned:
+            return None
+        events = self.stream_forwards(stream, int(revision), 1)
+        return events[0] if events and events[0].revision == int(revision) else None
+
     def _oldest(self, stream: Stream) -> int:
         return retention.oldest_visible(stream, time.time_ns() // 100)
 

@@ -8,12 +8,13 @@ from typing import Final
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from kurrentdbclient.protos.v1 import gossip_pb2_grpc, streams_pb2_grpc
+from kurrentdbclient.protos.v1 import gossip_pb2_grpc, persistent_pb2_grpc, streams_pb2_grpc
 from kurrentdbclient.protos.v2.streams import streams_pb2_grpc as v2_pb2_grpc
 
 from infra.eventstore.database import StoreError, locked
 from infra.eventstore.limits import Limits
 from infra.eventstore.node import Gossip, Unimplemented, operations, server_features
+from infra.eventstore.persistent import PersistentSubscriptions
 from infra.eventstore.scavenge import Scavenger
 from infra.eventstore.store import Store
 from infra.eventstore.streams_v1 import StreamsV1
@@ -33,6 +34,16 @@ METHODS: Final = [
     (f"{_V1}.streams.Streams", "Tombstone", []),
     ("kurrentdb.protocol.v2.streams.StreamsService", "AppendSession", []),
     ("kurrentdb.protocol.v2.streams.StreamsService", "AppendRecords", []),
+    (f"{_V1}.persistent_subscriptions.PersistentSubscriptions", "Create", ["stream", "all"]),
+    (f"{_V1}.persistent_subscriptions.PersistentSubscriptions", "Update", ["stream", "all"]),
+    (f"{_V1}.persistent_subscriptions.PersistentSubscriptions", "Delete", ["stream", "all"]),
+    (f"{_V1}.persistent_subscriptions.PersistentSubscriptions", "Read", ["stream", "all"]),
+    (f"{_V1}.persistent_subscriptions.PersistentSubscriptions", "GetInfo", []),
+    (f"{_V1}.persistent_subscriptions.PersistentSubscriptions", "ReplayParked", []),
+    (f"{_V1}.persistent_subscriptions.PersistentSubscriptions", "List", []),
+    (f"{_V1}.persistent_subscriptions.PersistentSubscriptions", "RestartSubsystem", []),
+    (f"{_V1}.operations.Operations", "StartScavenge", []),
+    (f"{_V1}.operations.Operations", "StopScavenge", []),
     (f"{_V1}.gossip.Gossip", "Read", []),
     (f"{_V1}.server_features.ServerFeatures", "GetSupportedMethods", []),
 ]
@@ -88,6 +99,9 @@ async def _serve(settings: Settings, store: Store, stop: asyncio.Event) -> None:
     streams_pb2_grpc.add_StreamsServicer_to_server(StreamsV1(store, settings.limits), server)  # type: ignore[no-untyped-call]
     v2_pb2_grpc.add_StreamsServiceServicer_to_server(StreamsV2(store, settings.limits), server)  # type: ignore[no-untyped-call]
     gossip_pb2_grpc.add_GossipServicer_to_server(Gossip(host, port), server)  # type: ignore[no-untyped-call]
+    subscriptions = PersistentSubscriptions(store)
+    await subscriptions.load()
+    persistent_pb2_grpc.add_PersistentSubscriptionsServicer_to_server(subscriptions, server)  # type: ignore[no-untyped-call]
     scavenger = Scavenger(store)
     server.add_generic_rpc_handlers((server_features(METHODS), operations(scavenger), Unimplemented()))
     await server.start()
@@ -95,5 +109,6 @@ async def _serve(settings: Settings, store: Store, stop: asyncio.Event) -> None:
     print(f"event store ready on {host}:{port}, data in {settings.data}, position {store.head}", flush=True)  # noqa: T201
     await stop.wait()
     await healthy.enter_graceful_shutdown()
+    await subscriptions.close()
     await server.stop(STOP_GRACE_S)
     await scavenger.stop()
