@@ -1,0 +1,1 @@
+"""The `recorrido` command: a client like any other, for people."""

@@ -1,0 +1,1 @@
+"""Brings in what happened elsewhere, or in a made-up company."""

@@ -1,0 +1,107 @@
+"""`import olist DIR` and `import sample`."""
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from recorrido.ingest.v1.interaction_pb2 import Interaction
+from services.cli import clients, journeymap, sample, show
+from services.cli.clients import Addresses
+from services.cli.importing import olist
+from services.cli.importing.csvfiles import BadRows
+from services.cli.importing.recording import Pause, Summary, overview, patiently, progress, record, settle
+from services.cli.options import run
+
+app = typer.Typer(help="Bring in what happened elsewhere; twice is as good as once.", no_args_is_help=True)
+
+_ACTOR = "recorrido import"
+#: Somebody who forgot to start the services should hear it soon.
+_FIRST_ANSWER_S = 5.0
+
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until all is understood and placed.")]
+
+
+@app.command("olist")
+def import_olist(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder with the seven CSV files.")],
+    *,
+    wait: Wait = True,
+) -> None:
+    """Import the public data set of the Brazilian marketplace Olist."""
+    run(_import_olist(folder, wait=wait))
+
+
+async def _import_olist(folder: Path, *, wait: bool) -> None:
+    out = show.console(stderr=True)
+    bad = BadRows()
+    with out.status(f"reading {folder}"):
+        people = olist.read(folder, bad)
+    orders = sum(len(each) for each in people)
+    out.print(f"{orders:,} orders of {len(people):,} customers")
+    customers = [olist.interactions(each) for each in people]
+    summary = await load(Addresses.configured(), customers, "ecommerce", out, wait=wait)
+    for row in bad.first:
+        out.print(show.plain(f"  {row.file}, line {row.line}: {row.problem}"), style="yellow")
+    if bad.count:
+        out.print(f"{bad.count:,} rows could not be used and were passed over", style="yellow")
+    if bad.count or summary.rejected:
+        raise typer.Exit(1)
+
+
+@app.command("sample")
+def import_sample(
+    *,
+    customers: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many customers.")] = sample.CUSTOMERS,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed makes another company.")] = sample.SEED,
+    wait: Wait = True,
+) -> None:
+    """Import the made-up journeys of a plausible company, in four languages and on all channels."""
+    run(_import_sample(customers, seed, wait=wait))
+
+
+async def _import_sample(customers: int, seed: int, *, wait: bool) -> None:
+    out = show.console(stderr=True)
+    if (await load(Addresses.configured(), sample.generate(customers, seed), "omnichannel", out, wait=wait)).rejected:
+        raise typer.Exit(1)
+
+
+async def load(
+    addresses: Addresses, customers: Iterable[Sequence[Interaction]], map_name: str, out: Console, *, wait: bool
+) -> Summary:
+    """Publish the shipped map if need be, record everything, wait until it is placed and understood, and tell.
+
+    Raises:
+        CommandError: a service does not answer, or does not go on.
+    """
+    customers = list(customers)
+    journey_map = journeymap.load(journeymap.SHIPPED / f"{map_name}.yaml")
+    started = time.monotonic()
+    async with clients.journey(addresses) as journey:
+        if await patiently(lambda: journeymap.publish_if_new(journey, journey_map, _ACTOR), Pause(_FIRST_ANSWER_S)):
+            out.print(f"the journey map {journey_map.map_id} is published")
+        before = await overview(journey)
+    with progress(out) as bars:
+        recording = bars.add_task("recording", total=sum(len(each) for each in customers))
+        async with clients.ingest(addresses) as ingest:
+            summary = await record(ingest, customers, lambda more: bars.advance(recording, more))
+        if wait:
+            async with clients.journey(addresses) as journey:
+                await settle(journey, before, summary.recorded, bars)
+    _tell(summary, time.monotonic() - started, out)
+    return summary
+
+
+def _tell(summary: Summary, seconds: float, out: Console) -> None:
+    out.print(
+        f"recorded {summary.recorded:,}, duplicates {summary.duplicates:,}, rejected {summary.rejected.total():,} "
+        f"· recording took {summary.seconds:.1f} s, all {seconds:.1f} s"
+    )
+    for source, interaction_id, problem in summary.rejections:
+        told = "; ".join(f"{each.field}: {each.rule}" for each in problem.violations) or problem.message
+        out.print(show.plain(f"  {source} {interaction_id}: {problem.reason}: {told}"), style="yellow")
+    for reason, number in summary.rejected.most_common():
+        out.print(f"  {reason}: {number:,}", style="yellow")

@@ -1,0 +1,230 @@
+"""Where customers and touchpoints stand: `customer`, `scores`, `points`, `signals`, `overview`."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.table import Table
+
+from recorrido.inference.v1.analysis_pb2 import PointKind
+from recorrido.ingest.v1.interaction_pb2 import Channel, CustomerKind, Outcome
+from recorrido.journey.v1 import journey_service_pb2 as pb
+from services.cli import clients, show
+from services.cli.clients import DEADLINE_S, Addresses
+from services.cli.options import AsOf, From, Json, Limit, MapId, To, run
+
+_PAGE = 1000
+
+
+class Point(StrEnum):
+    PAIN = "pain"
+    ITCH = "itch"
+    DELIGHT = "delight"
+
+
+def customer(
+    customer_id: Annotated[str, typer.Argument(metavar="ID")],
+    *,
+    as_of: AsOf = None,
+    map_id: MapId = "",
+    limit: Limit = 100,
+    as_json: Json = False,
+) -> None:
+    """Show a customer's journey, in the order in which it happened."""
+    run(_customer(customer_id, as_of, map_id, limit, as_json=as_json))
+
+
+async def _customer(customer_id: str, as_of: Timestamp | None, map_id: str, limit: int, *, as_json: bool) -> None:
+    found: pb.GetCustomerJourneyResponse | None = None
+    async with clients.journey(Addresses.configured()) as journey:
+        while found is None or (found.next_page_token and len(found.entries) < limit):
+            page = await journey.GetCustomerJourney(
+                pb.GetCustomerJourneyRequest(
+                    customer_id=customer_id,
+                    as_of=as_of,
+                    map_id=map_id,
+                    page_size=min(_PAGE, limit - (len(found.entries) if found else 0)),
+                    page_token=found.next_page_token if found else "",
+                ),
+                timeout=DEADLINE_S,
+            )
+            if found is None:
+                found = page
+            else:
+                found.entries.extend(page.entries)
+                found.next_page_token = page.next_page_token
+    if as_json:
+        show.print_json(found)
+        return
+    out = show.console()
+    kind = show.name(CustomerKind.DESCRIPTOR, found.kind) or "customer"
+    out.print(
+        f"[bold]{kind}[/bold]", show.plain(found.customer_id), f"· {show.count(found.total_entries)} interactions"
+    )
+    out.print(_timeline(found))
+    if len(found.entries) < found.total_entries:
+        out.print(f"the first {show.count(len(found.entries))} are shown; --limit shows more")
+
+
+def _timeline(found: pb.GetCustomerJourneyResponse) -> Table:
+    lines = show.table("when (UTC)", "stage", "touchpoint", "channel", "outcome", "rating", "point", "need", "words")
+    for entry in found.entries:
+        what = entry.interaction
+        lines.add_row(
+            show.when(entry.occurred_at),
+            show.plain(entry.stage_name or "not on the map"),
+            show.plain(entry.touchpoint_name or what.touchpoint),
+            show.name(Channel.DESCRIPTOR, what.channel),
+            show.name(Outcome.DESCRIPTOR, what.outcome),
+            show.plain(show.ratings(what)),
+            show.point(entry.analysis.point),
+            entry.analysis.need_path or entry.analysis_failure,
+            show.plain(what.verbatim.text, 120),
+        )
+    return lines
+
+
+def scores(
+    *,
+    as_of: AsOf = None,
+    map_id: MapId = "",
+    from_time: From = None,
+    to_time: To = None,
+    as_json: Json = False,
+) -> None:
+    """Show NPS, CSAT and CES in total and for each touchpoint, with the number of answers."""
+    run(_scores(pb.GetScoresRequest(as_of=as_of, map_id=map_id, to=to_time, **{"from": from_time}), as_json=as_json))
+
+
+async def _scores(request: pb.GetScoresRequest, *, as_json: bool) -> None:
+    async with clients.journey(Addresses.configured()) as journey:
+        found = await journey.GetScores(request, timeout=DEADLINE_S)
+    if as_json:
+        show.print_json(found)
+        return
+    lines = show.table(*show.SCORE_COLUMNS)
+    lines.add_row(*show.scores("all", found.total), style="bold")
+    for each in found.touchpoints:
+        title = each.name if each.touchpoint_id else f"{each.name} (not on the map)"
+        lines.add_row(show.plain(title), *show.scores("", each.scores)[1:])
+    show.console().print(lines)
+
+
+def points(
+    *,
+    kind: Annotated[Point | None, typer.Option(help="Only this kind.")] = None,
+    as_of: AsOf = None,
+    map_id: MapId = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Show pain, itch and delight points, those of most customers first."""
+    wanted = show.names(PointKind.DESCRIPTOR)[kind.value] if kind else PointKind.POINT_KIND_UNSPECIFIED
+    run(_points(pb.ListPointsRequest(as_of=as_of, map_id=map_id, kind=wanted, limit=limit), as_json=as_json))
+
+
+async def _points(request: pb.ListPointsRequest, *, as_json: bool) -> None:
+    async with clients.journey(Addresses.configured()) as journey:
+        found = await journey.ListPoints(request, timeout=DEADLINE_S)
+    if as_json:
+        show.print_json(found)
+    else:
+        show.console().print(point_table(found))
+
+
+def point_table(found: pb.ListPointsResponse, title: str = "") -> Table:
+    lines = show.table("point", "need", "touchpoint", "customers#", "share#", "mentions#", "an example", title=title)
+    for each in found.points:
+        lines.add_row(
+            show.point(each.kind),
+            each.need_path or "not known",
+            show.plain(each.touchpoint_name or each.touchpoint_id),
+            show.count(each.customers),
+            f"{each.share:.1%}",
+            show.count(each.mentions),
+            show.plain(each.examples[0], 80) if each.examples else "",
+        )
+    return lines
+
+
+def signals(
+    *,
+    customer_id: Annotated[str, typer.Option("--customer", metavar="ID", help="Only those of this customer.")] = "",
+    as_of: AsOf = None,
+    limit: Limit = 50,
+    as_json: Json = False,
+) -> None:
+    """Show what somebody should look at, newest first."""
+    run(_signals(customer_id, as_of, limit, as_json=as_json))
+
+
+async def _signals(customer_id: str, as_of: Timestamp | None, limit: int, *, as_json: bool) -> None:
+    found = pb.ListSignalsResponse()
+    async with clients.journey(Addresses.configured()) as journey:
+        while True:
+            page = await journey.ListSignals(
+                pb.ListSignalsRequest(
+                    customer_id=customer_id,
+                    as_of=as_of,
+                    page_size=min(_PAGE, limit - len(found.signals)),
+                    page_token=found.next_page_token,
+                ),
+                timeout=DEADLINE_S,
+            )
+            found.signals.extend(page.signals)
+            found.next_page_token = page.next_page_token
+            if not found.next_page_token or len(found.signals) >= limit:
+                break
+    if as_json:
+        show.print_json(found)
+        return
+    lines = show.table("happened (UTC)", "customer", "touchpoint", "why", "need", "signal")
+    for each in found.signals:
+        lines.add_row(
+            show.when(each.occurred_at),
+            show.plain(each.customer_id),
+            show.plain(each.touchpoint),
+            show.plain("; ".join(each.reasons), 80),
+            each.need_path,
+            each.signal_id,
+        )
+    show.console().print(lines)
+
+
+def overview(*, as_of: AsOf = None, as_json: Json = False) -> None:
+    """Show what is recorded, understood and placed so far."""
+    run(_overview(pb.GetOverviewRequest(as_of=as_of), as_json=as_json))
+
+
+async def _overview(request: pb.GetOverviewRequest, *, as_json: bool) -> None:
+    async with clients.journey(Addresses.configured()) as journey:
+        found = await journey.GetOverview(request, timeout=DEADLINE_S)
+    if as_json:
+        show.print_json(found)
+        return
+    out = show.console()
+    out.print(overview_table(found))
+    if found.uncovered:
+        lines = show.table("source", "touchpoint", "channel", "interactions#", title="Not on the map")
+        for each in found.uncovered:
+            lines.add_row(
+                show.plain(each.source),
+                show.plain(each.touchpoint),
+                show.name(Channel.DESCRIPTOR, each.channel),
+                show.count(each.interactions),
+            )
+        out.print(lines)
+
+
+def overview_table(found: pb.GetOverviewResponse) -> Table:
+    lines = show.table("", "#")
+    lines.add_row("customers", show.count(found.customers))
+    lines.add_row("interactions", show.count(found.interactions))
+    lines.add_row("  not on the map", show.count(found.uncovered_interactions))
+    lines.add_row("verbatims", show.count(found.verbatims))
+    lines.add_row("  understood", show.count(found.analyzed))
+    if found.analysis_failed:
+        lines.add_row("  not understood", show.count(found.analysis_failed))
+    lines.add_row("signals", show.count(found.signals))
+    return lines

@@ -1,0 +1,169 @@
+"""Run everything on this machine: `run`."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, STDOUT, Process
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from rich.console import Console
+from rich.text import Text
+
+from recorrido.journey.v1.journey_service_pb2 import GetCustomerJourneyRequest, GetOverviewRequest
+from services.cli import clients, sample, show
+from services.cli.clients import DEADLINE_S, Addresses
+from services.cli.events import connect, messages_held
+from services.cli.failures import CommandError
+from services.cli.importing.commands import load
+from services.cli.report import read, show_report
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: A program of its own, told by its name: a client imports no infrastructure.
+_SUPERVISOR = (sys.executable, "-m", "infra.local")
+_LINE_LIMIT_BYTES = 1024 * 1024
+_POLL_S = 0.25
+
+
+def run(
+    *,
+    with_sample: Annotated[
+        bool, typer.Option("--sample/--no-sample", help="Load the sample company when the store is empty.")
+    ] = True,
+    with_report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Print how things stand when all is up.")
+    ] = True,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Leave out the parts' own log lines; files keep them.")
+    ] = False,
+) -> None:
+    """Start every part on this machine and stay until Ctrl-C."""
+    raise typer.Exit(asyncio.run(_run(with_sample=with_sample, with_report=with_report, quiet=quiet)))
+
+
+async def _run(*, with_sample: bool, with_report: bool, quiet: bool) -> int:
+    # Whatever address the environment tells for other commands, the sample goes into what we start here.
+    addresses = Addresses.local()
+    out = show.console()
+    supervisor = await asyncio.create_subprocess_exec(
+        *_SUPERVISOR,
+        "up",
+        *(["--quiet"] if quiet else []),
+        env=_environment(colour=out.is_terminal),
+        stdout=PIPE,
+        stderr=STDOUT,
+        limit=_LINE_LIMIT_BYTES,
+        # In a group of its own it gets a Ctrl-C from us alone; to get it twice means `now`.
+        process_group=0,
+    )
+    loop = asyncio.get_running_loop()
+    welcoming = asyncio.create_task(
+        _welcome(supervisor, addresses, out, with_sample=with_sample, with_report=with_report)
+    )
+
+    def stop(number: signal.Signals) -> None:
+        welcoming.cancel()
+        with contextlib.suppress(ProcessLookupError):
+            supervisor.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        await _pass_on(supervisor, out)
+        code = await supervisor.wait()
+    finally:
+        welcoming.cancel()
+        await asyncio.gather(welcoming, return_exceptions=True)
+    return code if code >= 0 else 128 - code
+
+
+def _environment(*, colour: bool) -> dict[str, str]:
+    paths = [str(ROOT), str(ROOT / "proto/gen"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+    if colour:
+        # It writes into our pipe, and we to the terminal.
+        environment.setdefault("FORCE_COLOR", "1")
+    return environment
+
+
+async def _pass_on(supervisor: Process, out: Console) -> None:
+    """Print what the supervisor writes, above a progress bar where there is one."""
+    assert supervisor.stdout is not None
+    async for line in supervisor.stdout:
+        out.print(Text.from_ansi(line.decode(errors="replace").rstrip("\r\n")), soft_wrap=True)
+
+
+async def _welcome(
+    supervisor: Process, addresses: Addresses, out: Console, *, with_sample: bool, with_report: bool
+) -> None:
+    """When all is up: load the sample if it is wanted, and tell how things stand."""
+    try:
+        await _until_ready(supervisor, addresses)
+        if with_sample and await _wants_sample(addresses):
+            out.print("[bold]The store is empty: here is a sample company.[/bold]")
+            await load(addresses, sample.generate(), "omnichannel", out, wait=True)
+        if with_report:
+            show_report(await read(addresses), addresses, out)
+        out.print("[bold]Recorrido is up; Ctrl-C stops it.[/bold]")
+    except CommandError as error:
+        out.print("[red]error:[/red]", Text(str(error)), soft_wrap=True)
+    except Exception:  # noqa: BLE001 - told below, and not the end of what runs
+        # Nobody awaits us; what is up stays up, but what went wrong must be seen.
+        out.print_exception()
+
+
+async def _until_ready(supervisor: Process, addresses: Addresses) -> None:
+    for service in ("relay", "ingest", "inference", "journey", "actions"):
+        async with grpc.aio.insecure_channel(getattr(addresses, service)) as channel:
+            while not await _serving(channel):  # noqa: ASYNC110 - another process becomes ready
+                await asyncio.sleep(_POLL_S)
+    # Another run may listen there, while ours is about to tell that its ports are taken.
+    while True:
+        asked = await asyncio.create_subprocess_exec(
+            *_SUPERVISOR, "status", "--json", env=_environment(colour=False), stdout=PIPE
+        )
+        answer, _ = await asked.communicate()
+        status = json.loads(answer or b"{}")
+        if status.get("ready") and status.get("pid") == supervisor.pid:
+            return
+        await asyncio.sleep(_POLL_S)
+
+
+async def _serving(channel: grpc.aio.Channel) -> bool:
+    try:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
+    except grpc.aio.AioRpcError:
+        return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def _wants_sample(addresses: Addresses) -> bool:
+    """Whether nothing was ever recorded, or the loading of the sample was cut off."""
+    client = await connect(addresses.nats_url)
+    try:
+        # Read models may still be catching up, so their emptiness alone tells nothing.
+        events = await messages_held(client)
+    finally:
+        await client.close()
+    async with clients.journey(addresses) as journey:
+        if not events:
+            return (await journey.GetOverview(GetOverviewRequest(), timeout=DEADLINE_S)).interactions == 0
+
+        async def known(number: int) -> bool:
+            request = GetCustomerJourneyRequest(customer_id=sample.customer_id(sample.SEED, number), page_size=1)
+            try:
+                await journey.GetCustomerJourney(request, timeout=DEADLINE_S)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    return False
+                raise
+            return True
+
+        return await known(0) and not await known(sample.CUSTOMERS - 1)

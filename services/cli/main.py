@@ -1,0 +1,41 @@
+"""The `recorrido` command."""
+
+import sys
+
+import typer
+
+from services.cli import actions, analyze, events, journeymap, journeys, local, report, show
+from services.cli.failures import CommandError
+from services.cli.importing import commands as importing_commands
+
+app = typer.Typer(
+    name="recorrido",
+    help="Customer experience management: what happened, what it means, where it hurts, and what is done about it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(local.run)
+app.add_typer(importing_commands.app, name="import")
+app.add_typer(journeymap.app, name="map")
+app.command()(journeys.customer)
+app.command()(journeys.scores)
+app.command()(journeys.points)
+app.command()(journeys.signals)
+app.add_typer(actions.app, name="actions")
+app.command()(events.events)
+app.command()(journeys.overview)
+app.command()(report.report)
+app.command()(analyze.analyze)
+
+
+def main() -> None:
+    """0: done; 1: it failed, and one line on stderr tells why; 2: it was called wrongly; 130: Ctrl-C."""
+    try:
+        app()
+    except CommandError as error:
+        show.console(stderr=True).print("[red]error:[/red]", str(error), markup=True, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

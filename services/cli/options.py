@@ -1,0 +1,43 @@
+"""Options that several commands share."""
+
+import asyncio
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from google.protobuf.timestamp_pb2 import Timestamp
+
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as proto JSON.")]
+MapId = Annotated[str, typer.Option("--map", metavar="ID", help="The journey map; without it, the one published last.")]
+Limit = Annotated[int, typer.Option(min=1, help="How many at most.")]
+
+
+def moment(text: str) -> Timestamp:
+    """Read ISO 8601; a time without an offset is UTC.
+
+    Raises:
+        BadParameter: it is no time.
+    """
+    try:
+        found = datetime.fromisoformat(text)
+        timestamp = Timestamp()
+        timestamp.FromDatetime(found if found.tzinfo else found.replace(tzinfo=UTC))
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"{text!r} is no ISO 8601 time such as 2026-09-30T12:00:00Z") from None
+    return timestamp
+
+
+AsOf = Annotated[
+    Timestamp | None,
+    typer.Option(parser=moment, metavar="TIME", help="Answer with what was known then (ISO 8601; UTC without offset)."),
+]
+From = Annotated[
+    Timestamp | None, typer.Option("--from", parser=moment, metavar="TIME", help="Only what happened at or after.")
+]
+To = Annotated[Timestamp | None, typer.Option("--to", parser=moment, metavar="TIME", help="Only what happened before.")]
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run a command's work to its end."""
+    asyncio.run(work)

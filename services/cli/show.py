@@ -1,0 +1,133 @@
+"""Answers as tables for people and as proto JSON for programs."""
+
+import json
+import os
+import sys
+from typing import Any
+
+from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from recorrido.inference.v1.analysis_pb2 import PointKind, Sentiment
+from recorrido.ingest.v1.interaction_pb2 import Interaction, RatingMetric
+from recorrido.journey.v1.journey_service_pb2 import Scores
+
+#: What is piped into a file or a pager is not squeezed into 80 columns.
+_PIPED_WIDTH = 200
+
+_POINT_STYLES: dict[int, str] = {
+    PointKind.POINT_KIND_PAIN: "red",
+    PointKind.POINT_KIND_ITCH: "yellow",
+    PointKind.POINT_KIND_DELIGHT: "green",
+}
+_SENTIMENT_STYLES: dict[int, str] = {Sentiment.SENTIMENT_NEGATIVE: "red", Sentiment.SENTIMENT_POSITIVE: "green"}
+
+
+def console(*, stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPED_WIDTH
+    return Console(file=stream, width=width, highlight=False)
+
+
+def dictionary(message: Message) -> dict[str, Any]:
+    """Return the proto3 JSON mapping with every key that has no presence, so that programs can rely on them."""
+    result: dict[str, Any] = MessageToDict(message, always_print_fields_with_no_presence=True)
+    return result
+
+
+def print_json(value: Message | dict[str, Any]) -> None:
+    content = dictionary(value) if isinstance(value, Message) else value
+    sys.stdout.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+
+
+def table(*columns: str, title: str = "") -> Table:
+    """Return an empty table; a column whose name ends in '#' holds numbers."""
+    empty = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold", box=None)
+    for column in columns:
+        empty.add_column(column.removesuffix("#"), justify="right" if column.endswith("#") else "left", overflow="fold")
+    return empty
+
+
+def plain(text: str, limit: int = 0) -> Text:
+    """Return what somebody else wrote as one line without control characters or markup, cut to `limit` characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return Text(line if not limit or len(line) <= limit else line[: limit - 1] + "…")
+
+
+def when(timestamp: Timestamp) -> str:
+    """Return UTC to the minute."""
+    return f"{timestamp.ToDatetime():%Y-%m-%d %H:%M}" if timestamp.seconds or timestamp.nanos else ""
+
+
+def name(enum: EnumDescriptor, value: int) -> str:
+    """Return an enum value in words: CHANNEL_WORD_OF_MOUTH is `word of mouth`, unspecified is nothing."""
+    known = enum.values_by_number.get(value)
+    text = known.name.removeprefix(_prefix(enum)) if known else str(value)
+    return "" if text == "UNSPECIFIED" else text.replace("_", " ").lower()
+
+
+def names(enum: EnumDescriptor) -> dict[str, Any]:
+    """Return the values of an enum by their names in lower case, without the unspecified one."""
+    return {each.name.removeprefix(_prefix(enum)).lower(): each.number for each in enum.values if each.number}
+
+
+def _prefix(enum: EnumDescriptor) -> str:
+    return str(enum.values_by_number[0].name).removesuffix("UNSPECIFIED")
+
+
+def count(value: int) -> str:
+    return f"{value:,}"
+
+
+def point(kind: int) -> Text:
+    return Text(name(PointKind.DESCRIPTOR, kind), style=_POINT_STYLES.get(kind, ""))
+
+
+def sentiment(value: int) -> Text:
+    return Text(name(Sentiment.DESCRIPTOR, value), style=_SENTIMENT_STYLES.get(value, ""))
+
+
+def ratings(interaction: Interaction) -> str:
+    return ", ".join(
+        f"{each.name or RatingMetric.Name(each.metric).removeprefix('RATING_METRIC_')} {each.value:g}"
+        for each in interaction.ratings
+    )
+
+
+def scores(title: str, found: Scores) -> list[str]:
+    """Return the cells of one line of scores; a score without answers is left empty."""
+    heard = found.sentiment
+    words = heard.negative + heard.neutral + heard.positive
+    return [
+        title,
+        count(found.interactions),
+        count(found.customers),
+        f"{found.nps.value:+.0f}" if found.nps.count else "",
+        count(found.nps.count) if found.nps.count else "",
+        f"{found.csat.value:.0f} %" if found.csat.count else "",
+        count(found.csat.count) if found.csat.count else "",
+        f"{found.ces.value:.0f} %" if found.ces.count else "",
+        count(found.ces.count) if found.ces.count else "",
+        f"{heard.negative / words:.0%}" if words else "",
+        count(words) if words else "",
+    ]
+
+
+SCORE_COLUMNS = (
+    "touchpoint",
+    "interactions#",
+    "customers#",
+    "NPS#",
+    "n#",
+    "CSAT#",
+    "n#",
+    "CES#",
+    "n#",
+    "negative#",
+    "n#",
+)
