@@ -83,7 +83,10 @@ class Package:
 
     def write(self, out: Path) -> None:
         body = "\n\n".join([*self.enums(), *self.messages()])
-        events = [m.name for f in self.files if f.name.endswith("/events.proto") for m in f.message_type]
+        candidates = [m for f in self.files if f.name.endswith("/events.proto") for m in f.message_type]
+        # A message that another one holds is a part of an event, not an event.
+        parts = {name for message in candidates for name in self.local_references(message)}
+        events = [m.name for m in candidates if m.name not in parts]
         sources = ", ".join(Path(f.name).name for f in self.files)
         lines = [HEADER.format(sources=sources), "from collections.abc import Mapping", "from enum import StrEnum"]
         if self.timestamps:

@@ -230,4 +230,4 @@ class SignalRaised(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
 
 
 #: The events of this package, which a store or a bus carries.
-EVENTS = (JourneyMapPublished, SignalRaised, Evidence)
+EVENTS = (JourneyMapPublished, SignalRaised)
