@@ -19,9 +19,7 @@ def main() -> NoReturn:
     data.parent.mkdir(parents=True, exist_ok=True)
     try:
         found = programs.find(data)
-        runner = account.able_to_reach(
-            account.choose(data), enter=[data.parent], read=[found.postgres, found.initdb]
-        )
+        runner = account.able_to_reach(account.choose(data), enter=[data.parent], read=[found.postgres, found.initdb])
         cluster.initialise(data, found, runner)
         cluster.settle(data)
     except (account.AccountError, cluster.ClusterError, programs.ProgramsNotFoundError) as error:

@@ -34,9 +34,7 @@ def choose(data: Path) -> Account:
     owner = data.stat().st_uid if data.exists() else None
     if me != 0:
         if owner not in (None, me):
-            raise AccountError(
-                f"{data} belongs to {_name(owner)}: run as that account or remove the directory"
-            )
+            raise AccountError(f"{data} belongs to {_name(owner)}: run as that account or remove the directory")
         return Account(_name(me), me, os.getegid())
     entry = pwd.getpwuid(owner) if owner else pwd.getpwnam(DEFAULT_ACCOUNT)
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, _switch_to(entry))
@@ -54,10 +52,9 @@ def able_to_reach(account: Account, *, enter: list[Path], read: list[Path]) -> A
     """
     if not account.prefix:
         return account
-    tests = [f"test -x {quote(str(path))}" for path in enter] + [
-        f"test -r {quote(str(path))}" for path in read
-    ]
-    capability = ("--inh-caps=-all,+dac_override", "--ambient-caps=+dac_override")
+    tests = [f"test -x {quote(str(path))}" for path in enter] + [f"test -r {quote(str(path))}" for path in read]
+    # Without that bit, access(2), which initdb asks about its programs, would not count the capability.
+    capability = ("--securebits=+no_setuid_fixup", "--inh-caps=-all,+dac_override", "--ambient-caps=+dac_override")
     for candidate in (account, replace(account, prefix=(*account.prefix, *capability))):
         command = [*candidate.prefix, "sh", "-c", " && ".join(tests)]
         if subprocess.run(command, check=False, capture_output=True, cwd="/").returncode == 0:

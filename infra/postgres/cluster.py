@@ -88,9 +88,7 @@ def settle(data: Path) -> None:
 
 def server(data: Path, port: int, programs: Programs, account: Account) -> list[str]:
     """The command that runs the server in the foreground."""
-    settings = [
-        word for name, value in {**SETTINGS, "port": str(port)}.items() for word in ("-c", f"{name}={value}")
-    ]
+    settings = [word for name, value in {**SETTINGS, "port": str(port)}.items() for word in ("-c", f"{name}={value}")]
     return [*account.prefix, str(programs.postgres), "-D", str(data), *settings]
 
 
@@ -120,6 +118,4 @@ def _run(command: list[str], stdin: str = "") -> None:
         stderr=subprocess.STDOUT,
     )
     if done.returncode != 0:
-        raise ClusterError(
-            f"{Path(command[-1]).name} failed with exit code {done.returncode}:\n{done.stdout}"
-        )
+        raise ClusterError(f"{Path(command[-1]).name} failed with exit code {done.returncode}:\n{done.stdout}")

