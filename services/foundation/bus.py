@@ -409,7 +409,8 @@ class Bus:
                 raise StoppedError(f"{reaction.durable}: {reason}")
 
     async def _bury(self, reaction: Reaction, message: Msg, reason: str) -> None:
-        headers = dict(message.headers or {})
+        # The relay's publishing orders stay behind: its batch and sequence are not those of this stream.
+        headers = {k: v for k, v in (message.headers or {}).items() if not k.startswith("Nats-")}
         # The id is per durable: two consumers may bury the same event, each once.
         headers["Nats-Msg-Id"] = f"{reaction.durable}:{headers.get('ce-id', message.metadata.sequence.stream)}"
         headers["recorrido-dead-reason"] = _header(reason[:512])
