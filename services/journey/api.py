@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from recorrido.inference.v1 import analysis_pb2
 from recorrido.inference.v1.events import PointKind
 from recorrido.ingest.v1 import interaction_pb2
+from recorrido.ingest.v1.events import Channel
 from recorrido.journey.v1 import journey_service_pb2 as pb
 from recorrido.journey.v1 import journey_service_pb2_grpc as pb_grpc
 from recorrido.journey.v1.events import JourneyMap
@@ -40,6 +41,12 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
     async def PublishJourneyMap(  # noqa: N802 - the name in the contract
         self, request: pb.PublishJourneyMapRequest, _context: Any
     ) -> pb.PublishJourneyMapResponse:
+        check = _Checks()
+        for n, rule in enumerate(request.map.mapping_rules):
+            # Read as "no channel given", it would match every channel.
+            if Channel.from_number(rule.channel).number != rule.channel:
+                check.refuse(f"map.mapping_rules[{n}].channel", "one of the known channels")
+        check.done()
         command = PublishJourneyMap(
             map=JourneyMap.from_proto(request.map),
             actor=request.actor,

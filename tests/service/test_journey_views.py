@@ -58,6 +58,7 @@ from services.journey.views.signals import signals
 from services.journey.views.snapshot import ReadModel, Snapshot
 from services.journey.views.timeline import customer_journey
 from tests.support.cluster import running
+from tests.support.tables import dump
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NAMESPACE = UUID(int=5)
@@ -458,14 +459,6 @@ async def project(pool: Any, history: Sequence[Recorded], *, schema: str = "jour
     for at in range(0, len(history), batch):
         await runner._write(history[at : at + batch])
     return ReadModel(pool, schema)
-
-
-async def dump(pool: Any, schema: str) -> dict[str, list[tuple[Any, ...]]]:
-    tables = await pool.fetch("SELECT tablename FROM pg_tables WHERE schemaname = $1", schema)
-    return {
-        name: sorted((tuple(row) for row in await pool.fetch(f"SELECT * FROM {schema}.{name}")), key=repr)
-        for (name,) in tables
-    }
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
