@@ -98,14 +98,14 @@ distclean: clean ## Remove the virtual environments too
 $(RUN_READY): requirements.lock pyproject.toml | .venv/bin/python
 	@echo "Installing requirements.lock into .venv"
 	@$(PIP) install --no-deps --require-hashes -r requirements.lock
-	@$(PIP) install --no-deps --no-build-isolation -e . --config-settings editable_mode=compat
+	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
 # It holds all of requirements.lock, and more.
 $(DEV_READY): requirements-dev.lock pyproject.toml | .venv/bin/python
 	@echo "Installing requirements-dev.lock into .venv"
 	@$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
-	@$(PIP) install --no-deps --no-build-isolation -e . --config-settings editable_mode=compat
+	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@ $(RUN_READY)
 
 $(TRITON_READY): infra/triton/requirements.lock infra/triton/install.py | .venv/bin/python
