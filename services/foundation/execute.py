@@ -4,8 +4,8 @@ On a conflict it re-reads and decides again, a bounded number of times; then `Co
 """
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
@@ -42,6 +42,10 @@ class Intent:
 
     With `expected_revision` it is only meant for the stream as it was at that revision: against any other it comes to
     a ConflictError, unless it repeats what was done.
+
+    `presumed_revision` is a revision up to which the stream holds nothing that concerns the command, as with a reaction
+    to the very event of that revision: it is decided without reading the stream, and the append proves that nothing
+    came since or sends us back to read. Only for commands that decide something on an initial state.
     """
 
     stream: str
@@ -49,6 +53,7 @@ class Intent:
     metadata: Mapping[str, str] = field(default_factory=dict)
     context: Context | None = None
     expected_revision: int | None = None
+    presumed_revision: int | None = None
 
 
 def event_id_of(intent: Intent, event: type[Event], index: int = 0) -> UUID:
@@ -110,11 +115,14 @@ class Executor(Generic[StateT]):
             ConflictError: others kept changing these streams for `attempts` rounds.
             UnavailableError: the store does not answer.
         """
-        stale = [] if assume_new else list({i.stream for i in intents})
+        presumed = self._presumed(intents)
+        stale = [] if assume_new else list({i.stream for i in intents} - presumed.keys())
         # What this call knows is its own: the cache may forget any of it before the append.
-        known: dict[str, Folded[StateT]] = {}
+        known = dict(presumed)
         for attempt in range(self._attempts):
             known.update(zip(stale, await asyncio.gather(*map(self._refresh, stale)), strict=True))
+            for stream in stale:
+                presumed.pop(stream, None)
             results, appends = self._decide(intents, known)
             if not appends:
                 return results
@@ -126,7 +134,7 @@ class Executor(Generic[StateT]):
                 if attempt == self._attempts - 1:
                     raise
             else:
-                self._remember(results, intents)
+                self._remember(results, intents, presumed)
                 return results
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -190,9 +198,21 @@ class Executor(Generic[StateT]):
             revision = recorded.revision
         return Folded(state, revision)
 
-    def _remember(self, results: Sequence[Executed[StateT]], intents: Sequence[Intent]) -> None:
+    def _presumed(self, intents: Sequence[Intent]) -> dict[str, Folded[StateT]]:
+        # Two commands for one stream were presumed at different revisions; only the stream itself can reconcile them.
+        count = Counter(intent.stream for intent in intents)
+        return {
+            intent.stream: Folded(self._decider.initial(), intent.presumed_revision)
+            for intent in intents
+            if intent.presumed_revision is not None and count[intent.stream] == 1
+        }
+
+    def _remember(
+        self, results: Sequence[Executed[StateT]], intents: Sequence[Intent], presumed: Container[str]
+    ) -> None:
         for intent, result in zip(intents, results, strict=True):
-            if result.events:
+            # A presumed state knows only what concerns its own command.
+            if result.events and intent.stream not in presumed:
                 self._keep(intent.stream, Folded(result.state, result.revision))
 
     def _keep(self, stream: str, folded: Folded[StateT]) -> Folded[StateT]:
