@@ -19,6 +19,7 @@ from typing import Any, Final
 from infra.eventstore import decide, retention
 from infra.eventstore.database import SELECT_STREAM, checksum, connect, stream_of
 from infra.eventstore.model import (
+    ANY,
     END_OF_STREAM,
     EXISTS,
     METADATA_EVENT,
@@ -213,6 +214,13 @@ class _Transaction:
             stream = self._stream(check.stream)
             if not self._meets(stream, check.expected):
                 refused.violations.append(_violation(stream, check.expected))
+        if any(plan.fresh for _, _, plan in plans):
+            # Only a whole append can be a repeat: who is told that it was written may rely on all of it being new.
+            refused.violations += [
+                _violation(stream, part.expected)
+                for part, stream, plan in plans
+                if plan.repeated is not None and part.expected not in (ANY, EXISTS)
+            ]
         if refused.violations:
             return refused
         reviving = [

@@ -211,6 +211,20 @@ class TestAppendRecords:
         assert client.append_records(records, checks=checks) == first
         assert len(client.get_stream(f"{stream}-b")) == 1
 
+    def test_a_repeat_beside_something_new_is_a_conflict(self, client: KurrentDBClient, stream: str) -> None:
+        a, b = f"{stream}-a", f"{stream}-b"
+        repeated = record(a)
+        client.append_records([repeated], checks=[StreamStateCheck(a, NO_STREAM)])
+        with pytest.raises(refusals.ConsistencyChecksFailedError) as refusal:
+            client.append_records(
+                [repeated, record(b)], checks=[StreamStateCheck(a, NO_STREAM), StreamStateCheck(b, NO_STREAM)]
+            )
+        (failure,) = refusal.value.failures
+        assert failure.stream_state_failure
+        assert (failure.stream_state_failure.stream_name, failure.stream_state_failure.actual_state) == (a, 0)
+        with pytest.raises(refusals.NotFoundError):
+            client.get_stream(b)
+
     def test_properties_become_metadata(self, client: KurrentDBClient, stream: str) -> None:
         client.append_records(record(stream, metadata=b'{"traceparent": "00-ab"}'))
         (read,) = client.get_stream(stream)
