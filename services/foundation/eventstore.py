@@ -36,6 +36,10 @@ ANY = -2
 #: How long one call may take; a node that does not answer in that time is down for our purposes.
 TIMEOUT_S = 10.0
 
+#: A refused append names every stream that stood in its way, in the call's trailing metadata; gRPC's own limit of
+#: 8 KiB is met at some fifty streams, and what does not fit arrives as no error that anybody could read.
+MAX_ERROR_BYTES = 4 * 1024 * 1024
+
 _UNAVAILABLE = (
     kurrent.ServiceUnavailableError,
     kurrent.DeadlineExceededError,
@@ -80,6 +84,10 @@ class EventStore:
         delay = 0.1
         while True:
             client = AsyncKurrentDBClient(uri=uri)
+            client.grpc_options += (
+                ("grpc.max_metadata_size", MAX_ERROR_BYTES),
+                ("grpc.absolute_max_metadata_size", MAX_ERROR_BYTES),
+            )
             try:
                 await client.connect()
                 # Connecting is lazy where no node has to be discovered; only an answer proves that one is there.
