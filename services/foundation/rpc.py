@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -28,6 +29,7 @@ from services.foundation.errors import (
     RecorridoError,
     RefusedError,
     UnavailableError,
+    Violation,
 )
 from services.foundation.events import CORRELATION_ID
 
@@ -37,6 +39,9 @@ LOG = structlog.get_logger()
 MAX_MESSAGE_BYTES = 24 * 1024 * 1024
 #: For callers that set no deadline of their own.
 DEFAULT_DEADLINE_S = 30.0
+#: gRPC refuses metadata of more than 8 KiB. The message is in it twice, once with up to three bytes for each.
+_MAX_MESSAGE_BYTES = 512
+_MAX_VIOLATIONS_BYTES = 4096
 CORRELATION_HEADER = "x-correlation-id"
 
 #: The one table from expected failures to gRPC status codes.
@@ -66,19 +71,16 @@ def _name(status: status_pb2.Status) -> str:
 
 
 def status_of(error: RecorridoError) -> status_pb2.Status:
-    """Return the rich status of an expected failure: ErrorInfo with its reason, BadRequest with every violation."""
-    status = _status(STATUS[type(error)], error.message[:2048])
+    """Return the rich status of an expected failure: ErrorInfo with its reason, BadRequest with its violations.
+
+    It travels as metadata, of which gRPC takes 8 KiB, so a long list of violations ends with how many more there are.
+    """
+    message = error.message.encode()[:_MAX_MESSAGE_BYTES].decode(errors="ignore")
+    status = _status(STATUS[type(error)], message)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain="recorrido", metadata=error.details)
     details: list[Any] = [info]
     if isinstance(error, InvalidError):
-        details.append(
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.rule)
-                    for v in error.violations
-                ]
-            )
-        )
+        details.append(_bad_request(error.violations))
     if isinstance(error, UnavailableError | ConflictError):
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(500)
@@ -88,6 +90,29 @@ def status_of(error: RecorridoError) -> status_pb2.Status:
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
+    told = error_details_pb2.BadRequest()
+    for index, violation in enumerate(violations):
+        told.field_violations.add(field=violation.field, description=violation.rule)
+        if told.ByteSize() > _MAX_VIOLATIONS_BYTES:
+            del told.field_violations[-1]
+            told.field_violations.add(description=f"and {len(violations) - index} more")
+            break
+    return told
+
+
+def _reader(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Return a deserializer that gives an error for what cannot be read, for the call to answer with."""
+
+    def read(raw: bytes) -> Any:
+        try:
+            return deserialize(raw)
+        except DecodeError:
+            return InvalidError([Violation("request", "a message of this method's type, its texts valid UTF-8")])
+
+    return read
 
 
 class _Interceptor(grpc.aio.ServerInterceptor):
@@ -111,7 +136,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
 
         return grpc.unary_unary_rpc_method_handler(
             call,
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=_reader(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
@@ -148,6 +173,8 @@ async def _call(
         try:
             context.set_trailing_metadata(((CORRELATION_HEADER, correlation),))
             async with deadline:
+                if isinstance(request, InvalidError):
+                    raise request  # noqa: TRY301 - it ends like every other refused call
                 reply = await inner(request, context)
             code = "OK"
             return reply  # noqa: TRY300 - an else would stand far from its call
