@@ -92,6 +92,8 @@ class Executor(Generic[StateT]):
         self._attempts = attempts
         self._cache_size = cache_size
         self._cache: OrderedDict[str, Folded[StateT]] = OrderedDict()
+        #: Nothing that was appended before goes further than this position; None: not known.
+        self._horizon: int | None = None
 
     async def execute(self, intent: Intent) -> Executed[StateT]:
         """Execute one command; raise the error it was refused with."""
@@ -117,6 +119,10 @@ class Executor(Generic[StateT]):
         """
         presumed = self._presumed(intents)
         stale = [] if assume_new else list({i.stream for i in intents} - presumed.keys())
+        guessing = assume_new or bool(presumed)
+        # A store acknowledges an append that it has seen before, as a whole, with its old position. Where we did not
+        # read, that would tell a caller that something was recorded now which was there all along.
+        bound = await self._store.head() if guessing else None
         # What this call knows is its own: the cache may forget any of it before the append.
         known = dict(presumed)
         for attempt in range(self._attempts):
@@ -127,15 +133,17 @@ class Executor(Generic[StateT]):
             if not appends:
                 return results
             try:
-                await self._store.append(appends)
+                position = await self._store.append(appends)
             except ConflictError as conflict:
                 # A batch full of streams we guessed to be new would otherwise conflict one by one.
                 stale = list(set(conflict.streams) | {a.stream for a in appends if a.stream not in known})
                 if attempt == self._attempts - 1:
                     raise
             else:
-                self._remember(results, intents, presumed)
-                return results
+                if bound is None or position > bound:
+                    self._remember(results, intents, presumed)
+                    return results
+                stale = [a.stream for a in appends]
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _decide(
