@@ -1,0 +1,365 @@
+"""The command path against the real store: decided again on conflict, so many times; nothing lost, nothing doubled."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+import pytest
+
+from services.foundation import telemetry
+from services.foundation.errors import ConflictError, RefusedError, UnavailableError
+from services.foundation.events import CORRELATION_ID, Pending, derived_id
+from services.foundation.eventstore import ANY, NO_STREAM, EventStore, StreamAppend
+from services.foundation.execute import Executor, Intent
+from tests.support import eventstore
+from tests.support.wait import until
+
+
+class Counted(msgspec.Struct, frozen=True, rename="camel"):
+    """One more."""
+
+    type_name: ClassVar[str] = "recorrido.test.v1.Counted"
+    cause: str
+
+
+class Noted(msgspec.Struct, frozen=True):
+    """A type that the decider does not know."""
+
+    type_name: ClassVar[str] = "recorrido.test.v1.Noted"
+
+
+@dataclass(frozen=True)
+class Count:
+    """Count up, unless `limit` is reached."""
+
+    cause: str
+    limit: int = 1_000_000
+
+
+class Counter:
+    """A tally: every cause counts once."""
+
+    types = (Counted,)
+
+    def initial(self) -> frozenset[str]:
+        return frozenset()
+
+    def evolve(self, state: frozenset[str], event: Counted) -> frozenset[str]:
+        return state | {event.cause}
+
+    def decide(self, command: Count, state: frozenset[str]) -> Sequence[Counted]:
+        if command.cause in state:
+            return []
+        if len(state) >= command.limit:
+            raise RefusedError("FULL", f"{len(state)} counted; allowed now: nothing")
+        return [Counted(command.cause)]
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with eventstore.connection_string(tmp_path_factory.mktemp("eventstore")) as uri:
+        yield uri
+
+
+@pytest.fixture
+async def store(uri: str) -> AsyncIterator[EventStore]:
+    store = await EventStore.connect(uri)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def stream(request: pytest.FixtureRequest) -> str:
+    return f"tally-{request.node.name}"
+
+
+def executor(store: EventStore, **options: Any) -> Executor[frozenset[str]]:
+    return Executor(store, Counter(), **options)
+
+
+async def causes(store: EventStore, stream: str) -> list[str]:
+    return [msgspec.json.decode(e.data, type=Counted).cause for e in await store.read(stream)]
+
+
+async def rival(store: EventStore, stream: str, *names: str) -> None:
+    """Somebody else counts."""
+    events = [Pending(Counted(name), derived_id(stream, "rival", name)) for name in names]
+    await store.append([StreamAppend(stream, ANY, events)])
+
+
+# -- one command ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_command_becomes_an_event_with_its_metadata_and_trace(store: EventStore, stream: str) -> None:
+    traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    done = await executor(store).execute(
+        Intent(
+            stream,
+            Count("a"),
+            metadata={CORRELATION_ID: "order-77"},
+            context=telemetry.extract({"traceparent": traceparent}),
+        )
+    )
+    assert (done.state, done.revision, len(done.events)) == (frozenset({"a"}), 0, 1)
+    (recorded,) = await store.read(stream)
+    assert recorded.event_id == derived_id(stream, "a", Counted.type_name, "0") == done.events[0].event_id
+    assert recorded.metadata[CORRELATION_ID] == "order-77"
+    assert telemetry.trace_id_of(recorded.metadata) == "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+async def test_repeating_a_command_changes_nothing(store: EventStore, stream: str) -> None:
+    await executor(store).execute(Intent(stream, Count("a")))
+    for other in (executor(store), executor(store)):
+        again = await other.execute(Intent(stream, Count("a")))
+        assert (again.state, again.revision, again.events) == (frozenset({"a"}), 0, [])
+    assert await causes(store, stream) == ["a"]
+
+
+async def test_a_refusal_is_raised_and_changes_nothing(store: EventStore, stream: str) -> None:
+    counting = executor(store)
+    await counting.execute(Intent(stream, Count("a")))
+    with pytest.raises(RefusedError, match="1 counted"):
+        await counting.execute(Intent(stream, Count("b", limit=1)))
+    assert await causes(store, stream) == ["a"]
+
+
+async def test_a_stream_that_is_not_there_is_at_no_revision(store: EventStore, stream: str) -> None:
+    folded = await executor(store).load(stream)
+    assert (folded.state, folded.revision) == (frozenset(), NO_STREAM)
+
+
+async def test_events_of_other_types_count_as_revisions_only(store: EventStore, stream: str) -> None:
+    counting = executor(store)
+    await counting.execute(Intent(stream, Count("a")))
+    await store.append([StreamAppend(stream, ANY, [Pending(Noted(), derived_id(stream, "note"))])])
+    folded = await counting.load(stream)
+    assert (folded.state, folded.revision) == (frozenset({"a"}), 1)
+    assert (await counting.execute(Intent(stream, Count("b")))).revision == 2
+
+
+async def test_what_others_did_meanwhile_is_seen(store: EventStore, stream: str) -> None:
+    counting = executor(store)
+    await counting.execute(Intent(stream, Count("a")))
+    await rival(store, stream, "b", "c")
+    done = await counting.execute(Intent(stream, Count("d")))
+    assert (done.state, done.revision) == (frozenset("abcd"), 3)
+
+
+# -- meant for one revision ----------------------------------------------------------------------------------------
+
+
+async def test_a_command_meant_for_another_revision_conflicts(store: EventStore, stream: str) -> None:
+    counting = executor(store)
+    await counting.execute(Intent(stream, Count("a"), expected_revision=NO_STREAM))
+    await rival(store, stream, "b")
+    for wrong in (NO_STREAM, 0, 2):
+        with pytest.raises(ConflictError) as caught:
+            await counting.execute(Intent(stream, Count("c"), expected_revision=wrong))
+        assert caught.value.streams == {stream: 1}
+    # Refused or not: whoever decided on what is gone should look again.
+    with pytest.raises(ConflictError):
+        await counting.execute(Intent(stream, Count("c", limit=1), expected_revision=0))
+    with pytest.raises(RefusedError):
+        await counting.execute(Intent(stream, Count("c", limit=1), expected_revision=1))
+    assert (await counting.execute(Intent(stream, Count("c"), expected_revision=1))).revision == 2
+
+
+async def test_a_repetition_is_answered_whatever_revision_it_was_meant_for(store: EventStore, stream: str) -> None:
+    first = Intent(stream, Count("a"), expected_revision=NO_STREAM)
+    await executor(store).execute(first)
+    await rival(store, stream, "b")
+    again = await executor(store).execute(first)
+    assert (again.events, again.revision) == ([], 1)
+
+
+# -- conflicts -----------------------------------------------------------------------------------------------------
+
+
+class Contested(EventStore):
+    """The real store, where a rival is quicker each time, for the first `rounds` appends."""
+
+    def __init__(self, store: EventStore, rounds: int) -> None:
+        super().__init__(store._client)
+        self._store = store
+        self._rounds = rounds
+        self.appends = 0
+
+    async def append(self, appends: Sequence[StreamAppend]) -> int:
+        self.appends += 1
+        if self.appends <= self._rounds:
+            await rival(self._store, appends[0].stream, f"rival {self.appends}")
+        return await super().append(appends)
+
+
+async def test_a_conflict_is_decided_again(store: EventStore, stream: str) -> None:
+    contested = Contested(store, rounds=3)
+    done = await executor(contested, attempts=4).execute(Intent(stream, Count("ours")))
+    assert contested.appends == 4
+    assert (done.state, done.revision) == ({"rival 1", "rival 2", "rival 3", "ours"}, 3)
+    assert await causes(store, stream) == ["rival 1", "rival 2", "rival 3", "ours"]
+
+
+async def test_deciding_again_may_come_to_another_decision(store: EventStore, stream: str) -> None:
+    contested = Contested(store, rounds=2)
+    with pytest.raises(RefusedError, match="2 counted"):
+        await executor(contested).execute(Intent(stream, Count("ours", limit=2)))
+    assert await causes(store, stream) == ["rival 1", "rival 2"]
+
+
+async def test_after_so_many_rounds_the_conflict_is_told(store: EventStore, stream: str) -> None:
+    contested = Contested(store, rounds=100)
+    with pytest.raises(ConflictError) as caught:
+        await executor(contested, attempts=3).execute(Intent(stream, Count("ours")))
+    assert caught.value.streams == {stream: 2}
+    assert contested.appends == 3
+    assert await causes(store, stream) == ["rival 1", "rival 2", "rival 3"]
+
+
+# -- batches -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_batch_over_many_streams_goes_in_one_append(store: EventStore, stream: str) -> None:
+    streams = [f"{stream}-{number}" for number in range(200)]
+    counting = executor(store)
+    results = await counting.execute_all([Intent(s, Count("a")) for s in streams])
+    assert [(r.revision, r.error) for r in results] == [(0, None)] * 200
+    positions = [(await store.read(s))[0].position for s in streams]
+    assert positions == sorted(positions)
+
+
+async def test_a_refused_command_hinders_no_other(store: EventStore, stream: str) -> None:
+    one, two = f"{stream}-1", f"{stream}-2"
+    results = await executor(store).execute_all(
+        [
+            Intent(one, Count("a")),
+            Intent(two, Count("a", limit=0)),
+            Intent(one, Count("a")),
+            Intent(one, Count("b", limit=1)),
+            Intent(one, Count("c")),
+            Intent(two, Count("b")),
+        ]
+    )
+    told = [(len(r.events), r.revision, r.error.reason if r.error else None) for r in results]
+    assert told == [(1, 0, None), (0, -1, "FULL"), (0, 0, None), (0, 0, "FULL"), (1, 1, None), (1, 0, None)]
+    assert (await causes(store, one), await causes(store, two)) == (["a", "c"], ["b"])
+
+
+@pytest.mark.parametrize("cache_size", [1, 7, 1000])
+async def test_streams_guessed_to_be_new_are_proven(store: EventStore, stream: str, cache_size: int) -> None:
+    old, new = [f"{stream}-old-{n}" for n in range(20)], [f"{stream}-new-{n}" for n in range(20)]
+    await executor(store).execute_all([Intent(s, Count("a")) for s in old])
+    await rival(store, old[3], "b")
+    mixed = [s for pair in zip(old, new, strict=True) for s in pair]
+    guessing = executor(store, cache_size=cache_size)
+    for _ in range(2):
+        await guessing.execute_all([Intent(s, Count("a")) for s in mixed], assume_new=True)
+        results = await guessing.execute_all([Intent(s, Count("c")) for s in mixed], assume_new=True)
+        assert [r.error for r in results] == [None] * 40
+    assert [await causes(store, s) for s in new] == [["a", "c"]] * 20
+    expected = [["a", "c"]] * 20
+    expected[3] = ["a", "b", "c"]
+    assert [await causes(store, s) for s in old] == expected
+
+
+async def test_a_repetition_guessed_to_be_new_is_told_as_one(store: EventStore, stream: str) -> None:
+    streams = [f"{stream}-{number}" for number in range(3)]
+    batch = [Intent(s, Count("a")) for s in streams]
+    await executor(store).execute_all(batch, assume_new=True)
+    # The store knows the ids and would acknowledge them again, whatever the events say now.
+    again = await executor(store).execute_all(batch, assume_new=True)
+    assert [(list(r.events), r.revision) for r in again] == [([], 0)] * 3
+
+
+async def test_a_stream_that_was_read_is_not_guessed_about(store: EventStore, stream: str) -> None:
+    counting = executor(store)
+    await counting.execute(Intent(stream, Count("a")))
+    await rival(store, stream, "b")
+    (done,) = await counting.execute_all([Intent(stream, Count("c"))], assume_new=True)
+    assert (done.state, done.revision) == (frozenset("abc"), 2)
+
+
+# -- many writers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("executors", "cache_size"), [(1, 1000), (4, 1000), (3, 1)])
+async def test_of_many_writers_nobody_loses_and_nothing_doubles(
+    store: EventStore, stream: str, executors: int, cache_size: int
+) -> None:
+    """Writers of several processes, who repeat what was aborted, each command also sent twice."""
+    streams = [f"{stream}-{number}" for number in range(3)]
+    processes = [executor(store, cache_size=cache_size) for _ in range(executors)]
+    chance = random.Random(7)
+    wanted = [(chance.choice(streams), f"cause {number}") for number in range(60)]
+
+    async def write(target: str, cause: str, process: Executor[frozenset[str]]) -> None:
+        while True:
+            try:
+                done = await process.execute_all([Intent(target, Count(cause))], assume_new=chance.random() < 0.5)
+            except ConflictError:
+                continue
+            assert cause in done[0].state
+            return
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        for target, cause in wanted * 2:
+            group.create_task(write(target, cause, chance.choice(processes)))
+    for target in streams:
+        recorded = await causes(store, target)
+        assert sorted(recorded) == sorted(cause for at, cause in wanted if at == target)
+        for process in processes:
+            folded = await process.load(target)
+            assert (folded.state, folded.revision) == (frozenset(recorded), len(recorded) - 1)
+
+
+async def test_of_those_who_expect_the_same_revision_one_wins(store: EventStore, stream: str) -> None:
+    processes = [executor(store) for _ in range(3)]
+    won: dict[str, int] = {}
+
+    async def climb(name: str, process: Executor[frozenset[str]]) -> None:
+        while True:
+            at = (await process.load(stream)).revision
+            try:
+                done = await process.execute(Intent(stream, Count(name), expected_revision=at))
+            except ConflictError:
+                continue
+            assert done.revision == at + 1
+            won[name] = done.revision
+            return
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        for number in range(24):
+            group.create_task(climb(f"climber {number}", processes[number % 3]))
+    assert sorted(won.values()) == list(range(24))
+    assert await causes(store, stream) == sorted(won, key=lambda name: won[name])
+
+
+# -- a store that is away ------------------------------------------------------------------------------------------
+
+
+async def test_a_store_that_is_away_is_told_and_nothing_doubles_after(tmp_path: Path) -> None:
+    if eventstore.is_real_server():
+        pytest.skip("the server under test is not ours to kill")
+    node = eventstore.start(tmp_path)
+    store = await EventStore.connect(node.uri)
+    try:
+        counting = executor(store)
+        await counting.execute(Intent("tally-1", Count("a")))
+        node.kill()
+        with pytest.raises(UnavailableError):
+            await counting.execute(Intent("tally-1", Count("b")))
+        node = eventstore.start(tmp_path, node.address)
+
+        async def repeat() -> bool:
+            for cause in ("a", "b"):
+                await counting.execute(Intent("tally-1", Count(cause)))
+            return True
+
+        await until(repeat, 20, ignoring=(UnavailableError,))
+        assert await causes(store, "tally-1") == ["a", "b"]
+    finally:
+        await store.close()
+        node.kill()
