@@ -52,7 +52,7 @@ async def _events(event_type: str, limit: int, *, from_start: bool, as_json: boo
             if as_json:
                 sys.stdout.write(json.dumps(envelope(message), ensure_ascii=False) + "\n")
             else:
-                out.print(_line(message))
+                out.print(_line(message), no_wrap=True, overflow="ellipsis")
             sys.stdout.flush()
             shown += 1
             if shown == limit:
@@ -158,5 +158,5 @@ def _line(message: Msg) -> Text:
     text = Text(f"{found['time'][:19]}  ", style="dim")
     text.append(f"{name:<22}", style="bold")
     text.append(f"  {found['stream']}  ", style="cyan")
-    text.append_text(show.plain(json.dumps(found["data"], ensure_ascii=False), 160))
+    text.append_text(show.plain(json.dumps(found["data"], ensure_ascii=False)))
     return text

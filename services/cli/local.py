@@ -21,7 +21,7 @@ from services.cli import clients, sample, show
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.events import connect, messages_held
 from services.cli.failures import CommandError
-from services.cli.importing.commands import load
+from services.cli.importing.commands import SAMPLE_MAPS, load
 from services.cli.report import read, show_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +108,7 @@ async def _welcome(
         await _until_ready(supervisor, addresses)
         if with_sample and await _wants_sample(addresses):
             out.print("[bold]The store is empty: here is a sample company.[/bold]")
-            await load(addresses, sample.generate(), "omnichannel", out, wait=True)
+            await load(addresses, sample.generate(), SAMPLE_MAPS, out, wait=True)
         if with_report:
             show_report(await read(addresses), addresses, out)
         out.print("[bold]Recorrido is up; Ctrl-C stops it.[/bold]")

@@ -46,8 +46,15 @@ def print_json(value: Message | dict[str, Any]) -> None:
 
 
 def table(*columns: str, title: str = "") -> Table:
-    """Return an empty table; a column whose name ends in '#' holds numbers."""
-    empty = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold", box=None)
+    """Return an empty table; a column whose name ends in '#' holds numbers. Without any name there is no header."""
+    empty = Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        show_header=any(column.strip("#") for column in columns),
+        box=None,
+    )
     for column in columns:
         empty.add_column(column.removesuffix("#"), justify="right" if column.endswith("#") else "left", overflow="fold")
     return empty

@@ -249,6 +249,8 @@ async def settle(
     settling = Settling(before, recorded)
     placing = bars.add_task("placing", total=recorded)
     understanding = bars.add_task("understanding", total=None)
+    # How many moments are bad is not known before all are looked at.
+    signalling = bars.add_task("signals", total=None)
     moved = time.monotonic()
     last: tuple[int, ...] = ()
     while True:
@@ -258,7 +260,10 @@ async def settle(
             (understanding, settling.understood(now)),
         ):
             bars.update(task, completed=completed, total=total)
+        signals = now.signals - before.signals
+        bars.update(signalling, completed=signals)
         if settling.done(now):
+            bars.update(signalling, total=signals)
             return now
         if _counts(now) != last:
             moved, last = time.monotonic(), _counts(now)
