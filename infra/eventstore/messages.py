@@ -40,7 +40,7 @@ _features = _declare(
             "service_name": (2, "string"),
             "features": (3, "string[]"),
         },
-        "SupportedMethods": {"event_store_server_version": (1, "string"), "methods": (2, "SupportedMethod[]")},
+        "SupportedMethods": {"methods": (1, "SupportedMethod[]"), "event_store_server_version": (2, "string")},
     },
 )
 SupportedMethods: Final = _features["SupportedMethods"]

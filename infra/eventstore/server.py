@@ -34,14 +34,10 @@ METHODS: Final = [
     (f"{_V1}.streams.Streams", "Tombstone", []),
     ("kurrentdb.protocol.v2.streams.StreamsService", "AppendSession", []),
     ("kurrentdb.protocol.v2.streams.StreamsService", "AppendRecords", []),
-    (f"{_V1}.persistent_subscriptions.PersistentSubscriptions", "Create", ["stream", "all"]),
-    (f"{_V1}.persistent_subscriptions.PersistentSubscriptions", "Update", ["stream", "all"]),
-    (f"{_V1}.persistent_subscriptions.PersistentSubscriptions", "Delete", ["stream", "all"]),
-    (f"{_V1}.persistent_subscriptions.PersistentSubscriptions", "Read", ["stream", "all"]),
-    (f"{_V1}.persistent_subscriptions.PersistentSubscriptions", "GetInfo", []),
-    (f"{_V1}.persistent_subscriptions.PersistentSubscriptions", "ReplayParked", []),
-    (f"{_V1}.persistent_subscriptions.PersistentSubscriptions", "List", []),
-    (f"{_V1}.persistent_subscriptions.PersistentSubscriptions", "RestartSubsystem", []),
+    *(
+        (f"{_V1}.persistent_subscriptions.PersistentSubscriptions", method, ["stream", "all"])
+        for method in ("Create", "Update", "Delete", "Read", "GetInfo", "ReplayParked", "List", "RestartSubsystem")
+    ),
     (f"{_V1}.operations.Operations", "StartScavenge", []),
     (f"{_V1}.operations.Operations", "StopScavenge", []),
     (f"{_V1}.gossip.Gossip", "Read", []),

@@ -25,7 +25,7 @@ class Node:
     @property
     def uri(self) -> str:
         """The connection string for an official client."""
-        return f"esdb://{self.address}?tls=false"
+        return f"kurrentdb://{self.address}?tls=false"
 
     def kill(self) -> None:
         """Power loss, as far as a process can have one."""
