@@ -239,7 +239,7 @@ class _Story:
         outcome = Outcome.OUTCOME_UNSPECIFIED if good else Outcome.OUTCOME_ABANDONED
         match where:
             case "store":
-                csat = self._csat() if self._dice.chance(0.15) else ()
+                csat = self._csat(good=good) if self._dice.chance(0.15) else ()
                 self._add("pos", "visit", Channel.CHANNEL_STORE, words=words, ratings=csat)
             case "app":
                 self._add(
@@ -318,7 +318,7 @@ class _Story:
                 "surveys",
                 "delivery_survey",
                 Channel.CHANNEL_SURVEY,
-                ratings=self._csat(),
+                ratings=self._csat(good=good),
                 words=self._words(topic, self._kind_of_point(good=good), 0.7),
             )
         if went == Outcome.OUTCOME_FAILED:
@@ -388,7 +388,7 @@ class _Story:
             self._pass(days=self._dice.between(0.1, 2))
         if self._dice.chance(0.35):
             self._pass(minutes=self._dice.between(20, 600))
-            self._add("surveys", "contact_survey", Channel.CHANNEL_SURVEY, ratings=self._ces())
+            self._add("surveys", "contact_survey", Channel.CHANNEL_SURVEY, ratings=self._ces(good=good))
 
     def _return(self) -> None:
         good = self._experience("returns", 0.12)
@@ -422,7 +422,7 @@ class _Story:
                 Channel.CHANNEL_REPAIR,
                 outcome=Outcome.OUTCOME_SUCCEEDED if good else Outcome.OUTCOME_FAILED,
                 words=self._words("repair", self._kind_of_point(good=good), 0.6),
-                ratings=self._csat() if self._dice.chance(0.4) else (),
+                ratings=self._csat(good=good) if self._dice.chance(0.4) else (),
             )
             if good:
                 return
@@ -442,12 +442,14 @@ class _Story:
 
     def _relationship_survey(self) -> None:
         self._begin("survey")
-        good = self._dice.chance(self._mood)
+        answer = self._scale(0, 10, self._mood)
+        # Some stars contradict the words.
+        good = (answer >= 7) != self._dice.chance(0.05)
         self._add(
             "surveys",
             "relationship_survey",
             Channel.CHANNEL_SURVEY,
-            ratings=self._nps(),
+            ratings=(Rating(metric=RatingMetric.RATING_METRIC_NPS, value=answer),),
             words=self._words("survey", self._kind_of_point(good=good), 0.75),
         )
 
@@ -476,7 +478,7 @@ class _Story:
                     mood = Rating(
                         metric=RatingMetric.RATING_METRIC_CUSTOM,
                         name="work_mood",
-                        value=self._scale(1, 10),
+                        value=self._scale(1, 10, self._mood),
                         scale_min=1,
                         scale_max=10,
                     )
@@ -506,7 +508,7 @@ class _Story:
                 "procurement",
                 "invoice",
                 self._dice.pick((Channel.CHANNEL_EMAIL, Channel.CHANNEL_PHONE)),
-                ratings=self._csat() if self._dice.chance(0.5) else (),
+                ratings=self._csat(good=good) if self._dice.chance(0.5) else (),
                 words=self._words("supplier", self._kind_of_point(good=good), 0.4),
             )
             self._move(0.05 if good else -0.08)
@@ -543,20 +545,21 @@ class _Story:
         texts = phrases(self._language)[topic].get(kind)
         return Verbatim(text=self._dice.pick(texts), language=self._language) if texts else None
 
-    def _scale(self, low: int, high: int) -> int:
-        """Return an answer that shows the mood, except for the few who tick the wrong end."""
-        mood = 1 - self._mood if self._dice.chance(0.04) else self._mood
-        felt = mood + self._dice.between(-0.14, 0.14)
-        return min(high, max(low, low + round(felt * (high - low))))
+    def _scale(self, low: int, high: int, feeling: float) -> int:
+        """Return an answer that shows a feeling from 0 to 1, except for the few who tick the wrong end."""
+        shown = 1 - feeling if self._dice.chance(0.04) else feeling
+        shown += self._dice.between(-0.14, 0.14)
+        return min(high, max(low, low + round(shown * (high - low))))
 
-    def _nps(self) -> tuple[Rating]:
-        return (Rating(metric=RatingMetric.RATING_METRIC_NPS, value=self._scale(0, 10)),)
+    def _csat(self, *, good: bool) -> tuple[Rating]:
+        return (Rating(metric=RatingMetric.RATING_METRIC_CSAT, value=self._scale(1, 5, self._after(good=good))),)
 
-    def _csat(self) -> tuple[Rating]:
-        return (Rating(metric=RatingMetric.RATING_METRIC_CSAT, value=self._scale(1, 5)),)
+    def _ces(self, *, good: bool) -> tuple[Rating]:
+        return (Rating(metric=RatingMetric.RATING_METRIC_CES, value=self._scale(1, 7, self._after(good=good))),)
 
-    def _ces(self) -> tuple[Rating]:
-        return (Rating(metric=RatingMetric.RATING_METRIC_CES, value=self._scale(1, 7)),)
+    def _after(self, *, good: bool) -> float:
+        """Return the feeling right after an experience: it weighs as much as all that was before."""
+        return (self._mood + (0.95 if good else 0.1)) / 2
 
     def _add(
         self,

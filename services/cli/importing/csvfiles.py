@@ -64,7 +64,19 @@ def _header(path: Path) -> list[str]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return next(csv.reader(file), [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CommandError(f"{path}: cannot be read as UTF-8 CSV: {error}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CommandError:
+    where = str(path)
+    if isinstance(error, UnicodeDecodeError):
+        # Files are decoded in blocks, so only the whole tells where it went wrong.
+        content = path.read_bytes()
+        try:
+            content.decode()
+        except UnicodeDecodeError as whole:
+            where += f", line {content.count(b'\n', 0, whole.start) + 1}"
+    return CommandError(f"{where}: cannot be read as UTF-8 CSV: {error}")
 
 
 def _complete(row: Row, fields: int) -> Row:
@@ -81,7 +93,6 @@ def rows(path: Path, read: Callable[[Row], Value], bad: BadRows) -> Iterator[Val
         CommandError: the file cannot be read any further.
     """
     csv.field_size_limit(_CELL_LIMIT)
-    line = 1
     try:
         # A byte order mark would become part of the first column's name.
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -100,4 +111,4 @@ def rows(path: Path, read: Callable[[Row], Value], bad: BadRows) -> Iterator[Val
                 else:
                     yield value
     except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{path}, line {line}: cannot be read as UTF-8 CSV: {error}") from error
+        raise _unreadable(path, error) from error
