@@ -75,7 +75,8 @@ def _unreadable(path: Path, error: Exception) -> CommandError:
         try:
             content.decode()
         except UnicodeDecodeError as whole:
-            where += f", line {content.count(b'\n', 0, whole.start) + 1}"
+            line = content.count(b"\n", 0, whole.start) + 1
+            where = f"{path}, line {line}"
     return CommandError(f"{where}: cannot be read as UTF-8 CSV: {error}")
 
 
