@@ -91,7 +91,7 @@ distclean: clean ## Remove the virtual environments too
 ##### Set-up
 
 .venv/bin/python:
-	@$(PYTHON) -m infra.local.doctor
+	@$(PYTHON) -m infra.local.doctor --install
 	@echo "Making .venv"
 	@$(PYTHON) -m venv .venv
 
@@ -109,7 +109,7 @@ $(DEV_READY): requirements-dev.lock pyproject.toml | .venv/bin/python
 	@touch $@ $(RUN_READY)
 
 $(TRITON_READY): infra/triton/requirements.lock infra/triton/install.py | .venv/bin/python
-	@$(PYTHON) -m infra.local.doctor
+	@$(PYTHON) -m infra.local.doctor --install
 	@echo "Installing Triton into .venv-triton"
 	@$(BIN)/python -m infra.triton.install
 	@touch $@
