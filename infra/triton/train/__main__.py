@@ -20,10 +20,10 @@ from infra.triton.train import card, corpus, evaluate, export, features, linear
 MODEL = features.VERSION_FOLDER / "model.onnx"
 CARD = features.VERSION_FOLDER.parent / "MODEL_CARD.md"
 # Chosen by cross-validation on the training rows (see docs/model.md).
-PENALTY = {"language": 3e-5, "sentiment": 3e-4, "point": 3e-4, "need": 1e-4}
-CHAR_WEIGHT = 0.5
+PENALTY = {"language": 3e-5, "sentiment": 3e-5, "point": 3e-5, "need": 1e-5}
+CHAR_WEIGHT = 1.0
 THRESHOLDS = {"language": 0.6, "need": [0.5, 0.4, 0.4]}
-FOLDS = 5
+FOLDS = 3
 
 
 def targets(
@@ -31,7 +31,7 @@ def targets(
 ) -> dict[str, tuple[list[str], NDArray[np.bool_], NDArray[np.float64]]]:
     """Per head: the labels of its outputs, the classes each row allows [rows, classes], and the tree [nodes, classes].
 
-    The first class and node of `need` is the empty need.
+    The first class and node of `need` is the empty need. An empty sentiment or point is unknown and allows every class.
     """
     leaves = ["", *(need.path for need in taxonomy.leaves())]
     nodes = ["", *(path for path, need in taxonomy.needs.items() if not need.retired)]
@@ -41,7 +41,7 @@ def targets(
         "point": (list(corpus.POINTS), [row.point for row in rows]),
     }
     heads = {
-        name: (labels, np.array([[value == label for label in labels] for value in values]), np.eye(len(labels)))
+        name: (labels, np.array([[value in (label, "") for label in labels] for value in values]), np.eye(len(labels)))
         for name, (labels, values) in flat.items()
     }
     below = np.array([[_on_path(node, leaf) for leaf in leaves] for node in nodes])
@@ -55,14 +55,14 @@ def _on_path(node: str, leaf: str) -> bool:
 
 
 def fold_of(row: corpus.Verbatim) -> int:
-    """Groups stay together in cross-validation, as they do in the split."""
-    return sum(row.group.encode()) % FOLDS
+    """Groups stay together in cross-validation, as they do in the split; -1 for what is always trained on."""
+    return sum(row.group.encode()) % FOLDS if row.channel else -1
 
 
 def cross_validated(
     span: linear.Span, allowed: NDArray[np.bool_], tree: NDArray[np.float64], folds: NDArray[np.int64], penalty: float
 ) -> NDArray[np.float64]:
-    """Logits of every training row from a model that did not see its fold [rows, classes]."""
+    """Logits of every training row from a model that did not see its fold [rows, classes]; 0 for fold -1."""
     logits = np.zeros(allowed.shape)
     for fold in range(FOLDS):
         seen = folds != fold
@@ -73,7 +73,7 @@ def cross_validated(
 
 def train(rows: list[corpus.Verbatim], taxonomy: needs.Taxonomy, path: Path) -> None:
     """Fit all heads on the rows that are not held out, calibrate them by cross-validation, and write the graph."""
-    seen = [row for row in rows if not row.held_out]
+    seen = [row for row in rows if not row.held_out] + corpus.definitions(taxonomy)
     raw = features.counts([row.text for row in seen])
     idf = features.inverse_document_frequency(raw, CHAR_WEIGHT)
     matrix = features.weighted(raw, idf)
@@ -84,7 +84,8 @@ def train(rows: list[corpus.Verbatim], taxonomy: needs.Taxonomy, path: Path) -> 
     for name, (names, allowed, tree) in heads_in.items():
         started = time.monotonic()
         head = linear.fit(span.rows, allowed, tree, np.ones(len(seen)), PENALTY[name])
-        factor = linear.temperature(cross_validated(span, allowed, tree, folds, PENALTY[name]), allowed)
+        unseen = cross_validated(span, allowed, tree, folds, PENALTY[name])[folds >= 0]
+        factor = linear.temperature(unseen, allowed[folds >= 0])
         weights = head.weights(matrix, span) * np.float32(factor)
         heads.append(export.HeadExport(name, weights, (head.bias * factor).astype(np.float32)))
         labels[name] = names

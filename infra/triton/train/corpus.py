@@ -18,7 +18,7 @@ class Verbatim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One labelled text. `need` is the deepest path that fits, empty when no need is expressed.
 
     `author` is the voice it was written in and `theme` the situation; texts that share both can resemble each other,
-    so they always fall on the same side of the split.
+    also across languages, so they always fall on the same side of the split, in every language.
     """
 
     text: str
@@ -32,7 +32,7 @@ class Verbatim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def group(self) -> str:
-        return f"{self.language}/{self.author}/{self.theme}"
+        return f"{self.author}/{self.theme}"
 
     @property
     def held_out(self) -> bool:
@@ -68,6 +68,19 @@ def load(taxonomy: Taxonomy, folder: Path = DATA) -> list[Verbatim]:
             seen.add(row.text.casefold())
             rows.append(row)
     return rows
+
+
+def definitions(taxonomy: Taxonomy) -> list[Verbatim]:
+    """Name and definition of every need in every language, as rows that teach the words of a need and nothing else.
+
+    Sentiment and point are empty: unknown, so they neither help nor harm those heads.
+    """
+    return [
+        Verbatim(f"{need.name[language]}. {need.definition[language]}", language, "", "", path, "", "taxonomy", path)
+        for path, need in taxonomy.needs.items()
+        for language in taxonomy.languages
+        if not need.retired
+    ]
 
 
 def _problem(row: Verbatim, language: str, taxonomy: Taxonomy) -> str:

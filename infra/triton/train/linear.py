@@ -76,7 +76,7 @@ def fit(rows: Matrix, allowed: NDArray[np.bool_], tree: Matrix, weight: Matrix, 
         slope = np.concatenate([(rows.T @ gradient + penalty * coefficients).ravel(), gradient.sum(0)])
         return value, slope
 
-    found = minimize(loss, np.zeros((rank + 1) * nodes), jac=True, method="L-BFGS-B", options={"maxiter": 400})
+    found = minimize(loss, np.zeros((rank + 1) * nodes), jac=True, method="L-BFGS-B", options={"maxiter": 100})
     coefficients = found.x[: rank * nodes].reshape(rank, nodes)
     return Head(coefficients @ tree, found.x[rank * nodes :] @ tree)
 

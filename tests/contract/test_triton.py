@@ -1,0 +1,208 @@
+"""The contract of the `feedback` endpoint, against the real Triton."""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tritonclient.grpc as grpcclient
+
+from infra.triton import taxonomy
+from infra.triton.install import DEFAULT_VENV, Installation, InstallationError, find, install
+from infra.triton.launch import MODELS, TritonSettings, command, otlp_traces_url
+from tests.support.triton import OUTPUTS, Server, infer, triton
+
+NEUTRAL = {"LANGUAGE": b"", "SENTIMENT": b"neutral", "SENTIMENT_SCORE": 0.0, "POINT": b"none", "NEED": b""}
+GOOD = b"Chegou antes do prazo, recomendo!"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installation() -> Installation:
+    return install()
+
+
+@pytest.fixture(scope="module")
+def server(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    assert installation.stub.exists()
+    with triton(tmp_path_factory.mktemp("triton") / "log") as running:
+        yield running
+
+
+def test_metadata_names_inputs_outputs_and_taxonomy(server: Server) -> None:
+    with closing(grpcclient.InferenceServerClient(server.address)) as client:
+        metadata = client.get_model_metadata("feedback", as_json=True)
+        config = client.get_model_config("feedback", as_json=True)["config"]
+    assert [(each["name"], each["datatype"]) for each in metadata["inputs"]] == [("TEXT", "BYTES")]
+    types = {each["name"]: (each["datatype"], each["shape"]) for each in metadata["outputs"]}
+    assert set(types) == set(OUTPUTS)
+    assert types["SENTIMENT_SCORE"] == ("FP32", ["-1", "1"])
+    assert types["CONFIDENCE"] == ("FP32", ["-1", "4"])
+    known = taxonomy.load()
+    assert config["parameters"]["taxonomy_version"]["string_value"] == known.version
+    assert config["parameters"]["languages"]["string_value"] == ",".join(known.languages)
+
+
+def test_answers_stay_in_their_ranges(server: Server) -> None:
+    texts = ["Não recebi o produto", "Great product, love it", "Muy mala calidad", "Dostava je bila prepozna", "ok"]
+    answer = server.analyze(texts)
+    needs = taxonomy.load().needs
+    assert [language[0] for language in answer["LANGUAGE"][:4]] == [b"pt", b"en", b"es", b"sl"]
+    assert [sentiment[0] for sentiment in answer["SENTIMENT"][:3]] == [b"negative", b"positive", b"negative"]
+    assert {point[0] for point in answer["POINT"]} <= {b"pain", b"itch", b"delight", b"none"}
+    assert all(not need[0] or need[0].decode() in needs for need in answer["NEED"])
+    assert answer["CONFIDENCE"].shape == (5, 4)
+    assert answer["CONFIDENCE"].dtype == np.float32
+    assert ((answer["CONFIDENCE"] > 0) & (answer["CONFIDENCE"] <= 1)).all()
+    assert (np.abs(answer["SENTIMENT_SCORE"]) <= 1).all()
+    assert not answer["ERROR"].any()
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        pytest.param(b"", b"", id="empty"),
+        pytest.param(b" \t\n ", b"", id="whitespace"),
+        pytest.param(b"\x00\x01", b"", id="NUL"),
+        pytest.param(b"\xff\xfe\xfa", b"invalid_utf8", id="not UTF-8"),
+        pytest.param("olá".encode()[:-1], b"invalid_utf8", id="cut in a character"),
+        pytest.param(b"\xed\xa0\x80", b"invalid_utf8", id="lone surrogate"),
+        pytest.param(b"a" * 16385, b"too_large", id="16 KiB and one byte"),
+        pytest.param(b"a" * 2**20, b"too_large", id="1 MiB"),
+    ],
+)
+def test_a_text_without_content_is_neutral_and_spoils_no_other(server: Server, text: bytes, error: bytes) -> None:
+    alone = server.analyze([GOOD])
+    answer = server.analyze([GOOD, text, GOOD])
+    assert answer["ERROR"][:, 0].tolist() == [b"", error, b""]
+    assert {name: answer[name][1, 0] for name in NEUTRAL} == NEUTRAL
+    assert answer["CONFIDENCE"][1].tolist() == [0, 0, 0, 0]
+    for row in (0, 2):
+        assert all(answer[name][row] == alone[name][0] for name in ("LANGUAGE", "SENTIMENT", "POINT", "NEED"))
+        np.testing.assert_allclose(answer["CONFIDENCE"][row], alone["CONFIDENCE"][0], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("x" * 16384, id="one word of 16 KiB"),
+        pytest.param("né, ok? " * 1638, id="16 KiB of words"),
+        pytest.param("😡" * 4096, id="4,096 emoji"),
+        pytest.param("مرحبا، الخدمة سيئة", id="right to left"),
+        pytest.param("配送が遅い", id="no spaces"),
+        pytest.param("<b>Ótimo</b><script>alert(1)</script>", id="HTML"),
+        pytest.param("İstanbul ẞ ǅ ﬁ e\u0301\u0301\u0301", id="odd letters"),
+        pytest.param("\u200b\u202e\ufeff", id="invisible characters"),
+        pytest.param("?!", id="punctuation"),
+        pytest.param("1234567", id="digits"),
+    ],
+)
+def test_any_valid_text_up_to_the_limit_gets_a_result(server: Server, text: str) -> None:
+    answer = server.analyze([text])
+    assert answer["ERROR"][0, 0] == b""
+    assert np.isfinite(answer["CONFIDENCE"]).all()
+
+
+def test_a_full_batch_of_the_longest_texts(server: Server) -> None:
+    rng = np.random.default_rng(7)
+    texts = [bytes(rng.integers(97, 123, 16384, dtype=np.uint8)).replace(b"q", b" ") for _ in range(64)]
+    answer = server.analyze(texts)
+    assert not answer["ERROR"].any()
+
+
+def test_concurrent_callers_each_get_their_own_answers(server: Server) -> None:
+    texts = [f"{words} {number}".encode() for number, words in enumerate(["Muito bom", "Péssimo", "", "ok"] * 8)]
+    expected = server.analyze(texts)
+
+    def ask(start: int) -> None:
+        with closing(grpcclient.InferenceServerClient(server.address)) as client:
+            for offset in range(16):
+                rows = [(start + offset + step) % len(texts) for step in range(3)]
+                answer = infer(client, [texts[row] for row in rows], timeout_seconds=30)
+                np.testing.assert_allclose(answer["CONFIDENCE"], expected["CONFIDENCE"][rows], rtol=1e-4)
+                assert (answer["SENTIMENT"] == expected["SENTIMENT"][rows]).all()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
+
+
+def test_metrics_count_inferences(server: Server) -> None:
+    server.analyze([b"ok"])
+    url = f"http://127.0.0.1:{server.settings.metrics_port}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    counts = [line for line in lines if line.startswith('nv_inference_request_success{model="feedback"')]
+    assert sum(float(line.split()[-1]) for line in counts) >= 1
+
+
+def test_it_stops_in_seconds_and_starts_again_with_the_same_answers(tmp_path: Path) -> None:
+    with triton(tmp_path / "log") as server:
+        before = server.analyze([GOOD])
+        assert server.stop() < 8
+        assert not server.ready()
+        server.start()
+        after = server.analyze([GOOD])
+    for name in OUTPUTS:
+        np.testing.assert_array_equal(before[name], after[name])
+
+
+def test_the_module_becomes_the_server(tmp_path: Path) -> None:
+    """`python -m infra.triton` execs: the process that was started is Triton itself."""
+    arguments = ["--http-port", "0", "--model-repository", str(tmp_path)]
+    probe = "import os, sys; os.execve = lambda *a: print(a[0]); from infra.triton.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", probe, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(find().server / "bin" / "tritonserver")
+
+
+def test_an_environment_that_was_never_prepared_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(InstallationError, match=r"python -m infra\.triton\.install"):
+        find(tmp_path)
+
+
+def test_installing_again_does_nothing() -> None:
+    started = time.monotonic()
+    install()
+    assert time.monotonic() - started < 1
+
+
+def test_the_server_sees_nothing_of_the_callers_environment() -> None:
+    argv, environment = command(TritonSettings(grpc_port=1, otlp_traces_url="http://127.0.0.1:4318/v1/traces"), find())
+    assert "--grpc-address=127.0.0.1" in argv
+    assert "--trace-config=opentelemetry,url=http://127.0.0.1:4318/v1/traces" in argv
+    assert environment["PATH"].startswith(str(DEFAULT_VENV / "bin"))
+    assert "PYTHONHOME" not in environment
+
+
+@pytest.mark.parametrize(
+    ("environment", "url"),
+    [
+        ({}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4317"}, "http://127.0.0.1:4318/v1/traces"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "127.0.0.1:4317"}, "http://127.0.0.1:4318/v1/traces"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9999"}, None),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h:9/x/", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"},
+            "http://h:9/x/v1/traces",
+        ),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "h:1", "RECORRIDO_TRITON_OTLP_TRACES_URL": "http://o/t"}, "http://o/t"),
+    ],
+)
+def test_where_traces_go(environment: dict[str, str], url: str | None) -> None:
+    assert otlp_traces_url(environment) == url
+
+
+def test_graph_metadata_matches_the_configuration() -> None:
+    """The labels travel in the graph; the configuration repeats the version for clients."""
+    model = onnx.load(MODELS / "feedback/1/model.onnx")
+    meta = json.loads({each.key: each.value for each in model.metadata_props}["recorrido"])
+    known = taxonomy.load()
+    assert meta["taxonomy_version"] == known.version
+    assert set(meta["labels"]["need"]) == {"", *known.needs}
+    assert (MODELS / "feedback/1/model.onnx").stat().st_size < 4_000_000

@@ -1,0 +1,156 @@
+"""Training: the data is well labelled, the solver finds the optimum, and the exported graph is the trained model."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+
+from infra.triton import taxonomy
+from infra.triton.train import corpus, export, features, linear, metrics
+from infra.triton.train.__main__ import targets
+from infra.triton.train.evaluate import Model
+
+KNOWN = taxonomy.load()
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[corpus.Verbatim]:
+    return corpus.load(KNOWN)
+
+
+def test_every_language_has_enough_verbatims_of_every_kind(rows: list[corpus.Verbatim]) -> None:
+    for language in KNOWN.languages:
+        some = [row for row in rows if row.language == language]
+        assert len(some) >= 400
+        assert min(Counter(row.point for row in some)[point] for point in corpus.POINTS) >= 40
+        assert {leaf.path for leaf in KNOWN.leaves()} <= {row.need for row in some}
+
+
+def test_the_split_keeps_groups_together_and_holds_out_a_fair_share(rows: list[corpus.Verbatim]) -> None:
+    held_out = {row.group for row in rows if row.held_out}
+    assert not held_out & {row.group for row in rows if not row.held_out}
+    assert 0.1 < sum(row.held_out for row in rows) / len(rows) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"need": "no/such/need"}, "verbatims.en.jsonl:1: need no/such/need is not in the taxonomy"),
+        ({"sentiment": "angry"}, "unknown sentiment angry"),
+        ({"point": "meh"}, "unknown point meh"),
+        ({"language": "es"}, "language es in the file of en"),
+        ({"text": " "}, "empty text"),
+        ({"extra": "x"}, "unknown field"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_place(tmp_path: Path, change: dict[str, str], message: str) -> None:
+    row = corpus.Verbatim("Fast", "en", "positive", "delight", "delivery", "web", "terse", "delivery")
+    content = msgspec.json.encode(msgspec.to_builtins(row) | change)
+    (tmp_path / "verbatims.en.jsonl").write_bytes(content)
+    with pytest.raises(corpus.CorpusError, match=message):
+        corpus.load(KNOWN, tmp_path)
+
+
+def test_the_solver_agrees_with_scikit_learn() -> None:
+    rng = np.random.default_rng(3)
+    matrix, labels = rng.normal(size=(60, 8)), rng.integers(0, 3, 60)
+    head = linear.fit(matrix, np.eye(3, dtype=bool)[labels], np.eye(3), np.ones(60), penalty=0.02)
+    reference = LogisticRegression(C=1 / (0.02 * 60), max_iter=1000, tol=1e-8).fit(matrix, labels)
+    np.testing.assert_allclose(linear_softmax(head.logits(matrix)), reference.predict_proba(matrix), atol=1e-3)
+
+
+def linear_softmax(logits: linear.Matrix) -> linear.Matrix:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: linear.Matrix = powers / powers.sum(axis=1, keepdims=True)
+    return result
+
+
+def test_a_label_on_an_inner_node_leaves_its_children_open() -> None:
+    rows = np.eye(4)
+    allowed = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1], [0, 0, 1]], dtype=bool)
+    head = linear.fit(rows, allowed, np.eye(3), np.ones(4), penalty=0.001)
+    probability = linear_softmax(head.logits(rows))
+    assert (probability[:2, :2].sum(axis=1) > 0.9).all()
+    np.testing.assert_allclose(probability[:, 0], probability[:, 1], atol=1e-6)
+
+
+def test_the_exported_graph_agrees_with_the_trained_weights(tmp_path: Path, rows: list[corpus.Verbatim]) -> None:
+    """Through the served featuriser and int8 weights, against plain numpy on the unrounded ones."""
+    some = rows[::12]
+    raw = features.counts([row.text for row in some])
+    idf = features.inverse_document_frequency(raw, 1.0)
+    matrix = features.weighted(raw, idf)
+    span = linear.Span.of(matrix)
+    heads, expected, labels = [], {}, {}
+    for name, (names, allowed, tree) in targets(some, KNOWN).items():
+        head = linear.fit(span.rows, allowed, tree, np.ones(len(some)), penalty=1e-3)
+        heads.append(export.HeadExport(name, head.weights(matrix, span), head.bias.astype(np.float32)))
+        expected[name], labels[name] = linear_softmax(matrix @ heads[-1].weights + heads[-1].bias), names
+    need_tree = targets(some, KNOWN)["need"][2]
+    expected["need"] = expected["need"] @ need_tree.T
+    path = tmp_path / "model.onnx"
+    meta = {"taxonomy_version": "t", "labels": labels, "thresholds": {}}
+    export.export(path, idf, heads, need_tree.astype(np.float32), meta)
+    measured = Model(path).probabilities([row.text for row in some])
+    for name, probability in expected.items():
+        np.testing.assert_allclose(measured[name], probability, atol=0.01)
+        assert measured[name].shape == probability.shape
+
+
+def test_parents_are_as_likely_as_their_children_together(rows: list[corpus.Verbatim]) -> None:
+    model = Model(features.VERSION_FOLDER / "model.onnx")
+    need = model.probabilities([row.text for row in rows[::100]])["need"]
+    index = {path: number for number, path in enumerate(model.labels["need"])}
+    for path in KNOWN.needs:
+        children = [index[other] for other in KNOWN.needs if other.rpartition("/")[0] == path]
+        if children:
+            np.testing.assert_allclose(need[:, index[path]], need[:, children].sum(axis=1), atol=1e-4)
+
+
+texts = st.text(st.characters(codec="utf-8"), max_size=60)
+
+
+@given(st.lists(texts, min_size=1, max_size=8))
+@settings(max_examples=150, deadline=None)
+def test_features_of_a_text_do_not_depend_on_its_batch(batch: list[str]) -> None:
+    ends, ids, counts = features.served.sparse(batch)
+    assert len(ends) == len(batch) + 1
+    assert ((ids >= 0) & (ids < features.BUCKETS)).all()
+    assert (counts >= 1).all()
+    for row, text in enumerate(batch):
+        _, alone, alone_counts = features.served.sparse([text])
+        part = slice(ends[row], ends[row + 1])
+        np.testing.assert_array_equal(ids[part], alone)
+        np.testing.assert_array_equal(counts[part], alone_counts)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("MUITO BOM", "muito bom"),
+        ("muuuuuuito", "muuito"),
+        ("a  b\n c", "a b c"),
+        ("pedido 123", "pedido 987"),
+        ("é", "e\u0301"),
+    ],
+)
+def test_spellings_that_mean_the_same(one: str, other: str) -> None:
+    for first, second in zip(features.served.sparse([one]), features.served.sparse([other]), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_measures() -> None:
+    assert metrics.macro_f1(["a", "a", "b"], ["a", "b", "b"]) == pytest.approx(2 / 3)
+    assert metrics.f1([True, True, False], [True, False, False]) == pytest.approx(2 / 3)
+    confidence, correct = np.array([0.9, 0.9, 0.9, 0.9]), np.array([True, True, True, False])
+    assert metrics.expected_calibration_error(confidence, correct) == pytest.approx(0.15)
+
+
+def test_importing_the_served_features_does_not_change_the_path() -> None:
+    assert str(features.VERSION_FOLDER) not in sys.path
