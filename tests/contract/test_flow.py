@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from services.foundation.flow import batches
 
 
@@ -31,9 +32,13 @@ def test_keeps_all_and_the_order(count: int, size: int) -> None:
 
 async def test_raises_what_the_source_raises_after_what_came_before() -> None:
     seen: list[int] = []
-    with pytest.raises(RuntimeError, match="broken"):
+
+    async def consume() -> None:
         async for batch in batches(numbers(5, RuntimeError("broken")), size=2):
-            seen += batch
+            seen.extend(batch)
+
+    with pytest.raises(RuntimeError, match="broken"):
+        await consume()
     assert seen == list(range(5))
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import nats
 import pytest
 from nats.js import api
-from tests.support.wait import until
 
 from infra.local.cluster import Cluster, running
 from infra.local.parts import ROOT
@@ -19,6 +18,7 @@ from recorrido.ingest.v1.events import Interaction, InteractionRecorded
 from services.foundation.events import Pending, derived_id, encode, stream_name
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
 from tests.support.truth import published, stored
+from tests.support.wait import until
 
 TYPE = "recorrido.ingest.v1.InteractionRecorded"
 
