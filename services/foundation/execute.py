@@ -96,8 +96,14 @@ class Executor(Generic[StateT]):
         self._horizon: int | None = None
 
     async def execute(self, intent: Intent) -> Executed[StateT]:
-        """Execute one command; raise the error it was refused with."""
-        (result,) = await self.execute_all([intent])
+        """Execute one command; raise the error it was refused with.
+
+        Decides on what is known of the stream, where that comes to events: the append proves it. That nothing is to be
+        done is told of what the stream holds now.
+        """
+        (result,) = await self.execute_all([intent], assume_new=True)
+        if not result.events:
+            (result,) = await self.execute_all([intent])
         if result.error is not None:
             raise result.error
         return result

@@ -12,7 +12,7 @@ import pytest
 
 from services.foundation import telemetry
 from services.foundation.errors import ConflictError, RefusedError, UnavailableError
-from services.foundation.events import CORRELATION_ID, Pending, derived_id
+from services.foundation.events import CORRELATION_ID, Pending, Recorded, derived_id
 from services.foundation.eventstore import ANY, NO_STREAM, EventStore, StreamAppend
 from services.foundation.execute import Executor, Intent
 from tests.support import eventstore
@@ -147,6 +147,31 @@ async def test_what_others_did_meanwhile_is_seen(store: EventStore, stream: str)
     await rival(store, stream, "b", "c")
     done = await counting.execute(Intent(stream, Count("d")))
     assert (done.state, done.revision) == (frozenset("abcd"), 3)
+
+
+class Watched(EventStore):
+    """The real store, with the reads counted."""
+
+    def __init__(self, store: EventStore) -> None:
+        super().__init__(store._client)
+        self.reads = 0
+
+    async def read(self, stream: str, after: int = NO_STREAM) -> list[Recorded]:
+        self.reads += 1
+        return await super().read(stream, after)
+
+
+async def test_what_the_append_proves_is_not_read(store: EventStore, stream: str) -> None:
+    watched = Watched(store)
+    counting = executor(watched)
+    for cause in "abc":
+        await counting.execute(Intent(stream, Count(cause)))
+    assert watched.reads == 0
+    # That nothing is to be done, or may be, no append would prove.
+    await counting.execute(Intent(stream, Count("a")))
+    with pytest.raises(RefusedError):
+        await counting.execute(Intent(stream, Count("d", limit=3)))
+    assert watched.reads == 2
 
 
 # -- meant for one revision ----------------------------------------------------------------------------------------
