@@ -87,6 +87,10 @@ class EventStore:
             client.grpc_options += (
                 ("grpc.max_metadata_size", MAX_ERROR_BYTES),
                 ("grpc.absolute_max_metadata_size", MAX_ERROR_BYTES),
+                # A node that was away is found again in a second, not after gRPC's two minutes.
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.min_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1000),
             )
             try:
                 await client.connect()
