@@ -17,7 +17,8 @@ experience point, need. It is the simple, fast baseline that later models are me
 a bag of n-grams: irony, long mixed reviews and rare wordings are beyond it. Do not act on one customer from its
 answer alone; a person's correction should win.
 
-**Trained on** verbatims written for this project (`infra/triton/data`), and on nothing else. Held-out rows share no
+**Trained on** verbatims written for this project (`infra/triton/data`) and the taxonomy's names and definitions,
+nothing else. Held-out rows share no
 group of author and theme with training rows; calibration used cross-validation on training rows only.
 """
 
@@ -83,5 +84,6 @@ _LIMITS = """## Limits
 - The language head knows the four languages only; another language is forced into one of them unless it is unsure.
 - Needs rest on a handful of examples per leaf and language; read level 3 as a hint, level 1 as a count.
 - Confidence is calibrated on the project's own verbatims; on other kinds of text (tweets, forums) it is too high.
-- The verbatims have one author, who wrote in several voices: real customers vary more.
+- The verbatims have one author, who wrote in five voices, and often tell one situation in several languages; no
+  second reader has reviewed them. Real customers vary more.
 """
