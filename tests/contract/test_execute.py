@@ -297,6 +297,9 @@ async def test_a_repetition_guessed_to_be_new_is_told_as_one(store: EventStore, 
     # The store knows the ids and would acknowledge them again, whatever the events say now.
     again = await executor(store).execute_all(batch, assume_new=True)
     assert [(list(r.events), r.revision) for r in again] == [([], 0)] * 3
+    mixed = [*batch, Intent(f"{stream}-new", Count("a"))]
+    again = await executor(store).execute_all(mixed, assume_new=True)
+    assert [len(r.events) for r in again] == [0, 0, 0, 1]
 
 
 async def test_a_stream_that_was_read_is_not_guessed_about(store: EventStore, stream: str) -> None:
