@@ -3,6 +3,7 @@
 import sys
 
 import typer
+from rich.text import Text
 
 from services.cli import actions, analyze, events, journeymap, journeys, local, report, show
 from services.cli.failures import CommandError
@@ -33,7 +34,7 @@ def main() -> None:
     try:
         app()
     except CommandError as error:
-        show.console(stderr=True).print("[red]error:[/red]", str(error), markup=True, soft_wrap=True)
+        show.console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         sys.exit(1)
 
 

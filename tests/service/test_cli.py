@@ -1,0 +1,328 @@
+"""Every command against the real services, with a small sample company in them."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from infra.local import ports as port_numbers
+from services.cli import sample
+from services.cli.journeymap import SHIPPED
+from tests.support.cli import Result, answer, environment, recorrido, start
+from tests.support.cluster import Cluster, running
+from tests.support.wait import until
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+
+CUSTOMERS = 25
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    async with running(data=tmp_path_factory.mktemp("data")) as started:
+        loaded = await recorrido(started, "import", "sample", "--customers", str(CUSTOMERS), within_s=120)
+        assert loaded.code == 0, loaded
+        yield started
+
+
+@pytest.fixture(scope="module")
+def customer_id() -> str:
+    """Return the id of the customer who did the most."""
+    busiest = max(sample.generate(CUSTOMERS), key=len)
+    return busiest[0].customer.customer_id
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+async def test_overview_counts_what_was_loaded(cluster: Cluster) -> None:
+    told = [each for customer in sample.generate(CUSTOMERS) for each in customer]
+    found = await answer(cluster, "overview")
+    assert int(found["interactions"]) == len(told)
+    assert int(found["customers"]) == CUSTOMERS
+    assert int(found["verbatims"]) == sum(each.HasField("verbatim") for each in told)
+    assert int(found["analyzed"]) + int(found["analysisFailed"]) == int(found["verbatims"])
+    text = (await recorrido(cluster, "overview")).out
+    assert f"{len(told):,}" in text
+
+
+async def test_customer_tells_the_whole_journey_in_order(cluster: Cluster, customer_id: str) -> None:
+    found = await answer(cluster, "customer", customer_id)
+    told = next(c for c in sample.generate(CUSTOMERS) if c[0].customer.customer_id == customer_id)
+    assert found["mapId"] == "omnichannel"
+    assert [e["interaction"]["interactionId"] for e in found["entries"]] == [e.interaction_id for e in told]
+    assert all(e["stageId"] for e in found["entries"] if e["interaction"]["touchpoint"] != "gift_finder_beta")
+    text = (await recorrido(cluster, "customer", customer_id)).out
+    assert text.count("\n") >= len(told)
+    first = (await recorrido(cluster, "customer", customer_id, "--limit", "2")).out
+    assert "the first 2 are shown" in first
+    assert len((await answer(cluster, "customer", customer_id, "--limit", "2"))["entries"]) == 2
+
+
+async def test_answers_are_as_of_a_time(cluster: Cluster, customer_id: str) -> None:
+    before = "2020-01-01T00:00:00Z"
+    assert (await answer(cluster, "overview", "--as-of", before))["interactions"] == "0"
+    assert (await answer(cluster, "scores", "--as-of", before))["total"]["interactions"] == "0"
+    assert (await answer(cluster, "points", "--as-of", before))["points"] == []
+    assert (await answer(cluster, "signals", "--as-of", before))["signals"] == []
+    unknown = await recorrido(cluster, "customer", customer_id, "--as-of", before)
+    assert unknown.code == 1
+
+
+async def test_scores_are_of_a_map_and_a_time(cluster: Cluster) -> None:
+    found = await answer(cluster, "scores")
+    assert found["total"]["nps"]["count"] != "0"
+    assert "relationship_survey" in {each["touchpointId"] for each in found["touchpoints"]}
+    other = await answer(cluster, "scores", "--map", "ecommerce")
+    assert (other["mapId"], other["total"]) == ("ecommerce", found["total"])
+    half = await answer(cluster, "scores", "--from", "2026-08-15", "--to", "2026-09-01T00:00:00+02:00")
+    assert 0 < int(half["total"]["interactions"]) < int(found["total"]["interactions"])
+    text = (await recorrido(cluster, "scores")).out
+    assert "Relationship survey" in text
+
+
+async def test_points_and_signals_are_ranked_and_limited(cluster: Cluster) -> None:
+    points = (await answer(cluster, "points", "--kind", "pain", "--limit", "3"))["points"]
+    assert 0 < len(points) <= 3
+    assert {each["kind"] for each in points} == {"POINT_KIND_PAIN"}
+    customers = [int(each["customers"]) for each in points]
+    assert customers == sorted(customers, reverse=True)
+    assert "pain" in (await recorrido(cluster, "points")).out
+    signals = (await answer(cluster, "signals", "--limit", "3"))["signals"]
+    assert len(signals) == 3
+    of_one = (await answer(cluster, "signals", "--customer", signals[0]["customerId"]))["signals"]
+    assert {each["customerId"] for each in of_one} == {signals[0]["customerId"]}
+    assert signals[0]["signalId"] in (await recorrido(cluster, "signals")).out
+
+
+async def test_report_has_everything_and_where_to_call(cluster: Cluster) -> None:
+    found = await answer(cluster, "report")
+    assert found["overview"]["customers"] == str(CUSTOMERS)
+    assert found["scores"]["total"]["interactions"] == found["overview"]["interactions"]
+    assert found["pains"]["points"]
+    assert int(found["openRecoveries"]["total"]) > 0
+    text = (await recorrido(cluster, "report")).out
+    for part in ("ingest", "inference", "journey", "actions", "nats", "eventstore"):
+        assert cluster.address(part) in text
+
+
+async def test_analyze_tells_what_texts_mean(cluster: Cluster) -> None:
+    found = await answer(cluster, "analyze", "The parcel came a week late.", " ")
+    assert found["results"][0]["analysis"]["model"]
+    assert found["results"][1]["problem"]["reason"]
+    assert "came a week late" in (await recorrido(cluster, "analyze", "The parcel came a week late.")).out
+
+
+# -- maps ------------------------------------------------------------------------------------------------------------
+
+
+async def test_maps_are_published_listed_and_shown(cluster: Cluster, tmp_path: Path) -> None:
+    assert {each["map"]["mapId"] for each in (await answer(cluster, "map", "list"))["maps"]} >= {
+        "ecommerce",
+        "omnichannel",
+    }
+    shown = (await answer(cluster, "map", "show", "omnichannel"))["published"]
+    assert shown["map"]["stages"][1]["touchpoints"][0]["momentOfTruth"] is True
+    assert "till_*" in (await recorrido(cluster, "map", "show", "omnichannel")).out
+
+    # The same again is no new version; another content is.
+    again = await answer(cluster, "map", "publish", "ecommerce")
+    assert (again["published"]["version"], again["published"]["actor"]) == (1, "recorrido import")
+    changed = tmp_path / "map.yaml"
+    text = (SHIPPED / "ecommerce.yaml").read_text(encoding="utf-8")
+    changed.write_text(text.replace("E-commerce order", "Another name"), encoding="utf-8")
+    published = await recorrido(cluster, "map", "publish", str(changed))
+    assert (published.code, published.out) == (0, "ecommerce: version 2 is published\n")
+    first = await answer(cluster, "map", "show", "ecommerce", "--version", "1")
+    assert first["published"]["map"]["name"] == "E-commerce order"
+
+
+async def test_a_bad_map_is_refused_with_every_place(cluster: Cluster, tmp_path: Path) -> None:
+    bad = tmp_path / "map.yaml"
+    bad.write_text(
+        "map_id: 12\nnam: x\nmapping_rules: [{channel: wb}]\n"
+        "stages: [{stage_id: a, name: A, touchpoints: [{touchpoint_id: x, name: X, momentoftruth: true}, 3]}]\n",
+        encoding="utf-8",
+    )
+    refused = await recorrido(cluster, "map", "publish", str(bad))
+    assert refused.code == 1
+    for told in (
+        "unknown key 'nam'; did you mean name?",
+        "map_id: expected text, not 12; put it in quotes",
+        "stages[0].touchpoints[0]: unknown key 'momentoftruth'; did you mean moment_of_truth?",
+        "stages[0].touchpoints[1]: expected keys and values, not 3",
+        "mapping_rules[0].touchpoint_id: is missing",
+        "mapping_rules[0].channel: 'wb' is no channel",
+    ):
+        assert told in refused.err
+    bad.write_text("map_id: [", encoding="utf-8")
+    assert "is not YAML" in (await recorrido(cluster, "map", "publish", str(bad))).err
+    assert "there is no such file" in (await recorrido(cluster, "map", "publish", "nowhere.yaml")).err
+    # What the form allows and the service does not comes back with the fields that the service names.
+    bad.write_text("map_id: Not An Id\nname: x\nstages: []\n", encoding="utf-8")
+    refused = await recorrido(cluster, "map", "publish", str(bad))
+    assert refused.code == 1
+    assert refused.err.startswith("error: journey: INVALID: map.map_id: ")
+    assert "map.stages: " in refused.err
+
+
+# -- actions ---------------------------------------------------------------------------------------------------------
+
+
+async def test_an_action_lives_from_open_to_completed(cluster: Cluster) -> None:
+    what = ("Shorten the queue", "--kind", "improvement", "--reason", "20 minutes", "--need", "store")
+    opened = await answer(cluster, "actions", "open", *what)
+    action_id = opened["actionId"]
+    assert (opened["kind"], opened["state"], opened["reasons"]) == (
+        "ACTION_KIND_IMPROVEMENT",
+        "ACTION_STATE_OPEN",
+        ["20 minutes"],
+    )
+    accepted = await answer(cluster, "actions", "accept", action_id, "--owner", "maja", "--expected-revision", "0")
+    assert accepted["owner"] == "maja"
+    lost = await recorrido(cluster, "actions", "complete", action_id, "--result", "helped", "--expected-revision", "0")
+    assert lost.code == 1
+    done = await answer(cluster, "actions", "complete", action_id, "--result", "no_change", "--note", "opened a till")
+    assert done["result"] == "ACTION_RESULT_NO_CHANGE"
+    shown = await answer(cluster, "actions", "show", action_id)
+    assert [entry["actor"] for entry in shown["history"]] == ["tester"] * 3
+    text = (await recorrido(cluster, "actions", "show", action_id)).out
+    assert "Shorten the queue" in text
+    refused = await recorrido(cluster, "actions", "accept", action_id)
+    assert refused.code == 1
+    assert refused.err.startswith("error: actions: ")
+    assert len(refused.err.splitlines()) == 1
+
+    async def listed() -> bool:
+        found = await answer(cluster, "actions", "list", "--state", "completed", "--kind", "improvement")
+        return [each["actionId"] for each in found["actions"]] == [action_id]
+
+    await until(listed, 20)
+
+
+async def test_a_repeated_request_changes_nothing(cluster: Cluster) -> None:
+    request = ("actions", "open", "Call back", "--customer", "sample-1-0001", "--request-id", "once")
+    first, second = await answer(cluster, *request), await answer(cluster, *request)
+    assert first == second
+
+
+async def test_recoveries_are_listed_page_by_page(cluster: Cluster) -> None:
+    signals = (await answer(cluster, "signals", "--limit", "1"))["signals"]
+    of_one = await answer(cluster, "actions", "list", "--kind", "recovery", "--customer", signals[0]["customerId"])
+    assert of_one["actions"][0]["signalId"]
+    limited = await recorrido(cluster, "actions", "list", "--limit", "1")
+    assert "1 of " in limited.out
+
+
+# -- the bus ---------------------------------------------------------------------------------------------------------
+
+
+async def test_events_are_followed_from_the_start(cluster: Cluster) -> None:
+    result = await recorrido(
+        cluster, "events", "--from-start", "--type", "InteractionRecorded", "--limit", "30", "--json"
+    )
+    events = [json.loads(line) for line in result.out.splitlines()]
+    assert {each["type"] for each in events} == {"recorrido.ingest.v1.InteractionRecorded"}
+    positions = [each["position"] for each in events]
+    assert positions == sorted(set(positions))
+    assert len(events) == 30
+    assert events[0]["stream"] == f"customer-{events[0]['data']['interaction']['customer']['customerId']}"
+    text = await recorrido(cluster, "events", "--from-start", "--limit", "1")
+    assert "JourneyMapPublished" in text.out
+
+
+async def test_new_events_are_followed_over_a_restart_of_the_bus(cluster: Cluster) -> None:
+    process = await start(("events", "--type", "ActionOpened", "--json"), environment(cluster.ports))
+    lines: list[bytes] = []
+
+    async def read() -> None:
+        assert process.stdout is not None
+        while line := await process.stdout.readline():
+            lines.append(line)
+
+    async def opened(title: str) -> bool:
+        # It follows from when it is connected, which nothing tells: so open until one is seen.
+        await answer(cluster, "actions", "open", title, "--kind", "improvement")
+        return any(title.encode() in line for line in lines)
+
+    reading = asyncio.create_task(read())
+    try:
+        await until(lambda: opened("before"), 60, what="an event before the restart")
+        await cluster.kill_and_restart("nats")
+        await until(lambda: opened("after"), 60, what="an event after the restart")
+    finally:
+        process.terminate()
+        await process.wait()
+        await reading
+    positions = [json.loads(line)["position"] for line in lines]
+    assert positions == sorted(set(positions)), "each once, in order"
+
+
+# -- failures --------------------------------------------------------------------------------------------------------
+
+
+def _one_line(result: Result, code: int) -> str:
+    assert result.code == code, result
+    assert result.out == ""
+    (line,) = result.err.splitlines()
+    return line
+
+
+async def test_what_is_not_known_is_one_line(cluster: Cluster) -> None:
+    assert _one_line(await recorrido(cluster, "customer", "nobody"), 1).startswith("error: journey: ")
+    assert _one_line(await recorrido(cluster, "actions", "show", "nothing"), 1).startswith("error: actions: ")
+    assert "no journey map 'none'" in _one_line(await recorrido(cluster, "map", "show", "none"), 1)
+    assert "'none'" in _one_line(await recorrido(cluster, "scores", "--map", "none"), 1)
+
+
+async def test_a_broken_rule_is_told_with_its_field(cluster: Cluster) -> None:
+    line = _one_line(await recorrido(cluster, "actions", "open", " "), 1)
+    assert line.startswith("error: actions: INVALID: ")
+    assert "customer_id: required" in line
+    assert "title: required" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("actions", "complete", "x"),
+        ("scores", "--as-of", "yesterday"),
+        ("points", "--kind", "joy"),
+        ("customer",),
+        ("import", "olist"),
+        ("nothing",),
+    ],
+)
+async def test_calling_it_wrongly_is_2(cluster: Cluster, arguments: tuple[str, ...]) -> None:
+    assert (await recorrido(cluster, *arguments)).code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "service"),
+    [
+        (("scores",), "journey"),
+        (("actions", "list"), "actions"),
+        (("analyze", "x"), "inference"),
+        (("import", "sample"), "journey"),
+        (("events",), "nats"),
+    ],
+)
+async def test_who_does_not_answer_is_told_with_the_address(arguments: tuple[str, ...], service: str) -> None:
+    nobody = port_numbers.free()
+    process = await start(arguments, environment(nobody))
+    out, err = await process.communicate()
+    line = _one_line(Result(process.returncode or 0, out.decode(), err.decode()), 1)
+    assert nobody.of(service) in line
+    assert "recorrido run" in line
+
+
+async def test_addresses_can_be_told_one_by_one(cluster: Cluster) -> None:
+    nobody = port_numbers.free()
+    process = await start(
+        ("overview", "--json"), environment(nobody, RECORRIDO_JOURNEY_ADDRESS=cluster.address("journey"))
+    )
+    await process.communicate()
+    assert process.returncode == 0

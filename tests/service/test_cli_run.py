@@ -1,0 +1,117 @@
+"""`recorrido run` as `make run` starts it: everything up, the sample in an empty store, the report, and Ctrl-C."""
+
+import asyncio
+import time
+from pathlib import Path
+from signal import SIGINT
+
+import pytest
+
+from infra.local import ports as port_numbers
+from infra.local.ports import Ports
+from services.cli import sample
+from tests.support.cli import environment, start
+from tests.support.wait import until
+
+UP = "Recorrido is up; Ctrl-C stops it."
+
+
+class Run:
+    """A `recorrido run` and what it has written."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.reading = asyncio.create_task(self._read())
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    async def until_up(self, within_s: float) -> None:
+        await until(lambda: UP in self.text or self.process.returncode is not None, within_s, what=UP)
+        assert self.process.returncode is None, self.text
+
+    async def stop(self) -> float:
+        """Interrupt it; the seconds until it has ended."""
+        began = time.monotonic()
+        if self.process.returncode is None:
+            self.process.send_signal(SIGINT)
+        await asyncio.wait_for(self.process.wait(), 20)
+        await self.reading
+        return time.monotonic() - began
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        while line := await self.process.stdout.readline():
+            self.lines.append(line.decode().rstrip())
+
+
+async def run(data: Path, ports: Ports, *options: str) -> Run:
+    return Run(await start(("run", *options), environment(ports, RECORRIDO_DATA=str(data))))
+
+
+@pytest.mark.timeout(300)
+async def test_an_empty_store_offers_itself_with_the_sample_and_keeps_it(tmp_path: Path) -> None:
+    told = [each for customer in sample.generate() for each in customer]
+    ports = port_numbers.free()
+    first = await run(tmp_path, ports)
+    try:
+        await first.until_up(150)
+        assert f"recorded {len(told):,}, duplicates 0, rejected 0" in first.text
+        for title in ("customers", "Scores", "Top pain points", "Open recoveries", "Where to call"):
+            assert title in first.text
+        assert f"{len(told):,}" in first.text
+        for part in ("ingest", "inference", "journey", "actions", "nats", "eventstore"):
+            assert ports.of(part) in first.text
+        # A second run on the same data is refused, and does not disturb the first.
+        other = await run(tmp_path, ports)
+        assert await asyncio.wait_for(other.process.wait(), 30) == 1
+        await other.reading
+        assert UP not in other.text
+        assert "is in use by another run" in other.text
+    finally:
+        took = await first.stop()
+    assert (first.process.returncode, took < 10) == (0, True)
+
+    again = await run(tmp_path, ports, "--quiet")
+    try:
+        await again.until_up(60)
+        assert "here is a sample company" not in again.text
+        assert f"{len(told):,}" in again.text, "the report is of what was kept"
+    finally:
+        await again.stop()
+    assert again.process.returncode == 0
+
+
+@pytest.mark.timeout(120)
+async def test_without_the_sample_the_store_stays_empty(tmp_path: Path) -> None:
+    alone = await run(tmp_path, port_numbers.free(), "--no-sample", "--no-report", "--quiet")
+    try:
+        await alone.until_up(60)
+        assert "recorded" not in alone.text
+        assert "Scores" not in alone.text
+    finally:
+        await alone.stop()
+    assert alone.process.returncode == 0
+
+
+async def test_a_port_that_is_taken_ends_the_run_with_its_message(tmp_path: Path) -> None:
+    ports = port_numbers.free()
+
+    async def ignore(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_server(ignore, "127.0.0.1", ports.nats):
+        refused = await run(tmp_path, ports)
+        code = await asyncio.wait_for(refused.process.wait(), 30)
+        await refused.reading
+    assert code == 1
+    assert f"port {ports.nats} of nats is taken" in refused.text
+
+
+async def test_an_interrupt_while_it_starts_ends_it_too(tmp_path: Path) -> None:
+    starting = await run(tmp_path, port_numbers.free())
+    await until(lambda: "recorrido" in starting.text, 30, what="a first line")
+    assert await starting.stop() < 10
+    assert UP not in starting.text
