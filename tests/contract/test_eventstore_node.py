@@ -1,6 +1,7 @@
 """The node as a process: readiness, durability, refusal to start on what is not sound."""
 
 import asyncio
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -171,6 +172,34 @@ def test_a_data_directory_in_use_is_named(node: eventstore.Node) -> None:
     assert result.returncode == 4
     (line,) = result.stderr.splitlines()
     assert f"in use by another event store node (process {node.process.pid})" in line
+
+
+def test_a_disk_that_is_full_loses_nothing_and_works_again_with_space(node: eventstore.Node) -> None:
+    client = KurrentDBClient(node.uri)
+    kept: list[NewEvent] = []
+
+    def append(events: list[NewEvent]) -> None:
+        client.append_to_stream("s", current_version=ANY, events=events)
+        kept.extend(events)
+
+    append(new(10))
+    largest = max(path.stat().st_size for path in node.data.iterdir())
+    _, hard = resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE, (largest + 200_000, hard))
+    refused = new(10)
+    with pytest.raises(refusals.KurrentDBClientError):  # noqa: PT012 one of them meets the end of the disk
+        for _ in range(10_000):
+            refused = new(10)
+            append(refused)
+    assert [event.id for event in client.get_stream("s")] == [event.id for event in kept], "reads go on"
+
+    resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+    append(refused)
+    append(new(500))
+    assert [event.id for event in client.get_stream("s")] == [event.id for event in kept]
+    client.close()
+    assert node.stop() == 0
+    assert run(node.data, "--check").returncode == 0
 
 
 def test_a_torn_write_ahead_log_is_repaired(data: Path) -> None:
