@@ -10,7 +10,7 @@ from pathlib import Path
 import uvloop
 
 from infra.eventstore.backup import back_up
-from infra.eventstore.database import StoreError, create_or_open, full_check, locked
+from infra.eventstore.database import StoreError, create_or_open, existing, full_check, locked
 from infra.eventstore.limits import Limits
 from infra.eventstore.server import Settings, serve
 
@@ -24,7 +24,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         if arguments.check:
-            with locked(arguments.data):
+            with locked(existing(arguments.data)):
                 count = full_check(create_or_open(arguments.data))
             print(f"event store in {arguments.data} is sound: {count} events")  # noqa: T201
         elif arguments.backup:

@@ -5,7 +5,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from infra.eventstore.database import DATABASE, StoreError, connect, full_check
+from infra.eventstore.database import DATABASE, StoreError, connect, existing, full_check
 
 
 def back_up(directory: Path, target: Path) -> int:
@@ -17,9 +17,7 @@ def back_up(directory: Path, target: Path) -> int:
     Raises:
         StoreError: there is no store, the target exists, or the copy cannot be written.
     """
-    source_path = directory / DATABASE
-    if not source_path.exists():
-        raise StoreError(f"there is no event store in {directory}")
+    source_path = existing(directory) / DATABASE
     if target.exists():
         raise StoreError(f"{target} exists already; a backup never overwrites")
     unfinished = target.with_name(f"{target.name}.unfinished")

@@ -111,6 +111,17 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
+def existing(directory: Path) -> Path:
+    """The directory itself.
+
+    Raises:
+        StoreError: there is no store in it.
+    """
+    if not (directory / DATABASE).exists():
+        raise StoreError(f"there is no event store in {directory}")
+    return directory
+
+
 def create_or_open(directory: Path) -> Path:
     """Make sure that `directory` holds a sound database of ours; gives back its path.
 

@@ -35,7 +35,7 @@ def first_visible(stream: Stream) -> int:
 
 def oldest_visible(stream: Stream, now: int) -> int:
     """The lowest `created` that $maxAge leaves visible, in ticks; `now` likewise."""
-    return 0 if stream.max_age_s is None else now - stream.max_age_s * TICKS_PER_SECOND
+    return 0 if stream.max_age_s is None else max(0, now - stream.max_age_s * TICKS_PER_SECOND)
 
 
 def parse(document: bytes) -> dict[str, Any]:
@@ -47,4 +47,7 @@ def parse(document: bytes) -> dict[str, Any]:
 
 
 def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """A number that the protocol and SQLite can hold; anything else counts as absent."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if 0 <= value <= END_OF_STREAM else None

@@ -267,6 +267,12 @@ class TestDamage:
                 client.get_stream("s-7")
             client.close()
 
+    def test_a_check_of_nothing_is_refused(self, tmp_path: Path) -> None:
+        result = run(tmp_path / "nothing", "--check")
+        assert result.returncode == 1
+        assert "there is no event store" in result.stderr
+        assert not (tmp_path / "nothing").exists()
+
     def test_a_sound_store_passes_the_check(self, damaged: Path) -> None:
         result = run(damaged, "--check")
         assert result.returncode == 0

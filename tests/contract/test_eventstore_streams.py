@@ -435,5 +435,7 @@ class TestMetadata:
 
     def test_senseless_metadata_limits_nothing(self, client: KurrentDBClient, stream: str) -> None:
         client.append_to_stream(stream, current_version=NO_STREAM, events=new(2))
-        client.append_to_stream(f"$${stream}", current_version=ANY, events=NewEvent(type="$metadata", data=b"\xff{"))
-        assert revisions(client.get_stream(stream)) == [0, 1]
+        for senseless in (b"\xff{", b"[]", b'{"$maxCount": "2", "$maxAge": -1}', b'{"$maxCount": 1%s}' % (b"0" * 30)):
+            event = NewEvent(type="$metadata", data=senseless)
+            client.append_to_stream(f"$${stream}", current_version=ANY, events=event)
+            assert revisions(client.get_stream(stream)) == [0, 1]
