@@ -5,6 +5,7 @@ row per text. Its version comes with each answer, the taxonomy's version from th
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +29,14 @@ MODEL = "feedback"
 TIMEOUT_S = 15.0
 PROBE_TIMEOUT_S = 2.0
 PROBE_EVERY_S = 2.0
+LOAD_TIMEOUT_S = 30.0
+_HARMLESS = b"ok"
 
-#: The server, its model or its queue can't take the request now; another time it may. NOT_FOUND: no version is loaded.
+_NOT_LOADED = "StatusCode.NOT_FOUND"
+#: The server, its model or its queue can't take the request now; another time it may.
 _UNAVAILABLE = {
-    f"StatusCode.{name}"
-    for name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED", "NOT_FOUND")
+    _NOT_LOADED,
+    *(f"StatusCode.{name}" for name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED")),
 }
 _OUTPUTS = ("LANGUAGE", "SENTIMENT", "SENTIMENT_SCORE", "POINT", "NEED", "CONFIDENCE", "ERROR")
 
@@ -61,6 +65,7 @@ class Triton:
             ],
         )
         self._configs: dict[str, _Config] = {}
+        self._reviving = asyncio.Lock()
         self._texts = telemetry.METER.create_counter("recorrido.triton.texts", description="by result")
 
     async def close(self) -> None:
@@ -95,7 +100,8 @@ class Triton:
             answer = await self._infer(texts)
         except InferenceServerException as error:
             if error.status() in _UNAVAILABLE:
-                raise _unavailable(error) from error
+                raise await self._unavailable(error) from error
+            await self._revive()
             if len(texts) == 1:
                 LOG.warning("text not analysed", status=error.status(), error=str(error.message())[:200])
                 return [Problem(MODEL_FAILED, str(error.message())[:512], MODEL)]
@@ -104,6 +110,34 @@ class Triton:
             return [*await self._analyze_batch(texts[:middle]), *await self._analyze_batch(texts[middle:])]
         version = answer.get_response().model_version
         return _results(answer, version, (await self._config(version)).taxonomy_version)
+
+    async def _revive(self) -> None:
+        """Make sure that the model can analyse anything at all; where it can't, load it anew.
+
+        A Python model is a process. Once that has died (killed for its memory, or by a text) every request fails until
+        the model is unloaded and loaded.
+
+        Raises:
+            UnavailableError: that was refused or did not help.
+        """
+        async with self._reviving:
+            try:
+                await self._infer([_HARMLESS])
+            except InferenceServerException as dead:
+                LOG.warning("loading the model anew", status=dead.status(), error=str(dead.message())[:200])
+                try:
+                    await self._client.unload_model(MODEL, client_timeout=LOAD_TIMEOUT_S)
+                    await self._client.load_model(MODEL, client_timeout=LOAD_TIMEOUT_S)
+                    await self._infer([_HARMLESS])
+                except InferenceServerException as error:
+                    raise await self._unavailable(error) from error
+
+    async def _unavailable(self, error: InferenceServerException) -> UnavailableError:
+        if error.status() == _NOT_LOADED:
+            # Whoever unloaded it may have died before loading it; where it is being loaded, this changes nothing.
+            with contextlib.suppress(InferenceServerException):
+                await self._client.load_model(MODEL, client_timeout=LOAD_TIMEOUT_S)
+        return UnavailableError("triton", f"{error.status()}: {str(error.message())[:200]}")
 
     async def _infer(self, texts: Sequence[bytes]) -> Any:
         tensor = InferInput("TEXT", [len(texts), 1], "BYTES")
@@ -118,15 +152,11 @@ class Triton:
             try:
                 response = await self._client.get_model_config(MODEL, version, client_timeout=PROBE_TIMEOUT_S)
             except InferenceServerException as error:
-                raise _unavailable(error) from error
+                raise await self._unavailable(error) from error
             parameters = response.config.parameters
             taxonomy = parameters["taxonomy_version"].string_value if "taxonomy_version" in parameters else ""
             self._configs[version] = _Config(max(1, response.config.max_batch_size), taxonomy)
         return self._configs[version]
-
-
-def _unavailable(error: InferenceServerException) -> UnavailableError:
-    return UnavailableError("triton", f"{error.status()}: {str(error.message())[:200]}")
 
 
 def _results(answer: Any, version: str, taxonomy_version: str) -> list[Result]:
