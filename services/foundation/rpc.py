@@ -1,6 +1,7 @@
 """The gRPC server of every service: health, reflection, errors, deadlines, limits, traces and correlation."""
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -37,8 +38,10 @@ LOG = structlog.get_logger()
 
 #: The largest legal request is 1,000 interactions with 16 KiB of words each, and their envelopes.
 MAX_MESSAGE_BYTES = 24 * 1024 * 1024
-#: For callers that set no deadline of their own.
+#: For callers that set no deadline of their own, and the longest that any may set.
 DEFAULT_DEADLINE_S = 30.0
+#: The same for calls that answer with a stream of messages, which may be a long work and its progress.
+STREAM_DEADLINE_S = 3600.0
 #: gRPC refuses metadata of more than 8 KiB. The message is in it twice, once with up to three bytes for each.
 _MAX_MESSAGE_BYTES = 512
 _MAX_VIOLATIONS_BYTES = 4096
@@ -126,19 +129,38 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         # Health and reflection are asked all the time and tell nothing about customers.
-        if handler is None or not method.startswith("/recorrido.") or handler.unary_unary is None:
+        if handler is None or not method.startswith("/recorrido.") or handler.request_streaming:
             return handler
         headers = {k: v for k, v in handler_call_details.invocation_metadata or () if isinstance(v, str)}
-        inner = handler.unary_unary
+        wrap: Callable[..., Any]
+        if handler.response_streaming:
+            inner, longest_s, wrap = (
+                _written(handler.unary_stream),
+                STREAM_DEADLINE_S,
+                grpc.unary_stream_rpc_method_handler,
+            )
+        else:
+            inner, longest_s, wrap = handler.unary_unary, DEFAULT_DEADLINE_S, grpc.unary_unary_rpc_method_handler
 
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            return await _call(inner, method, headers, request, context)
+            return await _call(inner, method, headers, request, context, longest_s=longest_s)
 
-        return grpc.unary_unary_rpc_method_handler(
+        return wrap(
             call,
             request_deserializer=_reader(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
+
+
+def _written(inner: Any) -> Any:
+    """Return a handler that writes what the generator `inner` yields, so that its deadline covers a slow reader too."""
+
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        async with contextlib.aclosing(inner(request, context)) as replies:
+            async for reply in replies:
+                await context.write(reply)
+
+    return call
 
 
 async def _call(
@@ -147,11 +169,13 @@ async def _call(
     headers: dict[str, str],
     request: Any,
     context: grpc.aio.ServicerContext[Any, Any],
+    *,
+    longest_s: float,
 ) -> Any:
     # Kept with every event of the call, so a caller may not make it long.
     correlation = headers.get(CORRELATION_HEADER, "")[:128] or str(uuid.uuid4())
     remaining = context.time_remaining()
-    budget = min(remaining, DEFAULT_DEADLINE_S) if remaining is not None else DEFAULT_DEADLINE_S
+    budget = longest_s if remaining is None else min(remaining, longest_s)
     started = time.monotonic()
     service, _, name = method[1:].partition("/")
     with (
