@@ -6,6 +6,7 @@ A message is a CloudEvent in binary content mode (https://github.com/cloudevents
 
 import asyncio
 import contextlib
+import hashlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,19 +21,23 @@ from msgspec import json
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
 from nats.js import JetStreamContext, api
 from nats.js.errors import NotFoundError
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanKind, get_current_span
 
 from services.foundation import telemetry
-from services.foundation.errors import UnavailableError
+from services.foundation.errors import RefusedError, UnavailableError
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Event, Recorded, Registry
 
 LOG = structlog.get_logger()
 
 STREAM = "RECORRIDO"
 DEAD_LETTERS = "RECORRIDO_DEAD"
+#: A replay's stream is named by this and the replay's id, its subjects begin with `recorrido_replay.<id>.`.
+REPLAYS = "RECORRIDO_REPLAY_"
+REPLAY_SUBJECTS = "recorrido_replay."
 
 POSITION = "recorrido-position"
 REVISION = "recorrido-revision"
@@ -40,8 +45,13 @@ _METADATA_HEADERS = {CORRELATION_ID: "recorrido-correlation-id", CAUSATION_ID: "
 
 #: Tries of a message before it becomes a dead letter; waiting for a part that is down does not count.
 MAX_TRIES = 5
+#: Replays at a time, and how long the messages of one are kept.
+MAX_REPLAYS = 16
+REPLAY_AGE_S = 7 * 24 * 3600.0
 ACK_WAIT_S = 30.0
 _WRONG_LAST_SEQUENCE = 10071
+#: NATS ends the connection of whoever names a subject of more than 4 KiB.
+_MAX_SUBJECT_TOKEN = 1024
 
 
 class NotTheWriterError(Exception):
@@ -50,15 +60,26 @@ class NotTheWriterError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """The stream's last message: its sequence and the store position of its event (None: there is none yet)."""
+    """The stream's last message: its sequence and the store position of its event (None: there is none).
+
+    `messages` is how many the stream holds.
+    """
 
     sequence: int
     position: int | None
+    messages: int = 0
 
 
 def subject(type_name: str, stream: str) -> str:
-    """Return the subject of an event: its type, then its stream id with all but `A-Za-z0-9_-` percent-encoded."""
-    return f"{type_name}.{quote(stream, safe='').replace('.', '%2E').replace('~', '%7E')}"
+    """Return the subject of an event: its type, then its stream id with all but `A-Za-z0-9_-` percent-encoded.
+
+    A stream id that comes to more than 1,024 characters is cut, and ends in `%` and its SHA-256 instead.
+    """
+    token = quote(stream, safe="").replace(".", "%2E").replace("~", "%7E")
+    if len(token) > _MAX_SUBJECT_TOKEN:
+        digest = hashlib.sha256(stream.encode()).hexdigest()
+        token = f"{token[: _MAX_SUBJECT_TOKEN - len(digest) - 1]}%{digest}"
+    return f"{type_name}.{token}"
 
 
 def headers_of(recorded: Recorded, trace: Mapping[str, str]) -> dict[str, str]:
@@ -190,9 +211,9 @@ class Bus:
         delay = 0.1
         while True:
             try:
-                await bus._ensure_streams()
-            except (NatsError, TimeoutError, OSError) as error:
-                LOG.warning("waiting for JetStream", error=repr(error)[:200])
+                await bus.ensure_streams()
+            except UnavailableError as error:
+                LOG.warning("waiting for JetStream", error=error.message[:200])
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 2.0)
             else:
@@ -202,41 +223,100 @@ class Bus:
         with contextlib.suppress(NatsError, TimeoutError, asyncio.TimeoutError):
             await asyncio.wait_for(self._client.close(), 2.0)
 
-    async def _ensure_streams(self) -> None:
-        await self._ensure_stream(
-            api.StreamConfig(
-                name=STREAM,
-                subjects=["recorrido.>"],
-                storage=api.StorageType.FILE,
-                retention=api.RetentionPolicy.LIMITS,
-                discard=api.DiscardPolicy.OLD,
-                # The relay fences itself by the stream's sequence, which is exact; the id is for subscribers.
-                duplicate_window=120.0,
-                allow_atomic=True,
-            )
+    async def ensure_streams(self) -> None:
+        """Make both streams, unless they are there. Raises UnavailableError."""
+        events = api.StreamConfig(
+            name=STREAM,
+            subjects=["recorrido.>"],
+            storage=api.StorageType.FILE,
+            retention=api.RetentionPolicy.LIMITS,
+            discard=api.DiscardPolicy.OLD,
+            # The relay fences itself by the stream's sequence, which is exact; the id is for subscribers.
+            duplicate_window=120.0,
+            allow_atomic=True,
         )
-        await self._ensure_stream(
-            api.StreamConfig(name=DEAD_LETTERS, subjects=["recorrido_dead.>"], storage=api.StorageType.FILE)
-        )
-
-    async def _ensure_stream(self, config: api.StreamConfig) -> None:
+        dead = api.StreamConfig(name=DEAD_LETTERS, subjects=["recorrido_dead.>"], storage=api.StorageType.FILE)
         try:
-            await self._js.stream_info(config.name or "")
-        except NotFoundError:
-            await self._js.add_stream(config)
+            for config in (events, dead):
+                try:
+                    await self._js.stream_info(config.name or "")
+                except NotFoundError:
+                    await self._js.add_stream(config)
+        except (NatsError, TimeoutError, OSError) as error:
+            raise UnavailableError("NATS", repr(error)) from error
 
     # -- publishing: the relay's side ------------------------------------------------------------------------------
 
-    async def last(self) -> Last:
+    async def last(self, stream: str = STREAM) -> Last:
         """Return where the stream ends. Raises UnavailableError."""
+        if not self._client.is_connected:
+            raise UnavailableError("NATS", "not connected")
         try:
-            info = await self._js.stream_info(STREAM)
-            if info.state.messages == 0:
-                return Last(info.state.last_seq, None)
-            message = await self._js.get_msg(STREAM, seq=info.state.last_seq)
+            state = (await self._js.stream_info(stream)).state
+            # Not by its sequence: the last message may have been removed, and then the one before it tells.
+            message = await self._js.get_last_msg(stream, ">") if state.messages else None
         except (NatsError, TimeoutError, OSError) as error:
             raise UnavailableError("NATS", repr(error)) from error
-        return Last(info.state.last_seq, int((message.headers or {})[POSITION]))
+        position = int((message.headers or {})[POSITION]) if message else None
+        return Last(state.last_seq, position, state.messages)
+
+    @contextlib.asynccontextmanager
+    async def answering(self, question: str) -> AsyncIterator[None]:
+        """Answer whoever asks `question`, for the block: who dies falls silent with the connection."""
+
+        async def answer(message: Msg) -> None:
+            await message.respond(b"")
+
+        subscription = await self._client.subscribe(question, cb=answer)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(NatsError):
+                await subscription.unsubscribe()
+
+    async def answered(self, question: str, *, within_s: float) -> bool:
+        """Return whether anybody answers `question`. Raises UnavailableError while NATS is away."""
+        if not self._client.is_connected:
+            raise UnavailableError("NATS", "not connected")
+        try:
+            await self._client.request(question, timeout=within_s)
+        except (NoRespondersError, TimeoutError):
+            return False
+        except (NatsError, OSError) as error:
+            raise UnavailableError("NATS", repr(error)) from error
+        return True
+
+    async def ensure_replay(self, replay_id: str, terms: Mapping[str, str]) -> Mapping[str, str]:
+        """Make the stream of a replay, unless it is there; return the terms that it was made with.
+
+        Raises:
+            RefusedError: there are as many replays as there may be.
+            UnavailableError: NATS does not answer.
+        """
+        name = REPLAYS + replay_id
+        try:
+            with contextlib.suppress(NotFoundError):
+                return _terms((await self._js.stream_info(name)).config)
+            others = [s.config.name for s in await self._js.streams_info() if (s.config.name or "").startswith(REPLAYS)]
+            if len(others) >= MAX_REPLAYS:
+                raise RefusedError(
+                    "TOO_MANY_REPLAYS",
+                    f"there are {len(others)} replays already: delete a stream {REPLAYS}* that is not needed",
+                )
+            made = await self._js.add_stream(
+                api.StreamConfig(
+                    name=name,
+                    description="Events published again for one subscriber",
+                    subjects=[f"{REPLAY_SUBJECTS}{replay_id}.>"],
+                    storage=api.StorageType.FILE,
+                    max_age=REPLAY_AGE_S,
+                    allow_atomic=True,
+                    metadata=dict(terms),
+                )
+            )
+            return _terms(made.config)
+        except (NatsError, TimeoutError, OSError) as error:
+            raise UnavailableError("NATS", repr(error)) from error
 
     async def publish(self, batch: Sequence[tuple[str, bytes, Mapping[str, str]]], *, expected_last: int) -> int:
         """Publish subject, body and headers of each message as one atomic batch, on disk before it returns.
@@ -420,6 +500,11 @@ class Bus:
         await self._js.publish(to, message.data, stream=DEAD_LETTERS, headers=headers)
         await message.ack()
         LOG.error("dead letter", durable=reaction.durable, subject=message.subject, reason=reason)
+
+
+def _terms(config: api.StreamConfig) -> dict[str, str]:
+    # The server adds keys of its own.
+    return {k: v for k, v in (config.metadata or {}).items() if not k.startswith("_nats.")}
 
 
 async def _hold(messages: Sequence[Msg], seconds: float) -> None:

@@ -158,6 +158,23 @@ class EventStore:
         except _UNAVAILABLE as error:
             raise UnavailableError("event store", type(error).__name__) from error
 
+    async def read_all(
+        self, start: int | None, type_names: Iterable[str] = (), limit: int = sys.maxsize
+    ) -> AsyncGenerator[Recorded, None]:
+        """Yield the events from position `start` on, its own included (None: all), at most `limit`, and end.
+
+        Only `type_names` are delivered (none named: every type of Recorrido). Raises UnavailableError.
+        """
+        try:
+            response = await self._client.read_all(
+                commit_position=start, filter_include=_patterns(type_names), limit=limit
+            )
+            async with response:
+                async for event in response:
+                    yield _recorded(event)
+        except _UNAVAILABLE as error:
+            raise UnavailableError("event store", type(error).__name__) from error
+
     async def follow(
         self, after: int | None, type_names: Iterable[str] = ()
     ) -> AsyncGenerator[Recorded | CaughtUp | Checkpoint, None]:
@@ -167,8 +184,7 @@ class EventStore:
         caller sees a pause, never a gap or a repetition.
         """
         position, delay = after, 0.1
-        # As regular expressions, because the store's prefix filter would let InteractionRecordedV2 through.
-        include = [f"^{name.replace('.', '[.]')}$" for name in type_names] or [r"^recorrido[.].*"]
+        include = _patterns(type_names)
         while True:
             try:
                 subscription = await self._client.subscribe_to_all(
@@ -222,6 +238,12 @@ class _AppendSpans:
             if error is not None:
                 span.set_status(Status(StatusCode.ERROR, type(error).__name__))
             span.end()
+
+
+def _patterns(type_names: Iterable[str]) -> list[str]:
+    # As regular expressions, because the store's prefix filter would let InteractionRecordedV2 through. What has no
+    # name of that form is nobody's public event.
+    return [f"^{name.replace('.', '[.]')}$" for name in type_names] or [r"^recorrido([.][A-Za-z0-9_]+)+$"]
 
 
 def _recorded(event: RecordedEvent) -> Recorded:
