@@ -1,10 +1,14 @@
-"""Wires the relay: settings → store and bus → publish."""
+"""Wires the relay: settings → store and bus → publish, watch and republish."""
 
+from recorrido.relay.v1 import relay_service_pb2 as pb
+from recorrido.relay.v1 import relay_service_pb2_grpc as pb_grpc
 from services.foundation.bus import Bus
 from services.foundation.config import ServiceSettings
 from services.foundation.eventstore import EventStore
 from services.foundation.run import Process, run
+from services.relay.api import RelayServicer
 from services.relay.relay import Relay
+from services.relay.replay import Replays
 
 
 async def wire(settings: ServiceSettings, process: Process) -> None:
@@ -12,7 +16,16 @@ async def wire(settings: ServiceSettings, process: Process) -> None:
     process.on_close(store.close)
     bus = await Bus.connect(settings.nats_url, name="relay")
     process.on_close(bus.close)
-    process.background("relay", Relay(store, bus).run())
+    relay = Relay(store, bus)
+    process.server.register(
+        pb_grpc.add_RelayServiceServicer_to_server,
+        RelayServicer(relay, Replays(store, bus)),
+        pb.DESCRIPTOR.services_by_name["RelayService"].full_name,
+    )
+    process.background("relay", relay.run())
+    process.background(
+        "lag", relay.watch(bus=process.server.availability("NATS"), store=process.server.availability("event store"))
+    )
 
 
 if __name__ == "__main__":
