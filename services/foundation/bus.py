@@ -48,7 +48,8 @@ MAX_TRIES = 5
 #: Replays at a time, and how long the messages of one are kept.
 MAX_REPLAYS = 16
 REPLAY_AGE_S = 7 * 24 * 3600.0
-ACK_WAIT_S = 30.0
+#: After a consumer died its messages come again this much later; while it lives it keeps telling that it works on them.
+ACK_WAIT_S = 10.0
 _WRONG_LAST_SEQUENCE = 10071
 #: NATS ends the connection of whoever names a subject of more than 4 KiB.
 _MAX_SUBJECT_TOKEN = 1024
