@@ -1,6 +1,7 @@
 """What a caller sees of every way a call can end: status, details, correlation id and trace."""
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from recorrido.actions.v1 import actions_service_pb2 as pb
 from recorrido.actions.v1 import actions_service_pb2_grpc as pb_grpc
+from recorrido.relay.v1 import relay_service_pb2 as relay_pb
+from recorrido.relay.v1 import relay_service_pb2_grpc as relay_pb_grpc
 from services.foundation import errors, rpc, telemetry
 from services.foundation.errors import RecorridoError, Violation
 from services.foundation.events import CORRELATION_ID
@@ -253,3 +256,164 @@ async def test_a_failed_call_is_a_failed_span_with_its_code(served: Served) -> N
     assert (span.status.is_ok, span.status.description) == (False, "NOT_FOUND")
     # An expected failure is an answer, not an incident.
     assert [event.name for event in span.events] == []
+
+
+# -- calls that answer with a stream -------------------------------------------------------------------------------
+
+
+@dataclass
+class Streaming:
+    """A server whose Republish does what `behaviour` does."""
+
+    stub: Any
+    behaviour: Callable[[], AsyncIterator[relay_pb.RepublishResponse]]
+    spans: InMemorySpanExporter
+
+    def call(self, **options: Any) -> Any:
+        return self.stub.Republish(relay_pb.RepublishRequest(replay_id="a"), **options)
+
+    async def failure(self, **options: Any) -> grpc.aio.AioRpcError:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            [_ async for _ in self.call(**options)]
+        return caught.value
+
+
+@pytest.fixture
+async def streaming(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Streaming]:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr(telemetry, "_TRACER", provider.get_tracer("test"))
+
+    class Servicer(relay_pb_grpc.RelayServiceServicer):
+        async def Republish(self, _request: Any, _context: Any) -> AsyncIterator[relay_pb.RepublishResponse]:  # noqa: N802
+            async with contextlib.aclosing(streaming.behaviour()) as replies:  # type: ignore[type-var]
+                async for reply in replies:
+                    yield reply
+
+    server = rpc.RpcServer("127.0.0.1:0")
+    server.register(
+        relay_pb_grpc.add_RelayServiceServicer_to_server,
+        Servicer(),
+        relay_pb.DESCRIPTOR.services_by_name["RelayService"].full_name,
+    )
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        streaming = Streaming(relay_pb_grpc.RelayServiceStub(channel), _replies, spans)
+        yield streaming
+    await server.stop(0)
+
+
+async def _replies() -> AsyncIterator[relay_pb.RepublishResponse]:
+    for messages in (1, 2, 3):
+        yield relay_pb.RepublishResponse(messages=messages)
+
+
+async def test_a_stream_arrives_whole_with_its_correlation_id_and_in_one_span(streaming: Streaming) -> None:
+    trace_id, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    inside = {}
+
+    async def note() -> AsyncIterator[relay_pb.RepublishResponse]:
+        async for reply in _replies():
+            inside.update(telemetry.inject())
+            yield reply
+
+    streaming.behaviour = note
+    call = streaming.call(
+        metadata=((rpc.CORRELATION_HEADER, "order-77"), ("traceparent", f"00-{trace_id}-{caller}-01"))
+    )
+    assert [reply.messages async for reply in call] == [1, 2, 3]
+    assert correlation(await call.trailing_metadata()) == "order-77"
+    (span,) = streaming.spans.get_finished_spans()
+    assert span.name == "recorrido.relay.v1.RelayService/Republish"
+    assert f"{span.context.trace_id:032x}" == trace_id
+    assert inside["traceparent"] == f"00-{trace_id}-{span.context.span_id:016x}-01"
+    assert span.status.is_ok
+
+
+@pytest.mark.parametrize(("error", "code"), EXAMPLES, ids=lambda value: type(value).__name__)
+async def test_a_typed_error_ends_a_stream_after_what_came_before(
+    streaming: Streaming, error: RecorridoError, code: StatusCode
+) -> None:
+    async def fail() -> AsyncIterator[relay_pb.RepublishResponse]:
+        yield relay_pb.RepublishResponse(messages=7)
+        raise error
+
+    streaming.behaviour = fail
+    call = streaming.call(metadata=((rpc.CORRELATION_HEADER, "order-77"),))
+    assert (await call.read()).messages == 7
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert caught.value.code() is code
+    assert info(caught.value).reason == error.reason
+    assert correlation(caught.value.trailing_metadata()) == "order-77"
+    (span,) = streaming.spans.get_finished_spans()
+    assert (span.status.is_ok, span.status.description) == (False, code.name)
+
+
+async def test_an_unknown_error_in_a_stream_tells_nothing_but_that(streaming: Streaming) -> None:
+    async def fail() -> AsyncIterator[relay_pb.RepublishResponse]:
+        yield relay_pb.RepublishResponse()
+        raise ValueError("password is hunter2")
+
+    streaming.behaviour = fail
+    caught = await streaming.failure()
+    assert (caught.code(), caught.details()) == (StatusCode.INTERNAL, "internal error; the log has it by trace id")
+
+
+async def test_a_stream_may_take_longer_than_other_calls_but_not_for_ever(
+    streaming: Streaming, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "DEFAULT_DEADLINE_S", 0.0)
+    monkeypatch.setattr(rpc, "STREAM_DEADLINE_S", 0.2)
+    closed = asyncio.Event()
+
+    async def hang() -> AsyncIterator[relay_pb.RepublishResponse]:
+        try:
+            yield relay_pb.RepublishResponse()
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    streaming.behaviour = hang
+    caught = await streaming.failure()
+    assert (caught.code(), caught.details()) == (StatusCode.DEADLINE_EXCEEDED, "not done within 0.2 s")
+    assert closed.is_set()
+
+
+async def test_a_reader_that_does_not_read_is_held_to_the_deadline(
+    streaming: Streaming, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "STREAM_DEADLINE_S", 0.2)
+    closed = asyncio.Event()
+
+    async def endless() -> AsyncIterator[relay_pb.RepublishResponse]:
+        try:
+            while True:
+                yield relay_pb.RepublishResponse(stream="x" * 1_000_000)
+        finally:
+            closed.set()
+
+    streaming.behaviour = endless
+    call = streaming.call()
+    async with asyncio.timeout(10):
+        await closed.wait()
+    call.cancel()
+
+
+async def test_who_hangs_up_ends_the_work_of_a_stream(streaming: Streaming) -> None:
+    closed = asyncio.Event()
+
+    async def hang() -> AsyncIterator[relay_pb.RepublishResponse]:
+        try:
+            yield relay_pb.RepublishResponse()
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    streaming.behaviour = hang
+    call = streaming.call()
+    await call.read()
+    call.cancel()
+    async with asyncio.timeout(5):
+        await closed.wait()
