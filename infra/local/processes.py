@@ -96,8 +96,10 @@ class Process:
 
     def kill(self) -> None:
         """Kill the program and everything in its group; nothing happens when it has ended."""
-        if not self.exited.is_set():
-            os.killpg(self.pid, SIGKILL)
+        # It may be gone already without our having been told.
+        with contextlib.suppress(ProcessLookupError):
+            if not self.exited.is_set():
+                os.killpg(self.pid, SIGKILL)
 
     async def stop(self, number: Signals, *, within_s: float) -> bool:
         """Ask it to end and, where that takes too long, kill it; True when it went by itself."""
