@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from recorrido.actions.v1 import actions_service_pb2 as pb
 from recorrido.actions.v1.action_pb2 import ActionKind, ActionResult, ActionState
@@ -90,20 +91,20 @@ async def _list(request: pb.ListActionsRequest, limit: int, *, as_json: bool) ->
         show.print_json(found)
         return
     out = show.console()
-    out.print(action_table(found))
+    out.print(show.filled(_table(found)))
     if len(found.actions) < found.total:
         out.print(f"{show.count(len(found.actions))} of {show.count(found.total)} are shown; --limit shows more")
 
 
-def action_table(found: pb.ListActionsResponse, title: str = "") -> Table:
-    lines = show.table("opened (UTC)", "kind", "state", "customer", "title", "owner", "result", "id", title=title)
+def _table(found: pb.ListActionsResponse) -> Table:
+    lines = show.table("opened (UTC)", "kind", "state", "customer~", "title~", "owner", "result", "id")
     for each in found.actions:
         lines.add_row(
             show.when(each.opened_at),
             show.name(ActionKind.DESCRIPTOR, each.kind),
             show.name(ActionState.DESCRIPTOR, each.state),
             show.plain(each.customer_id),
-            show.plain(each.title, 70),
+            show.plain(each.title),
             show.plain(each.owner),
             show.name(ActionResult.DESCRIPTOR, each.result),
             each.action_id,
@@ -125,7 +126,7 @@ async def _show(action_id: str, *, as_json: bool) -> None:
         return
     out = show.console()
     out.print(_details(found.action))
-    lines = show.table("recorded (UTC)", "who", "what", "trace", title="History")
+    lines = show.table("recorded (UTC)", "who", "what~", "trace", title="History")
     for entry in found.history:
         lines.add_row(
             show.when(entry.recorded_at), show.plain(entry.actor), show.plain(entry.summary), show.plain(entry.trace_id)
@@ -134,7 +135,7 @@ async def _show(action_id: str, *, as_json: bool) -> None:
 
 
 def _details(action: pb.Action) -> Table:
-    lines = show.table("", "")
+    lines = show.table("", "~")
     for title, text in (
         ("title", action.title),
         ("kind", show.name(ActionKind.DESCRIPTOR, action.kind)),
@@ -151,7 +152,7 @@ def _details(action: pb.Action) -> Table:
         ("revision", str(action.revision)),
     ):
         if text:
-            lines.add_row(f"[bold]{title}[/bold]", show.plain(text))
+            lines.add_row(Text(title, style="bold"), show.plain(text))
     return lines
 
 

@@ -21,7 +21,7 @@ async def _analyze(texts: list[str], *, as_json: bool) -> None:
     if as_json:
         show.print_json(found)
         return
-    lines = show.table("language", "sentiment", "point", "need", "model", "text")
+    lines = show.table("language", "sentiment", "point", "need", "model", "text~")
     for text, each in zip(texts, found.results, strict=True):
         meant = each.analysis
         lines.add_row(
@@ -30,6 +30,6 @@ async def _analyze(texts: list[str], *, as_json: bool) -> None:
             show.point(meant.point),
             meant.need_path or each.problem.reason,
             f"{meant.model} {meant.model_version}".strip(),
-            show.plain(text, 80),
+            show.plain(text),
         )
-    show.console().print(lines)
+    show.console().print(show.filled(lines))

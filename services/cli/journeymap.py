@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import grpc
 import typer
 import yaml
+from rich.text import Text
 
 from recorrido.ingest.v1.interaction_pb2 import Channel
 from recorrido.journey.v1 import journey_service_pb2 as pb
@@ -188,7 +189,7 @@ def list_maps(*, as_json: Json = False) -> None:
         if as_json:
             show.print_json(found)
             return
-        lines = show.table("map", "name", "version#", "published (UTC)", "by", "stages#", "touchpoints#", "rules#")
+        lines = show.table("map", "name~", "version#", "published (UTC)", "by", "stages#", "touchpoints#", "rules#")
         for each in found.maps:
             lines.add_row(
                 each.map.map_id,
@@ -230,8 +231,9 @@ def show_map(
 def _print_map(published: pb.PublishedMap) -> None:
     out = show.console()
     journey_map = published.map
-    out.print(f"[bold]{journey_map.map_id}[/bold]", show.plain(journey_map.name), f"· version {published.version}")
-    lines = show.table("stage", "touchpoint", "id", "moment of truth")
+    name = show.plain(journey_map.name)
+    out.print(Text(journey_map.map_id, style="bold"), name, f"· version {published.version}")
+    lines = show.table("stage~", "touchpoint~", "id", "moment of truth")
     for stage in journey_map.stages:
         for n, touchpoint in enumerate(stage.touchpoints):
             lines.add_row(

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.table import Table
+from rich.text import Text
 
 from recorrido.inference.v1.analysis_pb2 import PointKind
 from recorrido.ingest.v1.interaction_pb2 import Channel, CustomerKind, Outcome
@@ -60,15 +61,15 @@ async def _customer(customer_id: str, as_of: Timestamp | None, map_id: str, limi
     out = show.console()
     kind = show.name(CustomerKind.DESCRIPTOR, found.kind) or "customer"
     out.print(
-        f"[bold]{kind}[/bold]", show.plain(found.customer_id), f"· {show.count(found.total_entries)} interactions"
+        Text(kind, style="bold"), show.plain(found.customer_id), f"· {show.count(found.total_entries)} interactions"
     )
-    out.print(_timeline(found))
+    out.print(show.filled(_timeline(found)))
     if len(found.entries) < found.total_entries:
         out.print(f"the first {show.count(len(found.entries))} are shown; --limit shows more")
 
 
 def _timeline(found: pb.GetCustomerJourneyResponse) -> Table:
-    lines = show.table("when (UTC)", "stage", "touchpoint", "channel", "outcome", "rating", "point", "need", "words")
+    lines = show.table("when (UTC)", "stage", "touchpoint~", "channel", "outcome", "rating", "point", "need", "words~")
     for entry in found.entries:
         what = entry.interaction
         lines.add_row(
@@ -79,8 +80,8 @@ def _timeline(found: pb.GetCustomerJourneyResponse) -> Table:
             show.name(Outcome.DESCRIPTOR, what.outcome),
             show.plain(show.ratings(what)),
             show.point(entry.analysis.point),
-            entry.analysis.need_path or entry.analysis_failure,
-            show.plain(what.verbatim.text, 120),
+            show.plain(entry.analysis.need_path or entry.analysis_failure),
+            show.plain(what.verbatim.text),
         )
     return lines
 
@@ -104,10 +105,10 @@ async def _scores(request: pb.GetScoresRequest, *, as_json: bool) -> None:
         show.print_json(found)
         return
     lines = show.table(*show.SCORE_COLUMNS)
-    lines.add_row(*show.scores("all", found.total), style="bold")
+    lines.add_row("all", *show.scores(found.total), style="bold")
     for each in found.touchpoints:
         title = each.name if each.touchpoint_id else f"{each.name} (not on the map)"
-        lines.add_row(show.plain(title), *show.scores("", each.scores)[1:])
+        lines.add_row(show.plain(title), *show.scores(each.scores))
     show.console().print(lines)
 
 
@@ -134,16 +135,16 @@ async def _points(request: pb.ListPointsRequest, *, as_json: bool) -> None:
 
 
 def point_table(found: pb.ListPointsResponse, title: str = "") -> Table:
-    lines = show.table("point", "need", "touchpoint", "customers#", "share#", "mentions#", "an example", title=title)
+    lines = show.table("point", "need~", "touchpoint~", "customers#", "share#", "mentions#", "an example~", title=title)
     for each in found.points:
         lines.add_row(
             show.point(each.kind),
             each.need_path or "not known",
             show.plain(each.touchpoint_name or each.touchpoint_id),
             show.count(each.customers),
-            f"{each.share:.1%}",
+            f"{100 * each.share:.1f} %",
             show.count(each.mentions),
-            show.plain(each.examples[0], 80) if each.examples else "",
+            show.plain(each.examples[0]) if each.examples else "",
         )
     return lines
 
@@ -179,13 +180,13 @@ async def _signals(customer_id: str, as_of: Timestamp | None, limit: int, *, as_
     if as_json:
         show.print_json(found)
         return
-    lines = show.table("happened (UTC)", "customer", "touchpoint", "why", "need", "signal")
+    lines = show.table("happened (UTC)", "customer~", "touchpoint", "why~", "need~", "signal")
     for each in found.signals:
         lines.add_row(
             show.when(each.occurred_at),
             show.plain(each.customer_id),
             show.plain(each.touchpoint),
-            show.plain("; ".join(each.reasons), 80),
+            show.plain("; ".join(each.reasons)),
             each.need_path,
             each.signal_id,
         )

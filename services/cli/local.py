@@ -107,13 +107,13 @@ async def _welcome(
     try:
         await _until_ready(supervisor, addresses)
         if with_sample and await _wants_sample(addresses):
-            out.print("[bold]The store is empty: here is a sample company.[/bold]")
+            out.print("The store is empty: here is a sample company.", style="bold")
             await load(addresses, sample.generate(), SAMPLE_MAPS, out, wait=True)
         if with_report:
             show_report(await read(addresses), addresses, out)
-        out.print("[bold]Recorrido is up; Ctrl-C stops it.[/bold]")
+        out.print("Recorrido is up; Ctrl-C stops it.", style="bold")
     except CommandError as error:
-        out.print("[red]error:[/red]", Text(str(error)), soft_wrap=True)
+        out.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
     except Exception:  # noqa: BLE001 - told below, and not the end of what runs
         # Nobody awaits us; what is up stays up, but what went wrong must be seen.
         out.print_exception()

@@ -5,13 +5,13 @@ from typing import Any
 
 from google.protobuf.message import Message
 from rich.console import Console
+from rich.text import Text
 
 from recorrido.actions.v1 import actions_service_pb2 as actions_pb
 from recorrido.actions.v1.action_pb2 import ActionKind, ActionState
 from recorrido.inference.v1.analysis_pb2 import PointKind
 from recorrido.journey.v1 import journey_service_pb2 as pb
 from services.cli import clients, show
-from services.cli.actions import action_table
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.journeys import overview_table, point_table
 from services.cli.options import Json, run
@@ -51,17 +51,23 @@ async def read(addresses: Addresses) -> Report:
 
 
 def show_report(found: Report, addresses: Addresses, out: Console) -> None:
-    out.rule("[bold]Recorrido[/bold]", align="left")
+    out.rule(Text("Recorrido", style="bold"), align="left")
     out.print(overview_table(found.overview))
-    lines = show.table(*show.SCORE_COLUMNS, title="Scores")
-    lines.add_row(*show.scores("all", found.scores.total), style="bold")
+    # Only the scores: how many there are of each is above, and on its own page.
+    lines = show.table(show.SCORE_COLUMNS[0], *show.SCORE_COLUMNS[3:], title="Scores")
+    lines.add_row("all", *show.scores(found.scores.total)[2:], style="bold")
     for each in found.scores.touchpoints:
         if each.scores.nps.count or each.scores.csat.count or each.scores.ces.count:
-            lines.add_row(show.plain(each.name), *show.scores("", each.scores)[1:])
+            lines.add_row(show.plain(each.name), *show.scores(each.scores)[2:])
     out.print(lines)
     out.print(point_table(found.pains, "Top pain points"))
     total = show.count(found.recoveries.total)
-    out.print(action_table(found.recoveries, f"Open recoveries: {total}, the newest"))
+    recoveries = show.table(
+        "opened (UTC)", "customer", "what to make good~", title=f"Open recoveries: {total}, the newest"
+    )
+    for action in found.recoveries.actions:
+        recoveries.add_row(show.when(action.opened_at), show.plain(action.customer_id), show.plain(action.title))
+    out.print(recoveries)
     show_addresses(addresses, out)
 
 

@@ -31,7 +31,7 @@ _SENTIMENT_STYLES: dict[int, str] = {Sentiment.SENTIMENT_NEGATIVE: "red", Sentim
 def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPED_WIDTH
-    return Console(file=stream, width=width, highlight=False)
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def dictionary(message: Message) -> dict[str, Any]:
@@ -46,24 +46,39 @@ def print_json(value: Message | dict[str, Any]) -> None:
 
 
 def table(*columns: str, title: str = "") -> Table:
-    """Return an empty table; a column whose name ends in '#' holds numbers. Without any name there is no header."""
+    """Return an empty table. Without any column name there is no header.
+
+    A column whose name ends in '#' holds numbers; one whose name ends in '~' gives way where the terminal is narrow.
+    """
     empty = Table(
         title=title or None,
         title_justify="left",
         title_style="bold",
         header_style="bold",
-        show_header=any(column.strip("#") for column in columns),
+        show_header=any(column.strip("#~") for column in columns),
         box=None,
     )
     for column in columns:
-        empty.add_column(column.removesuffix("#"), justify="right" if column.endswith("#") else "left", overflow="fold")
+        empty.add_column(
+            Text(column.rstrip("#~"), no_wrap=True, overflow="ellipsis"),
+            justify="right" if column.endswith("#") else "left",
+            # What is copied, such as an id, stays whole as long as anything else can give way.
+            no_wrap=not column.endswith("~"),
+            overflow="ellipsis",
+        )
     return empty
 
 
-def plain(text: str, limit: int = 0) -> Text:
-    """Return what somebody else wrote as one line without control characters or markup, cut to `limit` characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return Text(line if not limit or len(line) <= limit else line[: limit - 1] + "…")
+def filled(lines: Table) -> Table:
+    """Return the table without the columns in which no line says anything."""
+    lines.columns = [column for column in lines.columns if any(str(cell) for cell in column.cells)]
+    return lines
+
+
+def plain(text: str) -> Text:
+    """Return what somebody else wrote as one line without control characters or markup."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return Text(" ".join(printable.split()), no_wrap=True, overflow="ellipsis")
 
 
 def when(timestamp: Timestamp) -> str:
@@ -106,35 +121,22 @@ def ratings(interaction: Interaction) -> str:
     )
 
 
-def scores(title: str, found: Scores) -> list[str]:
-    """Return the cells of one line of scores; a score without answers is left empty."""
+SCORE_COLUMNS = ("touchpoint~", "interactions#", "customers#", "NPS (n)#", "CSAT (n)#", "CES (n)#", "negative (n)#")
+
+
+def scores(found: Scores) -> list[str]:
+    """Return the cells of one line of scores but the first; a score without answers is left empty."""
     heard = found.sentiment
     words = heard.negative + heard.neutral + heard.positive
     return [
-        title,
         count(found.interactions),
         count(found.customers),
-        f"{found.nps.value:+.0f}" if found.nps.count else "",
-        count(found.nps.count) if found.nps.count else "",
-        f"{found.csat.value:.0f} %" if found.csat.count else "",
-        count(found.csat.count) if found.csat.count else "",
-        f"{found.ces.value:.0f} %" if found.ces.count else "",
-        count(found.ces.count) if found.ces.count else "",
-        f"{heard.negative / words:.0%}" if words else "",
-        count(words) if words else "",
+        _with_count(f"{found.nps.value:+.0f}", found.nps.count),
+        _with_count(f"{found.csat.value:.0f} %", found.csat.count),
+        _with_count(f"{found.ces.value:.0f} %", found.ces.count),
+        _with_count(f"{100 * heard.negative / max(words, 1):.0f} %", words),
     ]
 
 
-SCORE_COLUMNS = (
-    "touchpoint",
-    "interactions#",
-    "customers#",
-    "NPS#",
-    "n#",
-    "CSAT#",
-    "n#",
-    "CES#",
-    "n#",
-    "negative#",
-    "n#",
-)
+def _with_count(value: str, answers: int) -> str:
+    return f"{value} ({count(answers)})" if answers else ""
