@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.text import Text
 
-from services.cli import actions, analyze, events, journeymap, journeys, local, report, show
+from services.cli import actions, analyze, events, journeymap, journeys, local, report, republish, show
 from services.cli.failures import CommandError
 from services.cli.importing import commands as importing_commands
 
@@ -24,6 +24,7 @@ app.command()(journeys.points)
 app.command()(journeys.signals)
 app.add_typer(actions.app, name="actions")
 app.command()(events.events)
+app.command()(republish.republish)
 app.command()(journeys.overview)
 app.command()(report.report)
 app.command()(analyze.analyze)
