@@ -50,7 +50,10 @@ MAX_REPLAYS = 16
 REPLAY_AGE_S = 7 * 24 * 3600.0
 #: After a consumer died its messages come again this much later; while it lives it keeps telling that it works on them.
 ACK_WAIT_S = 10.0
+DUPLICATE_WINDOW_S = 1.0
+#: A batch that does not follow the stream's end is refused by its sequence, or before that by an id that was just seen.
 _WRONG_LAST_SEQUENCE = 10071
+_DUPLICATE_IN_BATCH = 10201
 #: NATS ends the connection of whoever names a subject of more than 4 KiB.
 _MAX_SUBJECT_TOKEN = 1024
 
@@ -232,8 +235,9 @@ class Bus:
             storage=api.StorageType.FILE,
             retention=api.RetentionPolicy.LIMITS,
             discard=api.DiscardPolicy.OLD,
-            # The relay fences itself by the stream's sequence, which is exact; the id is for subscribers.
-            duplicate_window=120.0,
+            # The relay fences itself by the stream's sequence, which is exact. Remembering ids for longer would only
+            # take memory, and keep an emptied stream from being filled again.
+            duplicate_window=DUPLICATE_WINDOW_S,
             allow_atomic=True,
         )
         dead = api.StreamConfig(name=DEAD_LETTERS, subjects=["recorrido_dead.>"], storage=api.StorageType.FILE)
@@ -253,13 +257,20 @@ class Bus:
         if not self._client.is_connected:
             raise UnavailableError("NATS", "not connected")
         try:
-            state = (await self._js.stream_info(stream)).state
-            # Not by its sequence: the last message may have been removed, and then the one before it tells.
-            message = await self._js.get_last_msg(stream, ">") if state.messages else None
+            info = await self._js.stream_info(stream)
+            state = info.state
+            message = await self._last_message(stream, info) if state.messages else None
         except (NatsError, TimeoutError, OSError) as error:
             raise UnavailableError("NATS", repr(error)) from error
         position = int((message.headers or {})[POSITION]) if message else None
         return Last(state.last_seq, position, state.messages)
+
+    async def _last_message(self, stream: str, info: api.StreamInfo) -> api.RawStreamMsg:
+        try:
+            return await self._js.get_msg(stream, seq=info.state.last_seq)
+        except NotFoundError:
+            # It was removed, so the one before it tells. Finding it takes the server a look at every subject.
+            return await self._js.get_last_msg(stream, (info.config.subjects or [""])[0])
 
     @contextlib.asynccontextmanager
     async def answering(self, question: str) -> AsyncIterator[None]:
@@ -311,6 +322,7 @@ class Bus:
                     subjects=[f"{REPLAY_SUBJECTS}{replay_id}.>"],
                     storage=api.StorageType.FILE,
                     max_age=REPLAY_AGE_S,
+                    duplicate_window=DUPLICATE_WINDOW_S,
                     allow_atomic=True,
                     metadata=dict(terms),
                 )
@@ -343,7 +355,7 @@ class Bus:
             raise UnavailableError("NATS", repr(error)) from error
         ack = json.decode(reply.data)
         if "error" in ack:
-            if ack["error"].get("err_code") == _WRONG_LAST_SEQUENCE:
+            if ack["error"].get("err_code") in (_WRONG_LAST_SEQUENCE, _DUPLICATE_IN_BATCH):
                 raise NotTheWriterError(ack["error"]["description"])
             raise UnavailableError("NATS", str(ack["error"]))
         return int(ack["seq"])
