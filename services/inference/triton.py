@@ -46,6 +46,7 @@ class _Config:
     """What the configuration of one model version says."""
 
     max_batch_size: int
+    instances: int
     taxonomy_version: str
 
 
@@ -122,7 +123,9 @@ class Triton:
         """
         async with self._reviving:
             try:
-                await self._infer([_HARMLESS])
+                # Triton hands requests to the instances in turn, and any of them may be the dead one.
+                for _ in range((await self._config("")).instances + 1):
+                    await self._infer([_HARMLESS])
             except InferenceServerException as dead:
                 LOG.warning("loading the model anew", status=dead.status(), error=str(dead.message())[:200])
                 try:
@@ -155,7 +158,8 @@ class Triton:
                 raise await self._unavailable(error) from error
             parameters = response.config.parameters
             taxonomy = parameters["taxonomy_version"].string_value if "taxonomy_version" in parameters else ""
-            self._configs[version] = _Config(max(1, response.config.max_batch_size), taxonomy)
+            instances = sum(group.count * max(1, len(group.gpus)) for group in response.config.instance_group)
+            self._configs[version] = _Config(max(1, response.config.max_batch_size), max(1, instances), taxonomy)
         return self._configs[version]
 
 
