@@ -21,6 +21,7 @@ async def batches(
             await queue.put(item)
 
     filling = asyncio.create_task(fill())
+    getting: asyncio.Future[T] | None = None
     try:
         while True:
             getting = asyncio.ensure_future(queue.get())
@@ -37,4 +38,6 @@ async def batches(
             yield batch
     finally:
         filling.cancel()
+        if getting is not None:
+            getting.cancel()
         await asyncio.gather(filling, return_exceptions=True)
