@@ -151,6 +151,6 @@ async def _republish(request: pb.RepublishRequest, *, as_json: bool) -> None:
         show.print_json(last)
         return
     out = show.console()
-    out.print(f"[bold]{last.messages:,}[/bold] messages are in the stream [cyan]{last.stream}[/cyan].")
+    out.print(f"{last.messages:,} messages are in the stream {last.stream}.")
     out.print(f"Subscribe to {last.subjects} there, until nothing is pending; then go on with your own consumer.")
     out.print("The stream forgets them after seven days; delete it when you are done.")
