@@ -10,6 +10,7 @@ them as strings, and no event needs them.
 import argparse
 import filecmp
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,22 @@ def prefix_of(enum: EnumDescriptorProto) -> str:
     return enum.value[0].name.removesuffix("UNSPECIFIED")
 
 
+def local_references(package: str, message: DescriptorProto) -> Iterator[str]:
+    """Yield the names of the messages of the same package that a message holds."""
+    for field in message.field:
+        owner, _, name = field.type_name.lstrip(".").rpartition(".")
+        if field.type == FieldDescriptorProto.TYPE_MESSAGE and owner == package:
+            yield name
+
+
+def event_messages(files: list[FileDescriptorProto]) -> list[tuple[FileDescriptorProto, int, DescriptorProto]]:
+    """Return each event among the messages of one package: its file, its index there and itself."""
+    candidates = [(f, i, m) for f in files if f.name.endswith("/events.proto") for i, m in enumerate(f.message_type)]
+    # A message that another one holds is a part of an event, not an event.
+    parts = {name for file, _, message in candidates for name in local_references(file.package, message)}
+    return [(file, index, message) for file, index, message in candidates if message.name not in parts]
+
+
 class Package:
     """Writes the struct module of one proto package."""
 
@@ -83,10 +100,7 @@ class Package:
 
     def write(self, out: Path) -> None:
         body = "\n\n".join([*self.enums(), *self.messages()])
-        candidates = [m for f in self.files if f.name.endswith("/events.proto") for m in f.message_type]
-        # A message that another one holds is a part of an event, not an event.
-        parts = {name for message in candidates for name in self.local_references(message)}
-        events = [m.name for m in candidates if m.name not in parts]
+        events = [message.name for _, _, message in event_messages(self.files)]
         sources = ", ".join(Path(f.name).name for f in self.files)
         lines = [HEADER.format(sources=sources), "from collections.abc import Mapping", "from enum import StrEnum"]
         if self.timestamps:
@@ -118,15 +132,9 @@ class Package:
 
     def messages(self) -> Iterator[str]:
         names = {m.name: (file, index, m) for file in self.files for index, m in enumerate(file.message_type)}
-        for name in in_dependency_order({n: list(self.local_references(m)) for n, (_, _, m) in names.items()}):
+        for name in in_dependency_order({n: list(local_references(self.name, m)) for n, (_, _, m) in names.items()}):
             file, index, message = names[name]
             yield self.message(file, index, message)
-
-    def local_references(self, message: DescriptorProto) -> Iterator[str]:
-        for field in message.field:
-            package, _, name = field.type_name.lstrip(".").rpartition(".")
-            if field.type == FieldDescriptorProto.TYPE_MESSAGE and package == self.name:
-                yield name
 
     def message(self, file: FileDescriptorProto, index: int, message: DescriptorProto) -> str:
         module = Path(file.name).stem + "_pb2"
@@ -285,19 +293,29 @@ def differences(fresh: Path, committed: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail when proto/gen is not what the contracts give")
-    if not parser.parse_args().check:
-        GEN.mkdir(exist_ok=True)
-        for stale in GEN.rglob("*.py*"):
-            if "__pycache__" not in stale.parts:
-                stale.unlink()
-        generate(GEN)
-        return 0
+    check = parser.parse_args().check
     with tempfile.TemporaryDirectory() as folder:
-        generate(Path(folder))
-        stale_files = differences(Path(folder), GEN)
-    for name in stale_files:
-        print(f"not fresh, run `make proto`: {name}", file=sys.stderr)
-    return 1 if stale_files else 0
+        fresh = Path(folder)
+        generate(fresh)
+        stale = differences(fresh, GEN)
+        for name in stale:
+            if check:
+                print(f"not fresh, run `make proto`: {name}", file=sys.stderr)
+            else:
+                # File by file, so that what runs from this tree is never without its contracts.
+                replace(fresh / name, GEN / name)
+    return 1 if check and stale else 0
+
+
+def replace(fresh: Path, committed: Path) -> None:
+    """Put `fresh` in the place of `committed`, or take that away where there is no fresh one."""
+    if fresh.exists():
+        committed.parent.mkdir(parents=True, exist_ok=True)
+        partial = committed.with_name(committed.name + ".new")
+        shutil.copyfile(fresh, partial)
+        partial.replace(committed)
+    else:
+        committed.unlink()
 
 
 if __name__ == "__main__":
