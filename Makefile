@@ -46,6 +46,7 @@ check: $(DEV_READY) ## Lint, types, layers, contracts, and whether generated cod
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against $(BASELINE)
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python proto/asyncapi.py --check
 
 .PHONY: format
 format: $(DEV_READY) ## Format the code and fix what can be fixed by itself
@@ -53,8 +54,9 @@ format: $(DEV_READY) ## Format the code and fix what can be fixed by itself
 	$(BIN)/ruff check --fix
 
 .PHONY: proto
-proto: $(DEV_READY) ## Generate proto/gen from the contracts
+proto: $(DEV_READY) ## Generate proto/gen and docs/asyncapi.yaml from the contracts
 	$(BIN)/python proto/generate.py
+	$(BIN)/python proto/asyncapi.py
 
 .PHONY: baseline
 baseline: $(DEV_READY) ## Take the contracts as they are for what may not be broken; at a release
