@@ -132,20 +132,20 @@ async def _republish(request: pb.RepublishRequest, *, as_json: bool) -> None:
         console=show.console(stderr=True),
         disable=as_json,
     )
-    address = Addresses.configured().relay
-    async with channel("relay", address) as opened:
+    if not as_json:
+        bar.console.print(
+            f"Replay {request.replay_id}: should it be cut off, the same with --as goes on.", markup=False
+        )
+    async with channel("relay", Addresses.configured().relay) as opened:
         stub: RelayServiceAsyncStub = RelayServiceStub(opened)
         with bar:
             task = bar.add_task("Republishing", total=None, messages=0)
             async for progress in stub.Republish(request, timeout=_WITHIN_S):
                 told = (*told[:1], progress)
                 first = told[0].position
-                bar.update(
-                    task,
-                    total=max(progress.end_position - first, 1),
-                    completed=max(progress.end_position - first, 1) if progress.complete else progress.position - first,
-                    messages=progress.messages,
-                )
+                span = max(progress.end_position - first, 1)
+                done = span if progress.complete else progress.position - first
+                bar.update(task, total=span, completed=done, messages=progress.messages)
     last = told[-1]
     if as_json:
         show.print_json(last)

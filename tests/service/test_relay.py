@@ -21,7 +21,7 @@ from tests.support.otlp import receiver
 from tests.support.relays import TYPE, append, assert_stream_equals_store, pending, second_relay, status, store_of
 from tests.support.wait import until
 
-#: From the death of the publisher to the next event on the bus; measured: 0.3 s on an idle machine.
+#: From the death of the publisher to the next event on the bus; it takes under one, two where it is frozen.
 HANDOVER_S = 5.0
 
 
@@ -138,21 +138,19 @@ async def moved(cluster: Cluster, beyond: int) -> bool:
         await client.close()
 
 
-async def until_moving_again(cluster: Cluster) -> float:
-    """Wait until the stream moves on from where it is; return the seconds that took."""
-    client = await nats.connect(cluster.environment["RECORRIDO_NATS_URL"])
-    try:
-        stream = client.jetstream()
-        at = (await stream.stream_info("RECORRIDO")).state.last_seq
-        since = time.monotonic()
+async def standing_by(address: str) -> bool:
+    return (await status(address)).state == pb.RELAY_STATE_STANDING_BY
 
-        async def moving() -> bool:
-            return (await stream.stream_info("RECORRIDO")).state.last_seq > at
 
-        await until(moving, deadline_s=30)
-        return time.monotonic() - since
-    finally:
-        await client.close()
+async def until_publishing(address: str) -> float:
+    """Wait until the relay at `address`, which has published nothing yet, publishes; return the seconds that took."""
+    since = time.monotonic()
+
+    async def publishing() -> bool:
+        return (await status(address)).published > 0
+
+    await until(publishing, deadline_s=30, ignoring=(grpc.aio.AioRpcError,))
+    return time.monotonic() - since
 
 
 async def flood(store: EventStore, stop: asyncio.Event) -> int:
@@ -174,15 +172,15 @@ async def test_a_publisher_that_dies_under_load_is_replaced_in_seconds(tmp_path:
         flooding = asyncio.create_task(flood(store, stop))
         await until(lambda: moved(cluster, 500), deadline_s=30)
         cluster.kill("relay")
-        assert await until_moving_again(cluster) < HANDOVER_S
-        assert (await second.status()).takeovers == 1
+        took = [await until_publishing(second.address)]
         # The other way round, and worse: it does not even hang up.
-        await cluster.until_ready("relay")
+        await until(lambda: standing_by(cluster.address("relay")), deadline_s=30, ignoring=(grpc.aio.AioRpcError,))
         second.process.send_signal(SIGSTOP)
-        assert await until_moving_again(cluster) < HANDOVER_S
+        took.append(await until_publishing(cluster.address("relay")))
         second.process.send_signal(SIGCONT)
         stop.set()
         await assert_stream_equals_store(cluster, await flooding, deadline_s=60)
+        assert max(took) < HANDOVER_S, took
 
 
 async def test_the_connection_of_a_killed_publisher_tells_at_once(tmp_path: Path) -> None:
@@ -220,11 +218,8 @@ async def test_a_publisher_thawed_after_its_replacement_publishes_nothing_twice(
         assert (await second.status()).published == 500
         cluster.kill("relay", SIGCONT)
 
-        async def standing_by() -> bool:
-            return (await status(cluster.address("relay"))).state == pb.RELAY_STATE_STANDING_BY
-
         # It read those 500 events too, and the stream refused them.
-        await until(standing_by, deadline_s=15)
+        await until(lambda: standing_by(cluster.address("relay")), deadline_s=15)
         await append(store, range(1_000, 1_500))
         await assert_stream_equals_store(cluster, 1_500)
         assert (await status(cluster.address("relay"))).published == 500

@@ -17,6 +17,7 @@ from recorrido.relay.v1 import relay_service_pb2_grpc as pb_grpc
 from services.foundation.bus import MAX_REPLAYS
 from services.foundation.events import Pending, derived_id
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
+from tests.support.cli import answer, recorrido
 from tests.support.relays import TYPE, append, assert_stream_equals_store, store_of
 from tests.support.rpc_errors import info, violations
 from tests.support.truth import Message, published
@@ -190,3 +191,37 @@ async def test_killed_halfway_it_goes_on_and_the_main_stream_does_not_notice(tmp
         assert await replay(cluster) == before, "none lost, none twice, in the same order"
         await appending
         await assert_stream_equals_store(cluster, 9_000, deadline_s=60)
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_command_by_position_and_short_type(cluster: Cluster) -> None:
+    all_of_it = await main_stream(cluster)
+    position = str(all_of_it[8].position)
+    told = await answer(cluster, "republish", "--from", position, "--type", "SignalRaised", "--as", "team")
+    expected = [m for m in all_of_it[8:] if m.type_name == SIGNAL]
+    assert await replay(cluster) == expected
+    assert (told["stream"], told["messages"], told["complete"]) == ("RECORRIDO_REPLAY_team", str(len(expected)), True)
+
+
+async def test_the_command_by_time_says_where_to_find_it(cluster: Cluster) -> None:
+    done = await recorrido(cluster, "republish", "--from", "2020-01-01", "--to", "2099-01-01", "--as", "all-of-it")
+    assert done.code == 0, done
+    assert "RECORRIDO_REPLAY_all-of-it" in done.out
+    assert "recorrido_replay.all-of-it.>" in done.out
+    assert await replay(cluster, "all-of-it") == await main_stream(cluster)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--from", "soon"), 2, "neither a position"),
+        (("--from", "0", "--type", "Nope"), 2, "InteractionRecorded"),
+        (("--from", "0", "--as", "a.b"), 2, "1 to 64 letters"),
+        (("--from", "9", "--to", "3"), 1, "at or after from_position"),
+    ],
+)
+async def test_the_command_called_wrongly(cluster: Cluster, arguments: tuple[str, ...], code: int, said: str) -> None:
+    done = await recorrido(cluster, "republish", *arguments, COLUMNS="200")
+    assert (done.code, said in done.err) == (code, True), done
