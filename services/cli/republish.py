@@ -103,9 +103,9 @@ def republish(
         typer.Option("--type", parser=full_name, metavar="NAME", help="Only this type; may be given several times."),
     ] = None,
     name: Annotated[
-        str,
+        str | None,
         typer.Option("--as", parser=replay_name, metavar="NAME", help="Name of the replay. The same again goes on."),
-    ] = "",
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print how it ended as proto JSON.")] = False,
 ) -> None:
     """Publish a part of the history again, into a stream of its own; the main stream is not touched."""
