@@ -63,7 +63,7 @@ class Recoveries:
                         context=delivery.context,
                     )
                 )
-        await self._executor.execute_all(intents, assume_new=True)
+        await self._executor.execute_all(intents)
         return answers
 
 

@@ -44,8 +44,7 @@ class Intent:
     a ConflictError, unless it repeats what was done.
 
     `presumed_revision` is a revision up to which the stream holds nothing that concerns the command, as with a reaction
-    to the very event of that revision: it is decided without reading the stream, and the append proves that nothing
-    came since or sends us back to read. Only for commands that decide something on an initial state.
+    to the very event of that revision: it need not be read to be decided about.
     """
 
     stream: str
@@ -80,7 +79,9 @@ class Folded(Generic[StateT]):
 class Executor(Generic[StateT]):
     """Executes commands of one decider.
 
-    Keeps the latest `cache_size` folded streams, so that a stream is re-read only from where it was left.
+    A command is first decided on what is known of its stream: the latest fold, kept for `cache_size` streams, or that
+    there is none. What comes to events the append proves, at the expected revision; what comes to nothing, or is
+    refused, is decided again on the stream as it is read.
     """
 
     def __init__(
@@ -92,65 +93,59 @@ class Executor(Generic[StateT]):
         self._attempts = attempts
         self._cache_size = cache_size
         self._cache: OrderedDict[str, Folded[StateT]] = OrderedDict()
-        #: Nothing that was appended before goes further than this position; None: not known.
-        self._horizon: int | None = None
 
     async def execute(self, intent: Intent) -> Executed[StateT]:
-        """Execute one command; raise the error it was refused with.
-
-        Decides on what is known of the stream, where that comes to events: the append proves it. That nothing is to be
-        done is told of what the stream holds now.
-        """
-        (result,) = await self.execute_all([intent], assume_new=True)
-        if not result.events:
-            (result,) = await self.execute_all([intent])
+        """Execute one command; raise the error it was refused with."""
+        (result,) = await self.execute_all([intent])
         if result.error is not None:
             raise result.error
         return result
 
     async def load(self, stream: str) -> Folded[StateT]:
         """Return the stream's present state and revision (NO_STREAM where there is none)."""
-        return await self._refresh(stream)
+        known = self._known(stream)
+        return self._keep(stream, self._fold(known, await self._store.read(stream, after=known.revision)))
 
-    async def execute_all(self, intents: Sequence[Intent], *, assume_new: bool = False) -> list[Executed[StateT]]:
+    async def execute_all(self, intents: Sequence[Intent]) -> list[Executed[StateT]]:
         """Execute many commands, over many streams, in one atomic append.
 
-        A refused command has its error in its result and hinders no other. `assume_new` decides for streams that
-        were never seen here as if they were empty, which saves a read each where most are; the append's expected
-        revision proves it or sends us back to read.
+        A refused command has its error in its result and hinders no other.
 
         Raises:
             ConflictError: others kept changing these streams for `attempts` rounds.
             UnavailableError: the store does not answer.
         """
         presumed = self._presumed(intents)
-        stale = [] if assume_new else list({i.stream for i in intents} - presumed.keys())
-        guessing = assume_new or bool(presumed)
-        # A store acknowledges an append that it has seen before, as a whole, with its old position. Where we did not
-        # read, that would tell a caller that something was recorded now which was there all along.
-        bound = await self._store.head() if guessing else None
         # What this call knows is its own: the cache may forget any of it before the append.
-        known = dict(presumed)
-        for attempt in range(self._attempts):
-            known.update(zip(stale, await asyncio.gather(*map(self._refresh, stale)), strict=True))
-            for stream in stale:
-                presumed.pop(stream, None)
+        known = {i.stream: presumed.get(i.stream) or self._known(i.stream) for i in intents}
+        read: set[str] = set()
+        rounds, bound = 0, -1
+        while True:
             results, appends = self._decide(intents, known)
-            if not appends:
+            proven = {append.stream for append in appends}
+            stale = known.keys() - proven - read
+            if not stale and not appends:
                 return results
-            try:
-                position = await self._store.append(appends)
-            except ConflictError as conflict:
-                # A batch full of streams we guessed to be new would otherwise conflict one by one.
-                stale = list(set(conflict.streams) | {a.stream for a in appends if a.stream not in known})
-                if attempt == self._attempts - 1:
-                    raise
-            else:
-                if bound is None or position > bound:
-                    self._remember(results, intents, presumed)
-                    return results
-                stale = [a.stream for a in appends]
-        raise AssertionError("unreachable: the last attempt returns or raises")
+            if not stale:
+                # A store acknowledges what it was given before, as a whole and with its old position. Of a stream
+                # that was not read, that would tell a caller that something was recorded now which was there before.
+                if bound < 0 and not proven <= read:
+                    bound = await self._store.head()
+                try:
+                    position = await self._store.append(appends)
+                except ConflictError as conflict:
+                    rounds += 1
+                    if rounds == self._attempts:
+                        raise
+                    stale = conflict.streams.keys() & known.keys()
+                else:
+                    if position > bound:
+                        self._remember(results, intents, presumed.keys() - read)
+                        return results
+                    stale = proven
+            states = await asyncio.gather(*map(self.load, stale))
+            known.update(zip(stale, states, strict=True))
+            read |= stale
 
     def _decide(
         self, intents: Sequence[Intent], known: Mapping[str, Folded[StateT]]
@@ -159,20 +154,14 @@ class Executor(Generic[StateT]):
         pending: dict[str, list[Pending]] = {}
         results = []
         for intent in intents:
-            at = folded.get(intent.stream) or self._cache.get(intent.stream)
-            at = at or Folded(self._decider.initial(), NO_STREAM)
+            at = folded[intent.stream]
             try:
                 decided = self._decide_one(intent, at)
             except RecorridoError as error:
                 results.append(Executed(at.state, at.revision, error=error))
                 continue
             news = [
-                Pending(
-                    event,
-                    event_id_of(intent, type(event), index),
-                    intent.metadata,
-                    intent.context,
-                )
+                Pending(event, event_id_of(intent, type(event), index), intent.metadata, intent.context)
                 for index, event in enumerate(decided)
             ]
             state = at.state
@@ -199,10 +188,8 @@ class Executor(Generic[StateT]):
             raise ConflictError({intent.stream: at.revision})
         return decided
 
-    async def _refresh(self, stream: str) -> Folded[StateT]:
-        known = self._cache.get(stream) or Folded(self._decider.initial(), NO_STREAM)
-        news = await self._store.read(stream, after=known.revision)
-        return self._keep(stream, self._fold(known, news))
+    def _known(self, stream: str) -> Folded[StateT]:
+        return self._cache.get(stream) or Folded(self._decider.initial(), NO_STREAM)
 
     def _fold(self, known: Folded[StateT], news: Sequence[Recorded]) -> Folded[StateT]:
         state, revision = known.state, known.revision

@@ -1,17 +1,40 @@
 """Command → decide → append, for batches: each interaction has a result of its own, whatever becomes of the others."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
-from recorrido.ingest.v1.events import InteractionRecorded
-from services.foundation.errors import ConflictError, RecorridoError, UnavailableError
+from opentelemetry.context import get_current
+
+from recorrido.ingest.v1.events import InteractionRecorded, InteractionRejected, RejectionResubmitted, RejectionState
+from services.foundation import telemetry
+from services.foundation.commit import GroupCommit, Submission
+from services.foundation.errors import (
+    ConflictError,
+    DiffersError,
+    ExhaustedError,
+    InvalidError,
+    RecorridoError,
+    RefusedError,
+)
+from services.foundation.events import CAUSATION_ID, Pending, derived_id
+from services.foundation.eventstore import EventStore, StreamAppend
 from services.foundation.execute import Executed, Executor, Intent, event_id_of
-from services.ingest.domain import Known, RecordInteraction
+from services.ingest.domain import History, Known, RecordInteraction
+from services.ingest.rejection import (
+    Discard,
+    KeepRejected,
+    Kept,
+    Rejection,
+    Rejections,
+    Resubmit,
+    check_resubmission,
+    stream_of,
+    unknown,
+)
 
-#: A store limits what one append may hold; KurrentDB's default for a whole append was 1 MiB for years.
-MAX_APPEND_BYTES = 1024 * 1024
-#: What event type, metadata and envelope add to each event.
-_ENVELOPE_BYTES = 512
+#: How often a resubmission is decided again while others write to the customer's stream.
+_ATTEMPTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,58 +45,206 @@ class Recording:
     duplicate: bool
 
 
-Result = Recording | RecorridoError
-Numbered = tuple[int, RecordInteraction]
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an interaction is not recorded. It is kept under `rejection_id`; empty: it is not."""
+
+    error: RecorridoError
+    rejection_id: str = ""
 
 
-class Handlers:
-    """Records interactions."""
+Result = Recording | Refusal
 
-    def __init__(self, executor: Executor[Known]) -> None:
-        self._executor = executor
 
-    async def record(
-        self, commands: Sequence[RecordInteraction | RecorridoError], metadata: Mapping[str, str]
-    ) -> list[Result]:
-        """Return one result per command, in order; a command that is an error already is its own result.
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Interactions of one sender: for each a command, or why there is none.
 
-        Appends in portions that a store takes. When it stops answering, what was appended stays recorded and the rest
-        comes to UnavailableError: repeating the whole batch is safe.
-        """
-        results: dict[int, Result] = {i: c for i, c in enumerate(commands) if isinstance(c, RecorridoError)}
-        valid = [(i, c) for i, c in enumerate(commands) if isinstance(c, RecordInteraction)]
-        lost: UnavailableError | None = None
-        for portion in _portions(valid):
-            intents = [Intent(command.stream, command, metadata) for _, command in portion]
-            # A store that is gone takes its time not to answer, and the caller waits for the results there are.
-            outcomes = await self._append(intents) if lost is None else [lost] * len(intents)
-            lost = next((o for o in outcomes if isinstance(o, UnavailableError)), None)
-            results.update(zip((index for index, _ in portion), outcomes, strict=True))
-        return [results[index] for index in range(len(commands))]
+    `keep` gives what to keep of the n-th when it is refused. `metadata` goes with every event.
+    """
 
-    async def _append(self, intents: Sequence[Intent]) -> Sequence[Result]:
+    commands: Sequence[RecordInteraction | InvalidError]
+    keep: Callable[[int], Kept]
+    client_id: str
+    metadata: Mapping[str, str]
+
+
+class Recorder:
+    """Records interactions, and keeps those that are refused.
+
+    Both have a queue of their own, so that no flood of bad interactions is in the way of good ones.
+    """
+
+    def __init__(self, customers: GroupCommit[Known], rejections: GroupCommit[Rejection]) -> None:
+        self._customers = customers
+        self._rejections = rejections
+        self._results = telemetry.METER.create_counter("recorrido.ingest.interactions", unit="{interaction}")
+        self._differs = telemetry.METER.create_counter("recorrido.ingest.content_differs", unit="{interaction}")
+        self._not_kept = telemetry.METER.create_counter("recorrido.ingest.rejections_not_kept", unit="{interaction}")
+
+    def accept(self, batch: Batch) -> "Accepted":
+        """Take the whole batch, or nothing of it. Raises ExhaustedError (QUEUE_FULL)."""
+        return Accepted(self, batch, self._customers.submit(*_intents(batch)))
+
+    async def accept_when_room(self, batch: Batch) -> "Accepted":
+        """Take the batch as soon as there is room for it."""
+        return Accepted(self, batch, await self._customers.submit_when_room(*_intents(batch)))
+
+    async def results(self, batch: Batch, submission: Submission[Known]) -> list[Result]:
+        outcomes = iter(await submission.results())
+        results = [Refusal(c) if isinstance(c, InvalidError) else _result(c, next(outcomes)) for c in batch.commands]
+        refused = [
+            (index, result.error)
+            for index, result in enumerate(results)
+            if isinstance(result, Refusal) and isinstance(result.error, InvalidError | DiffersError)
+        ]
+        self._differs.add(sum(isinstance(error, DiffersError) for _, error in refused))
+        # A store that has just not answered takes its time not to answer again.
+        if refused and submission.lost is None:
+            kept = await self._keep(batch, refused)
+            for (index, error), rejection_id in zip(refused, kept, strict=True):
+                results[index] = Refusal(error, rejection_id)
+        self._count(results)
+        return results
+
+    async def _keep(self, batch: Batch, refused: Sequence[tuple[int, InvalidError | DiffersError]]) -> list[str]:
+        """Return the ids under which they are kept now, empty for those that are not."""
+        commands = [KeepRejected(batch.keep(index), error, batch.client_id) for index, error in refused]
+        ids = [command.kept.rejection_id for command in commands]
+        context = get_current()
+        intents = [Intent(stream_of(i), c, batch.metadata, context) for i, c in zip(ids, commands, strict=True)]
         try:
-            executed = await self._executor.execute_all(intents, assume_new=True)
-        except (ConflictError, UnavailableError) as error:
-            return [error] * len(intents)
-        return [_result(i, e) for i, e in zip(intents, executed, strict=True)]
+            outcomes = await self._rejections.submit(intents, [c.size_bytes for c in commands]).results()
+        except ExhaustedError:
+            outcomes = [ExhaustedError("QUEUE_FULL", "", 0.0)] * len(ids)
+        kept = [i if isinstance(outcome, Executed) else "" for i, outcome in zip(ids, outcomes, strict=True)]
+        self._not_kept.add(kept.count(""))
+        return kept
+
+    def _count(self, results: Sequence[Result]) -> None:
+        counts: dict[str, int] = {}
+        for result in results:
+            name = result.error.reason if isinstance(result, Refusal) else _STATUS[result.duplicate]
+            counts[name] = counts.get(name, 0) + 1
+        for name, count in counts.items():
+            self._results.add(count, {"result": name})
 
 
-def _portions(valid: Iterable[Numbered]) -> Iterator[list[Numbered]]:
-    portion: list[Numbered] = []
-    size = 0
-    for index, command in valid:
-        more = command.size_bytes + _ENVELOPE_BYTES
-        if portion and size + more > MAX_APPEND_BYTES:
-            yield portion
-            portion, size = [], 0
-        portion.append((index, command))
-        size += more
-    if portion:
-        yield portion
+_STATUS = {False: "RECORDED", True: "DUPLICATE"}
 
 
-def _result(intent: Intent, executed: Executed[Known]) -> Result:
-    if executed.error is not None:
-        return executed.error
-    return Recording(str(event_id_of(intent, InteractionRecorded)), duplicate=not executed.events)
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A batch that will be recorded, whether or not anybody waits for its results."""
+
+    _recorder: Recorder
+    _batch: Batch
+    _submission: Submission[Known]
+
+    async def results(self) -> list[Result]:
+        """Return one result per interaction, in order."""
+        return await self._recorder.results(self._batch, self._submission)
+
+
+def _intents(batch: Batch) -> tuple[list[Intent], list[int]]:
+    valid = [command for command in batch.commands if isinstance(command, RecordInteraction)]
+    context = get_current()
+    return [Intent(c.stream, c, batch.metadata, context) for c in valid], [c.size_bytes for c in valid]
+
+
+def _result(command: RecordInteraction, outcome: Executed[Known] | RecorridoError) -> Result:
+    if isinstance(outcome, RecorridoError):
+        return Refusal(outcome)
+    return Recording(
+        str(event_id_of(Intent(command.stream, command), InteractionRecorded)), duplicate=not outcome.events
+    )
+
+
+class RejectionHandlers:
+    """Resolves what was refused."""
+
+    def __init__(self, store: EventStore, customers: Executor[Known], rejections: Executor[Rejection]) -> None:
+        self._store = store
+        self._customers = customers
+        self._rejections = rejections
+        self._history = History()
+        self._decider = Rejections()
+
+    async def discard(self, command: Discard, metadata: Mapping[str, str]) -> None:
+        """Raises NotFoundError, RefusedError, ConflictError and UnavailableError."""
+        await self._rejections.execute(Intent(stream_of(command.rejection_id), command, metadata))
+
+    async def resubmit(
+        self,
+        rejection_id: str,
+        corrected: RecordInteraction | None,
+        actor: str,
+        *,
+        now: datetime,
+        metadata: Mapping[str, str],
+    ) -> Recording:
+        """Record what was refused, or what it was corrected to, and resolve the rejection, in one append.
+
+        Raises:
+            InvalidError: it still breaks rules.
+            DiffersError: its key is recorded with other content.
+            NotFoundError: there is no such rejection.
+            RefusedError: it was discarded, or is not kept as it came and is not corrected either.
+            ConflictError: others kept changing the customer's stream.
+            UnavailableError: the store does not answer.
+        """
+        check_resubmission(rejection_id, actor)
+        for attempt in range(_ATTEMPTS):
+            folded = await self._rejections.load(stream_of(rejection_id))
+            rejection = folded.state
+            if rejection.state is RejectionState.UNSPECIFIED:
+                raise unknown(rejection_id)
+            if rejection.state is RejectionState.RESUBMITTED:
+                return Recording(rejection.event_id, duplicate=True)
+            command = corrected or _as_it_came(rejection, now)
+            record = Intent(command.stream, command)
+            event_id = event_id_of(record, InteractionRecorded)
+            resubmit = Resubmit(
+                rejection_id=rejection_id,
+                interaction=command.interaction,
+                event_id=str(event_id),
+                corrected=corrected is not None,
+                actor=actor,
+            )
+            customer = await self._customers.load(command.stream)
+            (resolution,) = self._decider.decide(resubmit, rejection)
+            resolve = Intent(stream_of(rejection_id), resubmit)
+            appends = [
+                StreamAppend(
+                    resolve.stream,
+                    folded.revision,
+                    [Pending(resolution, event_id_of(resolve, RejectionResubmitted), metadata)],
+                )
+            ]
+            recorded = self._history.decide(command, customer.state)
+            if recorded:
+                caused = {**metadata, CAUSATION_ID: _rejected_event_id(rejection_id)}
+                appends.append(
+                    StreamAppend(command.stream, customer.revision, [Pending(recorded[0], event_id, caused)])
+                )
+            try:
+                await self._store.append(appends)
+            except ConflictError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                continue
+            return Recording(str(event_id), duplicate=not recorded)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _as_it_came(rejection: Rejection, now: datetime) -> RecordInteraction:
+    interaction = rejection.rejected.interaction
+    if rejection.rejected.altered or interaction is None:
+        fields = ", ".join(each.field for each in rejection.rejected.altered[:5])
+        raise RefusedError("REJECTION_ALTERED", f"not kept as it came, so it needs a corrected one: {fields}")
+    return RecordInteraction.of(interaction, now)
+
+
+def _rejected_event_id(rejection_id: str) -> str:
+    # As KeepRejected makes it: it is named by what it is about.
+    return str(derived_id(stream_of(rejection_id), rejection_id, InteractionRejected.type_name, "0"))

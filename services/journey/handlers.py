@@ -86,7 +86,7 @@ class SignalHandlers:
             elif found is not None:
                 intents.append(found)
         if intents:
-            await self._executor.execute_all(intents, assume_new=True)
+            await self._executor.execute_all(intents)
         return answers
 
     async def _decide(self, delivery: Delivery) -> Intent | Skip | None:

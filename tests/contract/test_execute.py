@@ -167,7 +167,7 @@ async def test_what_the_append_proves_is_not_read(store: EventStore, stream: str
     for cause in "abc":
         await counting.execute(Intent(stream, Count(cause)))
     assert watched.reads == 0
-    # That nothing is to be done, or may be, no append would prove.
+    # That nothing is to be done, or may be, no append proves.
     await counting.execute(Intent(stream, Count("a")))
     with pytest.raises(RefusedError):
         await counting.execute(Intent(stream, Count("d", limit=3)))
@@ -281,8 +281,8 @@ async def test_streams_guessed_to_be_new_are_proven(store: EventStore, stream: s
     mixed = [s for pair in zip(old, new, strict=True) for s in pair]
     guessing = executor(store, cache_size=cache_size)
     for _ in range(2):
-        await guessing.execute_all([Intent(s, Count("a")) for s in mixed], assume_new=True)
-        results = await guessing.execute_all([Intent(s, Count("c")) for s in mixed], assume_new=True)
+        await guessing.execute_all([Intent(s, Count("a")) for s in mixed])
+        results = await guessing.execute_all([Intent(s, Count("c")) for s in mixed])
         assert [r.error for r in results] == [None] * 40
     assert [await causes(store, s) for s in new] == [["a", "c"]] * 20
     expected = [["a", "c"]] * 20
@@ -293,20 +293,20 @@ async def test_streams_guessed_to_be_new_are_proven(store: EventStore, stream: s
 async def test_a_repetition_guessed_to_be_new_is_told_as_one(store: EventStore, stream: str) -> None:
     streams = [f"{stream}-{number}" for number in range(3)]
     batch = [Intent(s, Count("a")) for s in streams]
-    await executor(store).execute_all(batch, assume_new=True)
+    await executor(store).execute_all(batch)
     # The store knows the ids and would acknowledge them again, whatever the events say now.
-    again = await executor(store).execute_all(batch, assume_new=True)
+    again = await executor(store).execute_all(batch)
     assert [(list(r.events), r.revision) for r in again] == [([], 0)] * 3
     mixed = [*batch, Intent(f"{stream}-new", Count("a"))]
-    again = await executor(store).execute_all(mixed, assume_new=True)
+    again = await executor(store).execute_all(mixed)
     assert [len(r.events) for r in again] == [0, 0, 0, 1]
 
 
-async def test_a_stream_that_was_read_is_not_guessed_about(store: EventStore, stream: str) -> None:
+async def test_a_stream_that_others_went_on_with_is_read_on_conflict(store: EventStore, stream: str) -> None:
     counting = executor(store)
     await counting.execute(Intent(stream, Count("a")))
     await rival(store, stream, "b")
-    (done,) = await counting.execute_all([Intent(stream, Count("c"))], assume_new=True)
+    (done,) = await counting.execute_all([Intent(stream, Count("c"))])
     assert (done.state, done.revision) == (frozenset("abc"), 2)
 
 
@@ -326,7 +326,7 @@ async def test_of_many_writers_nobody_loses_and_nothing_doubles(
     async def write(target: str, cause: str, process: Executor[frozenset[str]]) -> None:
         while True:
             try:
-                done = await process.execute_all([Intent(target, Count(cause))], assume_new=chance.random() < 0.5)
+                done = await process.execute_all([Intent(target, Count(cause))])
             except ConflictError:
                 continue
             assert cause in done[0].state
