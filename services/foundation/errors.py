@@ -61,3 +61,11 @@ class UnavailableError(RecorridoError):
     def __init__(self, part: str, message: str) -> None:
         super().__init__("UNAVAILABLE", f"{part}: {message}", {"part": part})
         self.part = part
+
+
+class ExhaustedError(RecorridoError):
+    """More than is taken at present; the same call may succeed after `retry_after_s` seconds."""
+
+    def __init__(self, reason: str, message: str, retry_after_s: float) -> None:
+        super().__init__(reason, message)
+        self.retry_after_s = retry_after_s

@@ -41,3 +41,24 @@ async def batches(
         if getting is not None:
             getting.cancel()
         await asyncio.gather(filling, return_exceptions=True)
+
+
+async def until_set(source: AsyncIterator[T], stop: asyncio.Event) -> AsyncGenerator[T, None]:
+    """Yield what `source` yields, until it ends or `stop` is set."""
+    stopping = asyncio.ensure_future(stop.wait())
+    getting: asyncio.Future[T] | None = None
+    try:
+        while not stop.is_set():
+            getting = asyncio.ensure_future(anext(source))
+            await asyncio.wait({getting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not getting.done():
+                return
+            try:
+                item = getting.result()
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        stopping.cancel()
+        if getting is not None:
+            getting.cancel()

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import math
 import time
+import urllib.parse
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -25,6 +27,7 @@ from services.foundation import telemetry
 from services.foundation.errors import (
     ConflictError,
     DiffersError,
+    ExhaustedError,
     InvalidError,
     NotFoundError,
     RecorridoError,
@@ -46,6 +49,8 @@ STREAM_DEADLINE_S = 3600.0
 _MAX_MESSAGE_BYTES = 512
 _MAX_VIOLATIONS_BYTES = 4096
 CORRELATION_HEADER = "x-correlation-id"
+#: Names the caller, who has a rate of its own.
+CLIENT_HEADER = "x-client-id"
 
 #: The one table from expected failures to gRPC status codes.
 STATUS: dict[type[RecorridoError], StatusCode] = {
@@ -55,12 +60,23 @@ STATUS: dict[type[RecorridoError], StatusCode] = {
     RefusedError: StatusCode.FAILED_PRECONDITION,
     ConflictError: StatusCode.ABORTED,
     UnavailableError: StatusCode.UNAVAILABLE,
+    ExhaustedError: StatusCode.RESOURCE_EXHAUSTED,
 }
 
 
 def metadata() -> dict[str, str]:
     """Return the metadata of events that the call in progress brings about: its correlation id."""
     return {CORRELATION_ID: structlog.contextvars.get_contextvars()["correlation_id"]}
+
+
+def client_of(context: Any) -> str:
+    """Return who calls: `x-client-id`, else the address the call comes from, without its port."""
+    for key, value in context.invocation_metadata() or ():
+        if key == CLIENT_HEADER and value:
+            return str(value)[:128]
+    # ipv4:127.0.0.1:54321, ipv6:%5B::1%5D:54321, unix:/path
+    peer = urllib.parse.unquote(context.peer())
+    return str(peer.rpartition(":")[0] if peer.startswith("ip") else peer)[:128]
 
 
 def _status(code: StatusCode, message: str) -> status_pb2.Status:
@@ -84,9 +100,10 @@ def status_of(error: RecorridoError) -> status_pb2.Status:
     details: list[Any] = [info]
     if isinstance(error, InvalidError):
         details.append(_bad_request(error.violations))
-    if isinstance(error, UnavailableError | ConflictError):
+    if isinstance(error, UnavailableError | ConflictError | ExhaustedError):
+        after_s = error.retry_after_s if isinstance(error, ExhaustedError) else 0.5
         retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromMilliseconds(500)
+        retry.retry_delay.FromMilliseconds(math.ceil(after_s * 1000))
         details.append(retry)
     for detail in details:
         packed = any_pb2.Any()
@@ -107,7 +124,10 @@ def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadReques
 
 
 def _reader(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Return a deserializer that gives an error for what cannot be read, for the call to answer with."""
+    """Return a deserializer that gives an error for what cannot be read, for the call to answer with.
+
+    A call that reads a stream of requests finds the error among them, and may go on.
+    """
 
     def read(raw: bytes) -> Any:
         try:
@@ -129,18 +149,10 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         # Health and reflection are asked all the time and tell nothing about customers.
-        if handler is None or not method.startswith("/recorrido.") or handler.request_streaming:
+        if handler is None or not method.startswith("/recorrido."):
             return handler
         headers = {k: v for k, v in handler_call_details.invocation_metadata or () if isinstance(v, str)}
-        wrap: Callable[..., Any]
-        if handler.response_streaming:
-            inner, longest_s, wrap = (
-                _written(handler.unary_stream),
-                STREAM_DEADLINE_S,
-                grpc.unary_stream_rpc_method_handler,
-            )
-        else:
-            inner, longest_s, wrap = handler.unary_unary, DEFAULT_DEADLINE_S, grpc.unary_unary_rpc_method_handler
+        inner, longest_s, wrap = _kind(handler)
 
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             return await _call(inner, method, headers, request, context, longest_s=longest_s)
@@ -150,6 +162,18 @@ class _Interceptor(grpc.aio.ServerInterceptor):
             request_deserializer=_reader(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
+
+
+def _kind(handler: Any) -> tuple[Any, float, Callable[..., Any]]:
+    """Return the function that answers, the longest it may take in seconds, and what makes a handler of it."""
+    if handler.request_streaming and handler.response_streaming:
+        # Lasts as long as both sides like.
+        return _written(handler.stream_stream), math.inf, grpc.stream_stream_rpc_method_handler
+    if handler.request_streaming:
+        return handler.stream_unary, STREAM_DEADLINE_S, grpc.stream_unary_rpc_method_handler
+    if handler.response_streaming:
+        return _written(handler.unary_stream), STREAM_DEADLINE_S, grpc.unary_stream_rpc_method_handler
+    return handler.unary_unary, DEFAULT_DEADLINE_S, grpc.unary_unary_rpc_method_handler
 
 
 def _written(inner: Any) -> Any:
@@ -193,7 +217,7 @@ async def _call(
         ) as span,
     ):
         code, status = "CANCELLED", None
-        deadline = asyncio.timeout(budget)
+        deadline = asyncio.timeout(None if math.isinf(budget) else budget)
         try:
             context.set_trailing_metadata(((CORRELATION_HEADER, correlation),))
             async with deadline:
@@ -241,6 +265,8 @@ class RpcServer:
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self.port = 0
+        #: Set when the server begins to stop: calls that could last for ever end then.
+        self.stopping = asyncio.Event()
 
     def register(self, add: Callable[[Any, Any], None], servicer: Any, full_name: str) -> None:
         add(servicer, self._server)
@@ -271,6 +297,7 @@ class RpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, let running ones finish within `grace_s`."""
+        self.stopping.set()
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
 

@@ -32,6 +32,7 @@ EXAMPLES: list[tuple[RecorridoError, StatusCode]] = [
     (errors.RefusedError("ILLEGAL", "allowed now: y", {"allowed": "y"}), StatusCode.FAILED_PRECONDITION),
     (errors.ConflictError({"action-1": 7, "action-2": -1}), StatusCode.ABORTED),
     (errors.UnavailableError("event store", "no answer"), StatusCode.UNAVAILABLE),
+    (errors.ExhaustedError("QUEUE_FULL", "7 commands wait already", 1.25), StatusCode.RESOURCE_EXHAUSTED),
 ]
 
 
@@ -110,7 +111,9 @@ async def test_a_typed_error_reaches_the_caller_whole(served: Served, error: Rec
     broken = [("a", "required"), ("b[0]", "at most 3")] if isinstance(error, errors.InvalidError) else []
     assert violations(caught) == broken
     retry = detail(caught, error_details_pb2.RetryInfo)
-    assert (retry is not None) is (code in {StatusCode.ABORTED, StatusCode.UNAVAILABLE})
+    assert (retry is not None) is (code in {StatusCode.ABORTED, StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED})
+    if isinstance(error, errors.ExhaustedError):
+        assert retry.retry_delay.ToMilliseconds() == 1250
 
 
 def test_a_conflict_names_the_streams_and_where_they_are() -> None:
