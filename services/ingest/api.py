@@ -1,50 +1,141 @@
-"""proto ⇄ domain of the ingest service."""
+"""proto ⇄ domain of the front door."""
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+
+import structlog
 
 from recorrido.ingest.v1 import ingest_service_pb2 as pb
 from recorrido.ingest.v1 import ingest_service_pb2_grpc, interaction_pb2
 from recorrido.ingest.v1.events import Interaction
-from services.foundation.errors import InvalidError, RecorridoError, Violation
-from services.foundation.rpc import metadata
+from services.foundation import rpc
+from services.foundation.errors import ExhaustedError, InvalidError, UnavailableError, Violation
+from services.foundation.flow import until_set
+from services.foundation.limits import RateLimiter
 from services.ingest.domain import RecordInteraction
-from services.ingest.handlers import Handlers, Recording, Result
+from services.ingest.handlers import Accepted, Batch, Recorder, Recording, Refusal, Result
+from services.ingest.kept import keep
+
+LOG = structlog.get_logger()
 
 MAX_INTERACTIONS = 1000
+#: Batches of one stream that are accepted and not yet answered.
+STREAM_WINDOW = 8
 
 
 class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
-    """The front door."""
+    """The front door. `stopping` is set when the process is to end: streams end then."""
 
-    def __init__(self, handlers: Handlers) -> None:
-        self._handlers = handlers
+    def __init__(self, recorder: Recorder, limiter: RateLimiter, stopping: asyncio.Event) -> None:
+        self._recorder = recorder
+        self._limiter = limiter
+        self._stopping = stopping
 
     async def RecordInteraction(  # noqa: N802 - gRPC's name
-        self, request: pb.RecordInteractionRequest, _context: Any
+        self, request: pb.RecordInteractionRequest, context: Any
     ) -> pb.RecordInteractionResponse:
         if not request.HasField("interaction"):
             raise InvalidError([Violation("interaction", "required")])
-        command = _command(request.interaction, datetime.now(UTC))
-        (result,) = await self._handlers.record([command], metadata())
-        if isinstance(result, RecorridoError):
-            raise result
-        return pb.RecordInteractionResponse(result=_result(result))
+        (result,) = await self._record([request.interaction], context)
+        if isinstance(result, Refusal):
+            if result.rejection_id:
+                result.error.details["rejection_id"] = result.rejection_id
+            raise result.error
+        return pb.RecordInteractionResponse(result=result_message(result))
 
     async def RecordInteractions(  # noqa: N802 - gRPC's name
-        self, request: pb.RecordInteractionsRequest, _context: Any
+        self, request: pb.RecordInteractionsRequest, context: Any
     ) -> pb.RecordInteractionsResponse:
         """An empty request is answered with no results: an importer's last page may be empty."""
-        count = len(request.interactions)
-        if count > MAX_INTERACTIONS:
-            raise InvalidError([Violation("interactions", f"at most {MAX_INTERACTIONS}, has {count}")])
-        now = datetime.now(UTC)
-        commands = [_command(interaction, now) for interaction in request.interactions]
-        results = await self._handlers.record(commands, metadata())
-        return pb.RecordInteractionsResponse(results=map(_result, results))
+        _check_size(request.interactions)
+        results = await self._record(request.interactions, context)
+        return pb.RecordInteractionsResponse(results=map(result_message, results))
+
+    async def _record(self, interactions: Sequence[interaction_pb2.Interaction], context: Any) -> list[Result]:
+        client = rpc.client_of(context)
+        wait_s = self._limiter.take(client, len(interactions))
+        if wait_s:
+            raise ExhaustedError("RATE_LIMITED", f"{client} sends more than its share", wait_s)
+        return await self._recorder.accept(_batch(interactions, client, rpc.metadata())).results()
+
+    async def StreamInteractions(  # noqa: N802 - gRPC's name
+        self, requests: AsyncIterator[pb.StreamInteractionsRequest | InvalidError], context: Any
+    ) -> AsyncIterator[pb.StreamInteractionsResponse]:
+        """Read while fewer than STREAM_WINDOW batches are unanswered; answer in order."""
+        client, metadata = rpc.client_of(context), rpc.metadata()
+        window = asyncio.Semaphore(STREAM_WINDOW)
+        accepted: asyncio.Queue[tuple[int, Accepted | InvalidError] | None] = asyncio.Queue()
+
+        async def read() -> None:
+            try:
+                async for request in until_set(requests, self._stopping):
+                    await window.acquire()
+                    sequence = 0 if isinstance(request, InvalidError) else request.sequence
+                    taken = await self._accept(request, client, metadata)
+                    if taken is None:
+                        return
+                    accepted.put_nowait((sequence, taken))
+            finally:
+                accepted.put_nowait(None)
+
+        reading = asyncio.create_task(read())
+        try:
+            while (batch := await accepted.get()) is not None:
+                sequence, taken = batch
+                yield await _answer(sequence, taken)
+                window.release()
+            await reading
+        finally:
+            reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reading
+        if self._stopping.is_set():
+            raise UnavailableError("ingest", "stopping; what is not answered is not accepted")
+
+    async def _accept(
+        self, request: pb.StreamInteractionsRequest | InvalidError, client: str, metadata: Mapping[str, str]
+    ) -> Accepted | InvalidError | None:
+        """Return the batch, accepted as soon as there is room and the client's rate allows; None: we are stopping."""
+        if isinstance(request, InvalidError):
+            return request
+        try:
+            _check_size(request.interactions)
+        except InvalidError as error:
+            return error
+        while wait_s := self._limiter.take(client, len(request.interactions)):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), wait_s)
+                return None
+        return await self._recorder.accept_when_room(_batch(request.interactions, client, metadata))
 
 
-def _command(message: interaction_pb2.Interaction, now: datetime) -> RecordInteraction | InvalidError:
+def _check_size(interactions: Sequence[interaction_pb2.Interaction]) -> None:
+    if len(interactions) > MAX_INTERACTIONS:
+        raise InvalidError([Violation("interactions", f"at most {MAX_INTERACTIONS}, has {len(interactions)}")])
+
+
+def _batch(interactions: Sequence[interaction_pb2.Interaction], client_id: str, metadata: Mapping[str, str]) -> Batch:
+    now = datetime.now(UTC)
+    return Batch(
+        commands=[_attempt(interaction, now) for interaction in interactions],
+        keep=lambda index: keep(interactions[index]),
+        client_id=client_id,
+        metadata=metadata,
+    )
+
+
+def _attempt(message: interaction_pb2.Interaction, now: datetime) -> RecordInteraction | InvalidError:
+    try:
+        return command_of(message, now)
+    except InvalidError as error:
+        return error
+
+
+def command_of(message: interaction_pb2.Interaction, now: datetime) -> RecordInteraction:
+    """Return the command to record what `message` tells. Raises InvalidError."""
     unreadable = []
     if message.outcome not in interaction_pb2.Outcome.values():
         unreadable.append(Violation("outcome", "one of the known outcomes, or none"))
@@ -57,22 +148,33 @@ def _command(message: interaction_pb2.Interaction, now: datetime) -> RecordInter
         readable.CopyFrom(message)
         readable.ClearField("occurred_at")
         interaction = Interaction.from_proto(readable)
+    return RecordInteraction.of(interaction, now, unreadable)
+
+
+async def _answer(sequence: int, taken: Accepted | InvalidError) -> pb.StreamInteractionsResponse:
+    if isinstance(taken, InvalidError):
+        return pb.StreamInteractionsResponse(sequence=sequence, problem=_problem(Refusal(taken)))
     try:
-        return RecordInteraction.of(interaction, now, unreadable)
-    except InvalidError as error:
-        return error
+        return pb.StreamInteractionsResponse(sequence=sequence, results=map(result_message, await taken.results()))
+    except Exception:
+        LOG.exception("batch failed", sequence=sequence)
+        problem = pb.Problem(reason="INTERNAL", message="internal error; the log has it by trace id")
+        return pb.StreamInteractionsResponse(sequence=sequence, problem=problem)
 
 
-def _result(result: Result) -> pb.RecordResult:
+def result_message(result: Result) -> pb.RecordResult:
     if isinstance(result, Recording):
         status = pb.RECORD_STATUS_DUPLICATE if result.duplicate else pb.RECORD_STATUS_RECORDED
         return pb.RecordResult(status=status, event_id=result.event_id)
-    violations = result.violations if isinstance(result, InvalidError) else ()
-    return pb.RecordResult(
-        status=pb.RECORD_STATUS_REJECTED,
-        problem=pb.Problem(
-            reason=result.reason,
-            message=result.message[:1024],
-            violations=[pb.FieldViolation(field=v.field, rule=v.rule) for v in violations],
-        ),
+    return pb.RecordResult(status=pb.RECORD_STATUS_REJECTED, problem=_problem(result))
+
+
+def _problem(refusal: Refusal) -> pb.Problem:
+    error = refusal.error
+    violations = error.violations if isinstance(error, InvalidError) else ()
+    return pb.Problem(
+        reason=error.reason,
+        message=error.message[:1024],
+        violations=[pb.FieldViolation(field=v.field, rule=v.rule) for v in violations],
+        rejection_id=refusal.rejection_id,
     )

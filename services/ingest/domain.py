@@ -88,14 +88,23 @@ class RecordInteraction:
         return cls(interaction, sha256(form).hexdigest(), len(form))
 
     @property
-    def cause(self) -> str:
+    def key(self) -> str:
         """The idempotency key. Neither part can hold the separator, a control character."""
-        return f"{self.interaction.source}\x1f{self.interaction.interaction_id}"
+        return key_of(self.interaction)
+
+    @property
+    def cause(self) -> str:
+        """The key and the content: a store that finds two events under one id takes them for the same."""
+        return f"{self.key}\x1f{self.digest}"
 
     @property
     def stream(self) -> str:
         assert self.interaction.customer is not None
         return stream_name("customer", self.interaction.customer.customer_id)
+
+
+def key_of(interaction: Interaction) -> str:
+    return f"{interaction.source}\x1f{interaction.interaction_id}"
 
 
 def canonical(interaction: Interaction) -> bytes:
@@ -257,8 +266,7 @@ class History:
         return Map()
 
     def evolve(self, state: Known, event: InteractionRecorded) -> Known:
-        interaction = event.interaction or Interaction()
-        return state.set(f"{interaction.source}\x1f{interaction.interaction_id}", event.digest)
+        return state.set(key_of(event.interaction or Interaction()), event.digest)
 
     def decide(self, command: RecordInteraction, state: Known) -> Sequence[Event]:
         """Record what is new; nothing for a repetition.
@@ -266,7 +274,7 @@ class History:
         Raises:
             DiffersError: the key was used for other content; its details hold both digests.
         """
-        recorded = state.get(command.cause)
+        recorded = state.get(command.key)
         if recorded is None:
             return [InteractionRecorded(interaction=command.interaction, digest=command.digest)]
         if recorded == command.digest:

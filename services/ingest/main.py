@@ -1,24 +1,90 @@
 """Wires the ingest service: settings → store → handlers → gRPC."""
 
-from recorrido.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc
-from services.foundation.config import ServiceSettings
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import Field
+
+from recorrido.ingest.v1 import (
+    identity_service_pb2,
+    identity_service_pb2_grpc,
+    ingest_service_pb2,
+    ingest_service_pb2_grpc,
+    rejection_service_pb2,
+    rejection_service_pb2_grpc,
+)
+from services.foundation import projection
+from services.foundation.commit import GroupCommit
+from services.foundation.config import PostgresDsn, ServiceSettings
 from services.foundation.eventstore import EventStore
 from services.foundation.execute import Executor
+from services.foundation.limits import RateLimiter
+from services.foundation.projection import ProjectionRunner
 from services.foundation.run import Process, run
 from services.ingest.api import IngestServicer
 from services.ingest.domain import History
-from services.ingest.handlers import Handlers
+from services.ingest.handlers import Recorder, RejectionHandlers
+from services.ingest.holdings import Holdings, HoldingsProjection
+from services.ingest.identity import Links
+from services.ingest.identity_api import IdentityServicer
+from services.ingest.rejection import Rejections
+from services.ingest.rejection_api import RejectionServicer
+from services.ingest.views import RejectionQueries, RejectionsProjection
 
 
-async def wire(settings: ServiceSettings, process: Process) -> None:
+class IngestSettings(ServiceSettings):
+    """What ingest is told."""
+
+    postgres_dsn: PostgresDsn = Field(description="PostgreSQL that knows identities and what was rejected")
+    rate_limit_per_client: float = Field(0.0, ge=0, description="interactions a second of one client; 0: any number")
+    rate_limit_burst: float = Field(0.0, ge=0, description="interactions at once; 0: those of one second")
+    queue_items: int = Field(10_000, gt=0, description="interactions that may wait for the store")
+
+
+async def wire(settings: IngestSettings, process: Process) -> None:
     store = await EventStore.connect(settings.eventstore_uri)
     process.on_close(store.close)
+    # The front door does not wait for PostgreSQL, and stays open without it.
+    pool = await projection.lazy_pool(settings.postgres_dsn)
+    process.on_close(pool.close)
+    wire_front_door(settings, process, store, pool)
+    wire_customers(process, store, pool)
+
+
+def wire_front_door(settings: IngestSettings, process: Process, store: EventStore, pool: Any) -> None:
+    """Wire recording, and what becomes of the interactions that are refused."""
+    customers, rejections = Executor(store, History()), Executor(store, Rejections())
+    recorder = Recorder(
+        GroupCommit(customers, "interactions", max_items=settings.queue_items),
+        GroupCommit(rejections, "rejections", max_items=settings.queue_items),
+    )
+    limiter = RateLimiter(settings.rate_limit_per_client, settings.rate_limit_burst)
     process.server.register(
         ingest_service_pb2_grpc.add_IngestServiceServicer_to_server,
-        IngestServicer(Handlers(Executor(store, History()))),
+        IngestServicer(recorder, limiter, process.server.stopping),
         ingest_service_pb2.DESCRIPTOR.services_by_name["IngestService"].full_name,
+    )
+    process.background("rejections", ProjectionRunner(store, pool, RejectionsProjection()).run())
+    process.server.register(
+        rejection_service_pb2_grpc.add_RejectionServiceServicer_to_server,
+        RejectionServicer(
+            RejectionHandlers(store, customers, rejections), RejectionQueries(store, pool), lambda: datetime.now(UTC)
+        ),
+        rejection_service_pb2.DESCRIPTOR.services_by_name["RejectionService"].full_name,
+    )
+
+
+def wire_customers(process: Process, store: EventStore, pool: Any) -> None:
+    """Wire what is asked about customers."""
+    runner = ProjectionRunner(store, pool, HoldingsProjection())
+    process.background("holdings", runner.run())
+    holdings = Holdings(store, pool, runner)
+    process.server.register(
+        identity_service_pb2_grpc.add_IdentityServiceServicer_to_server,
+        IdentityServicer(Executor(store, Links()), holdings),
+        identity_service_pb2.DESCRIPTOR.services_by_name["IdentityService"].full_name,
     )
 
 
 if __name__ == "__main__":
-    run("ingest", ServiceSettings, wire)
+    run("ingest", IngestSettings, wire)

@@ -3,9 +3,13 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+from recorrido.ingest.v1 import identity_pb2 as _identity_pb2
 from recorrido.ingest.v1 import interaction_pb2 as _interaction_pb2
+from recorrido.ingest.v1 import rejection_pb2 as _rejection_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -42,3 +46,194 @@ class InteractionRecorded(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InteractionRecorded: _TypeAlias = InteractionRecorded  # noqa: Y015
+
+@_typing.final
+class IdentityLinked(_message.Message):
+    """From now on what is recorded under the identity, before and after, is part of the customer's history.
+    Stream: identity-<id derived from kind and value>.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    IDENTITY_CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    actor: _builtins.str
+    """Who said so."""
+    request_id: _builtins.str
+    identity_customer_id: _builtins.str
+    """The customer id of what is recorded under the identity, such as "device:4711"."""
+    @_builtins.property
+    def identity(self) -> _identity_pb2.Identity: ...
+    def __init__(
+        self,
+        *,
+        identity: _identity_pb2.Identity | None = ...,
+        customer_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        identity_customer_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "customer_id", b"customer_id", "identity", b"identity", "identity_customer_id", b"identity_customer_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IdentityLinked: _TypeAlias = IdentityLinked  # noqa: Y015
+
+@_typing.final
+class IdentityUnlinked(_message.Message):
+    """From now on it is not. Stream: identity-<id derived from kind and value>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    IDENTITY_CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    """The customer that it was linked to."""
+    actor: _builtins.str
+    request_id: _builtins.str
+    identity_customer_id: _builtins.str
+    @_builtins.property
+    def identity(self) -> _identity_pb2.Identity: ...
+    def __init__(
+        self,
+        *,
+        identity: _identity_pb2.Identity | None = ...,
+        customer_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        identity_customer_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "customer_id", b"customer_id", "identity", b"identity", "identity_customer_id", b"identity_customer_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IdentityUnlinked: _TypeAlias = IdentityUnlinked  # noqa: Y015
+
+@_typing.final
+class InteractionRejected(_message.Message):
+    """The front door refused it; it is kept until somebody mends or discards it. Stream: rejection-<rejection id>. The same
+    content refused again is the same rejection.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REJECTION_ID_FIELD_NUMBER: _builtins.int
+    INTERACTION_FIELD_NUMBER: _builtins.int
+    ALTERED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    VIOLATIONS_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    rejection_id: _builtins.str
+    reason: _builtins.str
+    """INVALID or CONTENT_DIFFERS."""
+    message: _builtins.str
+    client_id: _builtins.str
+    """Who sent it: x-client-id, else the address it came from."""
+    @_builtins.property
+    def interaction(self) -> _interaction_pb2.Interaction:
+        """As it came, but for what `altered` tells."""
+
+    @_builtins.property
+    def altered(self) -> _containers.RepeatedCompositeFieldContainer[_rejection_pb2.AlteredValue]: ...
+    @_builtins.property
+    def violations(self) -> _containers.RepeatedCompositeFieldContainer[_rejection_pb2.BrokenRule]: ...
+    def __init__(
+        self,
+        *,
+        rejection_id: _builtins.str = ...,
+        interaction: _interaction_pb2.Interaction | None = ...,
+        altered: _abc.Iterable[_rejection_pb2.AlteredValue] | None = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        violations: _abc.Iterable[_rejection_pb2.BrokenRule] | None = ...,
+        client_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interaction", b"interaction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["altered", b"altered", "client_id", b"client_id", "interaction", b"interaction", "message", b"message", "reason", b"reason", "rejection_id", b"rejection_id", "violations", b"violations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InteractionRejected: _TypeAlias = InteractionRejected  # noqa: Y015
+
+@_typing.final
+class RejectionResubmitted(_message.Message):
+    """What was refused is recorded now. Stream: rejection-<rejection id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REJECTION_ID_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    INTERACTION_ID_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    CORRECTED_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    rejection_id: _builtins.str
+    event_id: _builtins.str
+    """Of the InteractionRecorded event."""
+    source: _builtins.str
+    """Under which key it was recorded, and for whom."""
+    interaction_id: _builtins.str
+    customer_id: _builtins.str
+    corrected: _builtins.bool
+    """It was mended, not sent again as it was."""
+    actor: _builtins.str
+    def __init__(
+        self,
+        *,
+        rejection_id: _builtins.str = ...,
+        event_id: _builtins.str = ...,
+        source: _builtins.str = ...,
+        interaction_id: _builtins.str = ...,
+        customer_id: _builtins.str = ...,
+        corrected: _builtins.bool = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "corrected", b"corrected", "customer_id", b"customer_id", "event_id", b"event_id", "interaction_id", b"interaction_id", "rejection_id", b"rejection_id", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectionResubmitted: _TypeAlias = RejectionResubmitted  # noqa: Y015
+
+@_typing.final
+class RejectionDiscarded(_message.Message):
+    """What was refused will not be recorded. Stream: rejection-<rejection id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REJECTION_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    rejection_id: _builtins.str
+    reason: _builtins.str
+    """Why not."""
+    actor: _builtins.str
+    def __init__(
+        self,
+        *,
+        rejection_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "reason", b"reason", "rejection_id", b"rejection_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectionDiscarded: _TypeAlias = RejectionDiscarded  # noqa: Y015

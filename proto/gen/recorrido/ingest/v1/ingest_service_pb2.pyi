@@ -124,6 +124,63 @@ class RecordInteractionsResponse(_message.Message):
 Global___RecordInteractionsResponse: _TypeAlias = RecordInteractionsResponse  # noqa: Y015
 
 @_typing.final
+class StreamInteractionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    INTERACTIONS_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The caller's number of this batch, repeated in its answer."""
+    @_builtins.property
+    def interactions(self) -> _containers.RepeatedCompositeFieldContainer[_interaction_pb2.Interaction]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        interactions: _abc.Iterable[_interaction_pb2.Interaction] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interactions", b"interactions", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamInteractionsRequest: _TypeAlias = StreamInteractionsRequest  # noqa: Y015
+
+@_typing.final
+class StreamInteractionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordResult]:
+        """One per interaction, same order; none where the batch has a problem as a whole."""
+
+    @_builtins.property
+    def problem(self) -> Global___Problem:
+        """Why nothing of the batch was looked at, such as too many interactions. The stream goes on."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        results: _abc.Iterable[Global___RecordResult] | None = ...,
+        problem: Global___Problem | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem", "results", b"results", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamInteractionsResponse: _TypeAlias = StreamInteractionsResponse  # noqa: Y015
+
+@_typing.final
 class RecordResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -159,9 +216,14 @@ class Problem(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     VIOLATIONS_FIELD_NUMBER: _builtins.int
+    REJECTION_ID_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Stable, upper case, such as INVALID or CONTENT_DIFFERS."""
     message: _builtins.str
+    rejection_id: _builtins.str
+    """Under this id RejectionService keeps what was rejected. Empty where it is not kept: what failed for want of a part
+    or of room is to be sent again.
+    """
     @_builtins.property
     def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldViolation]: ...
     def __init__(
@@ -170,10 +232,11 @@ class Problem(_message.Message):
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
         violations: _abc.Iterable[Global___FieldViolation] | None = ...,
+        rejection_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "violations", b"violations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "rejection_id", b"rejection_id", "violations", b"violations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -45,6 +45,11 @@ class IngestServiceStub:
                 request_serializer=recorrido_dot_ingest_dot_v1_dot_ingest__service__pb2.RecordInteractionsRequest.SerializeToString,
                 response_deserializer=recorrido_dot_ingest_dot_v1_dot_ingest__service__pb2.RecordInteractionsResponse.FromString,
                 _registered_method=True)
+        self.StreamInteractions = channel.stream_stream(
+                '/recorrido.ingest.v1.IngestService/StreamInteractions',
+                request_serializer=recorrido_dot_ingest_dot_v1_dot_ingest__service__pb2.StreamInteractionsRequest.SerializeToString,
+                response_deserializer=recorrido_dot_ingest_dot_v1_dot_ingest__service__pb2.StreamInteractionsResponse.FromString,
+                _registered_method=True)
 
 
 class IngestServiceServicer:
@@ -67,6 +72,17 @@ class IngestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamInteractions(self, request_iterator, context):
+        """Records batches for as long as both sides like. Each is answered, in the order they came. At most 8 batches are
+        accepted and not yet answered; then nothing is read until the caller has read answers, so flow control pushes back,
+        as it does when the service is busy or the caller beyond its rate. Batches of one stream are recorded in order. When
+        the service stops it answers what it has accepted and ends with UNAVAILABLE: what is unanswered then is to be sent
+        again, which is safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IngestServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +95,11 @@ def add_IngestServiceServicer_to_server(servicer, server):
                     servicer.RecordInteractions,
                     request_deserializer=recorrido_dot_ingest_dot_v1_dot_ingest__service__pb2.RecordInteractionsRequest.FromString,
                     response_serializer=recorrido_dot_ingest_dot_v1_dot_ingest__service__pb2.RecordInteractionsResponse.SerializeToString,
+            ),
+            'StreamInteractions': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamInteractions,
+                    request_deserializer=recorrido_dot_ingest_dot_v1_dot_ingest__service__pb2.StreamInteractionsRequest.FromString,
+                    response_serializer=recorrido_dot_ingest_dot_v1_dot_ingest__service__pb2.StreamInteractionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -136,6 +157,33 @@ class IngestService:
             '/recorrido.ingest.v1.IngestService/RecordInteractions',
             recorrido_dot_ingest_dot_v1_dot_ingest__service__pb2.RecordInteractionsRequest.SerializeToString,
             recorrido_dot_ingest_dot_v1_dot_ingest__service__pb2.RecordInteractionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamInteractions(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/recorrido.ingest.v1.IngestService/StreamInteractions',
+            recorrido_dot_ingest_dot_v1_dot_ingest__service__pb2.StreamInteractionsRequest.SerializeToString,
+            recorrido_dot_ingest_dot_v1_dot_ingest__service__pb2.StreamInteractionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

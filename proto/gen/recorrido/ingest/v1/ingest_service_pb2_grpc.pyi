@@ -41,6 +41,13 @@ class IngestServiceStub:
     """Records up to 1,000 interactions. Each has its own result, in the order of the request; one bad item refuses
     itself alone.
     """
+    StreamInteractions: _grpc.StreamStreamMultiCallable[_ingest_service_pb2.StreamInteractionsRequest, _ingest_service_pb2.StreamInteractionsResponse]
+    """Records batches for as long as both sides like. Each is answered, in the order they came. At most 8 batches are
+    accepted and not yet answered; then nothing is read until the caller has read answers, so flow control pushes back,
+    as it does when the service is busy or the caller beyond its rate. Batches of one stream are recorded in order. When
+    the service stops it answers what it has accepted and ends with UNAVAILABLE: what is unanswered then is to be sent
+    again, which is safe.
+    """
 
 @_typing.type_check_only
 class IngestServiceAsyncStub(IngestServiceStub):
@@ -54,6 +61,13 @@ class IngestServiceAsyncStub(IngestServiceStub):
     RecordInteractions: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.RecordInteractionsRequest, _ingest_service_pb2.RecordInteractionsResponse]  # type: ignore[assignment]
     """Records up to 1,000 interactions. Each has its own result, in the order of the request; one bad item refuses
     itself alone.
+    """
+    StreamInteractions: _aio.StreamStreamMultiCallable[_ingest_service_pb2.StreamInteractionsRequest, _ingest_service_pb2.StreamInteractionsResponse]  # type: ignore[assignment]
+    """Records batches for as long as both sides like. Each is answered, in the order they came. At most 8 batches are
+    accepted and not yet answered; then nothing is read until the caller has read answers, so flow control pushes back,
+    as it does when the service is busy or the caller beyond its rate. Batches of one stream are recorded in order. When
+    the service stops it answers what it has accepted and ends with UNAVAILABLE: what is unanswered then is to be sent
+    again, which is safe.
     """
 
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -77,6 +91,19 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ingest_service_pb2.RecordInteractionsResponse, _abc.Awaitable[_ingest_service_pb2.RecordInteractionsResponse]]:
         """Records up to 1,000 interactions. Each has its own result, in the order of the request; one bad item refuses
         itself alone.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamInteractions(
+        self,
+        request_iterator: _MaybeAsyncIterator[_ingest_service_pb2.StreamInteractionsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_ingest_service_pb2.StreamInteractionsResponse], _abc.AsyncIterator[_ingest_service_pb2.StreamInteractionsResponse]]:
+        """Records batches for as long as both sides like. Each is answered, in the order they came. At most 8 batches are
+        accepted and not yet answered; then nothing is read until the caller has read answers, so flow control pushes back,
+        as it does when the service is busy or the caller beyond its rate. Batches of one stream are recorded in order. When
+        the service stops it answers what it has accepted and ends with UNAVAILABLE: what is unanswered then is to be sent
+        again, which is safe.
         """
 
 def add_IngestServiceServicer_to_server(servicer: IngestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,102 @@
+"""RejectionService: protobuf to domain and back."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from recorrido.ingest.v1 import rejection_pb2, rejection_service_pb2_grpc
+from recorrido.ingest.v1 import rejection_service_pb2 as pb
+from recorrido.ingest.v1.events import RejectionState
+from services.foundation.errors import InvalidError, Violation
+from services.foundation.rpc import metadata
+from services.ingest.api import command_of, result_message
+from services.ingest.handlers import RejectionHandlers
+from services.ingest.rejection import Discard
+from services.ingest.views import DEFAULT_PAGE, Listed, RejectionQueries, RejectionQuery
+
+
+class RejectionServicer(rejection_service_pb2_grpc.RejectionServiceServicer):
+    """What the front door refused. `clock` tells the present moment, UTC."""
+
+    def __init__(self, handlers: RejectionHandlers, queries: RejectionQueries, clock: Callable[[], datetime]) -> None:
+        self._handlers = handlers
+        self._queries = queries
+        self._clock = clock
+
+    async def ListRejected(self, request: pb.ListRejectedRequest, _context: Any) -> pb.ListRejectedResponse:  # noqa: N802
+        page = await self._queries.list(
+            RejectionQuery(
+                state=_state(request.state),
+                source=request.source,
+                reason=request.reason,
+                field=request.field,
+                customer_id=request.customer_id,
+                client_id=request.client_id,
+                from_time=_moment("from_time", request.from_time) if request.HasField("from_time") else None,
+                to_time=_moment("to_time", request.to_time) if request.HasField("to_time") else None,
+                page_size=request.page_size or DEFAULT_PAGE,
+                page_token=request.page_token,
+            )
+        )
+        return pb.ListRejectedResponse(
+            rejections=map(_message, page.rejections), next_page_token=page.next_page_token, total=page.total
+        )
+
+    async def GetRejected(self, request: pb.GetRejectedRequest, _context: Any) -> pb.GetRejectedResponse:  # noqa: N802
+        return pb.GetRejectedResponse(rejection=_message(await self._queries.get(request.rejection_id)))
+
+    async def ResubmitRejected(  # noqa: N802 - gRPC's name
+        self, request: pb.ResubmitRejectedRequest, _context: Any
+    ) -> pb.ResubmitRejectedResponse:
+        now = self._clock()
+        corrected = command_of(request.interaction, now) if request.HasField("interaction") else None
+        recording = await self._handlers.resubmit(
+            request.rejection_id, corrected, request.actor, now=now, metadata=metadata()
+        )
+        listed = await self._queries.get(request.rejection_id)
+        return pb.ResubmitRejectedResponse(result=result_message(recording), rejection=_message(listed))
+
+    async def DiscardRejected(  # noqa: N802 - gRPC's name
+        self, request: pb.DiscardRejectedRequest, _context: Any
+    ) -> pb.DiscardRejectedResponse:
+        command = Discard(rejection_id=request.rejection_id, reason=request.reason, actor=request.actor)
+        await self._handlers.discard(command, metadata())
+        return pb.DiscardRejectedResponse(rejection=_message(await self._queries.get(request.rejection_id)))
+
+
+def _state(number: int) -> RejectionState | None:
+    state = RejectionState.from_number(number)
+    if state.number != number:
+        raise InvalidError([Violation("state", "a value of the contract")])
+    return state if number else None
+
+
+def _moment(field: str, timestamp: Timestamp) -> datetime:
+    try:
+        return timestamp.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidError([Violation(field, "a valid timestamp, of the years 1 to 9999")]) from None
+
+
+def _message(listed: Listed) -> pb.Rejection:
+    rejection = listed.rejection
+    rejected = rejection.rejected
+    message = pb.Rejection(
+        rejection_id=rejected.rejection_id,
+        state=rejection_pb2.RejectionState.ValueType(rejection.state.number),
+        interaction=rejected.interaction.to_proto() if rejected.interaction else None,
+        altered=[each.to_proto() for each in rejected.altered],
+        reason=rejected.reason,
+        message=rejected.message,
+        violations=[each.to_proto() for each in rejected.violations],
+        client_id=rejected.client_id,
+        actor=rejection.actor,
+        note=rejection.note,
+        event_id=rejection.event_id,
+    )
+    message.rejected_at.FromDatetime(listed.rejected_at)
+    if listed.resolved_at is not None:
+        message.resolved_at.FromDatetime(listed.resolved_at)
+    return message
