@@ -6,7 +6,6 @@
 Needs nats-py. The effect here is a row in an SQLite file. The id of the event is written in the same transaction, so an
 event that is delivered again finds itself there and does nothing: that is all that idempotency takes.
 """
-# ruff: noqa: INP001 - a script
 
 import argparse
 import asyncio

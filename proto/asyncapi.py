@@ -4,7 +4,6 @@ An AsyncAPI 3.0 document (https://www.asyncapi.com/docs/reference/specification/
 channel for each event type, its payload as JSON Schema of the proto3 JSON mapping, with the contract's own comments.
 The prose for subscribers is `docs/events.md`.
 """
-# ruff: noqa: INP001 - a script
 
 import argparse
 import sys

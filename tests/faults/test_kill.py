@@ -5,13 +5,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tests.support.wait import until
 
 from infra.local.cluster import Cluster, running
 from recorrido.actions.v1 import action_pb2, actions_service_pb2, actions_service_pb2_grpc
 from recorrido.journey.v1 import journey_service_pb2, journey_service_pb2_grpc
 from tests.support.interactions import interaction, record
 from tests.support.truth import count_by_type, published, stored
+from tests.support.wait import until
 
 PROCESSES = ("eventstore", "nats", "postgres", "triton", "relay", "ingest", "inference", "journey", "actions")
 TOTAL = 1_800

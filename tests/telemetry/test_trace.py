@@ -6,11 +6,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tests.support.wait import until
 
 from infra.local.cluster import running
 from recorrido.ingest.v1 import ingest_service_pb2, ingest_service_pb2_grpc, interaction_pb2
 from tests.support.otlp import receiver
+from tests.support.wait import until
 
 #: Who causes what. The projection hangs on the append, the reactions on the relay's publication of it.
 EDGES = {
