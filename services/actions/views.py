@@ -17,6 +17,7 @@ from recorrido.actions.v1.events import (
     ActionResult,
     ActionState,
 )
+from recorrido.ingest.v1.events import IdentityLinked, IdentityUnlinked
 from services.actions.domain import (
     MAX_CUSTOMER_ID,
     MAX_ID,
@@ -124,7 +125,7 @@ class ActionsProjection:
     """Table `action`: each action as its stream folds to. `opened_position` orders them, oldest first."""
 
     name = "actions"
-    types: Sequence[type[Event]] = ActionDecider.types
+    types: Sequence[type[Event]] = (*ActionDecider.types, IdentityLinked, IdentityUnlinked)
     ddl = """
         CREATE TABLE action (
             action_id text PRIMARY KEY,
@@ -146,9 +147,26 @@ class ActionsProjection:
         CREATE INDEX ON action (state, opened_position);
         CREATE INDEX ON action (customer_id, opened_position);
         CREATE INDEX ON action (owner, opened_position);
+
+        -- Whose an identity is now; NULL: nobody's. Both are customer ids.
+        CREATE TABLE identity_link (
+            identity_id text PRIMARY KEY,
+            customer_id text,
+            position bigint NOT NULL
+        );
+        CREATE INDEX ON identity_link (customer_id);
     """
 
     async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
+        changes = [fact for fact in facts if isinstance(fact.event, IdentityLinked | IdentityUnlinked)]
+        await connection.executemany(
+            """INSERT INTO identity_link VALUES ($1, $2, $3) ON CONFLICT (identity_id)
+               DO UPDATE SET customer_id = excluded.customer_id, position = excluded.position""",
+            [(f.event.identity_customer_id, _owner(f.event), f.recorded.position) for f in changes],
+        )
+        await self._apply_actions(connection, [fact for fact in facts if isinstance(fact.event, ActionEvent)])
+
+    async def _apply_actions(self, connection: Any, facts: Sequence[Fact]) -> None:
         # The rows are folded by the domain's own evolve, so that a list can never tell another story than a stream.
         ids = list({fact.event.action_id for fact in facts})
         found = await connection.fetch("SELECT * FROM action WHERE action_id = ANY($1)", ids)
@@ -166,6 +184,10 @@ class ActionsProjection:
                 for key, (state, position) in states.items()
             ],
         )
+
+
+def _owner(change: IdentityLinked | IdentityUnlinked) -> str | None:
+    return change.customer_id if isinstance(change, IdentityLinked) else None
 
 
 _WRITTEN = [*_COLUMNS, "revision", "opened_position"]
@@ -187,6 +209,12 @@ def _state(row: Any) -> Action:
             "reasons": tuple(row["reasons"]),
         }
     )
+
+
+# Of the customer and of the identities linked to them, also where one of these is asked for.
+_OF_CUSTOMER = """customer_id IN (
+    WITH asked AS (SELECT COALESCE((SELECT customer_id FROM actions.identity_link WHERE identity_id = {0}), {0}) AS id)
+    SELECT id FROM asked UNION SELECT identity_id FROM actions.identity_link JOIN asked ON customer_id = id)"""
 
 
 class ActionQueries:
@@ -237,7 +265,10 @@ class ActionQueries:
             UnavailableError: PostgreSQL does not answer.
         """
         values: list[Any] = list(query.filters.values())
-        conditions = [f"{column} = ${number}" for number, column in enumerate(query.filters, 1)]
+        conditions = [
+            _OF_CUSTOMER.format(f"${number}") if column == "customer_id" else f"{column} = ${number}"
+            for number, column in enumerate(query.filters, 1)
+        ]
         matching = f"FROM actions.action WHERE {' AND '.join(conditions) or 'true'}"
         behind = ""
         page_values = [*values, query.page_size + 1]

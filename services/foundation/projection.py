@@ -6,6 +6,7 @@ read model is always exactly the fold of the history up to its checkpoint, whate
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -49,7 +50,7 @@ class Projection(Protocol):
     #: Name of the schema and of the checkpoint.
     name: str
     types: Sequence[type[Event]]
-    #: DDL, run once when the schema is created.
+    #: DDL, run once when the schema is created. Another DDL, or other types, mean to build it anew.
     ddl: str
 
     async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
@@ -68,6 +69,11 @@ async def connect(dsn: str) -> Any:
             delay = min(delay * 2, 2.0)
 
 
+async def lazy_pool(dsn: str) -> Any:
+    """Return a pool that connects when it is first used: for a service that can do without PostgreSQL for a while."""
+    return await asyncpg.create_pool(dsn, min_size=0, max_size=4, command_timeout=30.0, timeout=5.0)
+
+
 class ProjectionRunner:
     """Keeps one projection up to date."""
 
@@ -78,6 +84,9 @@ class ProjectionRunner:
         self._registry = Registry(projection.types)
         self._batch_size = batch_size
         self._schema = projection.name
+        # A projection that learnt to read more of the history has to read it from the beginning.
+        described = "\n".join([projection.ddl, *sorted(self._registry.type_names)])
+        self._fingerprint = hashlib.sha256(described.encode()).hexdigest()
         self.position = 0
         #: Set once everything recorded before the start was projected.
         self.caught_up = asyncio.Event()
@@ -86,13 +95,18 @@ class ProjectionRunner:
         self._applied = telemetry.METER.create_counter("recorrido.projection.events")
 
     async def prepare(self) -> None:
-        """Create the schema where it is missing. Raises UnavailableError."""
+        """Create the schema where it is missing, or was made for other tables or events. Raises UnavailableError."""
         try:
             async with self._pool.acquire() as connection, connection.transaction():
                 # Two instances may start together; the lock lets one create and the other find.
                 await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", self._schema)
-                if await connection.fetchval("SELECT to_regnamespace($1) IS NULL", self._schema):
+                made_for = await connection.fetchval(
+                    "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = $1", self._schema
+                )
+                if made_for != self._fingerprint:
+                    await connection.execute(f"DROP SCHEMA IF EXISTS {self._schema} CASCADE")
                     await connection.execute(f"CREATE SCHEMA {self._schema}")
+                    await connection.execute(f"COMMENT ON SCHEMA {self._schema} IS '{self._fingerprint}'")
                     await connection.execute(f"SET LOCAL search_path TO {self._schema}")
                     await connection.execute("CREATE TABLE checkpoint (position bigint NOT NULL)")
                     await connection.execute("INSERT INTO checkpoint VALUES (-1)")

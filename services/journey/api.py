@@ -79,7 +79,7 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
                 snapshot, in_force, customer_id, page_size=page_size, page_token=request.page_token
             )
         return pb.GetCustomerJourneyResponse(
-            customer_id=customer_id,
+            customer_id=journey.customer_id,
             kind=interaction_pb2.CustomerKind.ValueType(journey.kind.number),
             entries=[_entry(entry, in_force) for entry in journey.entries],
             next_page_token=journey.next_page_token,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recorrido.ingest.v1.events import Channel
+from services.journey.views import links
 from services.journey.views.snapshot import MapInForce, Snapshot
 
 #: The uncovered touchpoints named, those with the most interactions.
@@ -36,14 +37,15 @@ class Overview:
 
 async def overview(snapshot: Snapshot, in_force: MapInForce) -> Overview:
     counts = await snapshot.connection.fetchrow(
-        """SELECT count(*) AS interactions, count(DISTINCT i.customer_id) AS customers,
+        f"""SELECT count(*) AS interactions, count(DISTINCT {links.CUSTOMER}) AS customers,
                   count(*) FILTER (WHERE i.has_words) AS verbatims,
                   count(a.event_id) FILTER (WHERE a.failure IS NULL) AS analyzed,
                   count(a.failure) AS analysis_failed,
                   (SELECT count(*) FROM signal WHERE recorded_at <= $1) AS signals
            FROM interaction i
            LEFT JOIN analysis a ON a.interaction_id = i.event_id AND a.recorded_at <= $1 AND $1 < a.superseded_at
-           WHERE i.recorded_at <= $1""",
+           {links.JOIN}
+           WHERE i.recorded_at <= $1""",  # noqa: S608 - constants of ours
         snapshot.as_of,
     )
     rows = await snapshot.connection.fetch(

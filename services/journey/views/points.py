@@ -8,6 +8,7 @@ import msgspec
 
 from recorrido.inference.v1.events import PointKind
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded, Verbatim
+from services.journey.views import links
 from services.journey.views.snapshot import MapInForce, Snapshot
 
 KINDS = (PointKind.PAIN, PointKind.ITCH, PointKind.DELIGHT)
@@ -33,15 +34,16 @@ class Point:
     examples: tuple[str, ...]
 
 
-_POINTS = """
+_POINTS = f"""
 WITH mention AS (
     SELECT a.point, a.need_path, p.touchpoint_id,
            CASE WHEN p.touchpoint_id IS NULL THEN r.touchpoint END AS raw_name,
-           a.sentiment_score, i.customer_id, i.event_id, i.occurred_at, i.position
+           a.sentiment_score, {links.CUSTOMER} AS customer_id, i.event_id, i.occurred_at, i.position
     FROM analysis a
     JOIN interaction i ON i.event_id = a.interaction_id
     JOIN raw_touchpoint r USING (raw_id)
     LEFT JOIN placement p ON p.raw_id = i.raw_id AND p.map_id = $2 AND p.version = $3
+    {links.JOIN}
     WHERE a.recorded_at <= $1 AND $1 < a.superseded_at AND i.recorded_at <= $1 AND a.point = ANY($4::smallint[])
 )
 SELECT point, need_path, touchpoint_id, raw_name,
@@ -51,7 +53,7 @@ FROM mention
 GROUP BY point, need_path, touchpoint_id, raw_name
 ORDER BY customers DESC, mentions DESC, point, need_path, touchpoint_id, raw_name
 LIMIT $5
-"""
+"""  # noqa: S608 - constants of ours
 
 
 async def points(
@@ -59,7 +61,9 @@ async def points(
 ) -> Sequence[Point]:
     """Return the points of `kinds` by need and touchpoint, those of the most customers first."""
     heard = await snapshot.connection.fetchval(
-        "SELECT count(DISTINCT customer_id) FROM interaction WHERE has_words AND recorded_at <= $1", snapshot.as_of
+        f"""SELECT count(DISTINCT {links.CUSTOMER}) FROM interaction i {links.JOIN}
+            WHERE i.has_words AND i.recorded_at <= $1""",  # noqa: S608 - constants of ours
+        snapshot.as_of,
     )
     rows = await snapshot.connection.fetch(
         _POINTS, snapshot.as_of, in_force.map_id, in_force.version, [kind.number for kind in kinds], limit

@@ -12,12 +12,22 @@ from uuid import UUID
 import msgspec
 
 from recorrido.inference.v1.events import Analysis, FeedbackAnalysisFailed, FeedbackAnalyzed
-from recorrido.ingest.v1.events import Channel, Customer, Interaction, InteractionRecorded, RatingMetric, Verbatim
+from recorrido.ingest.v1.events import (
+    Channel,
+    Customer,
+    IdentityLinked,
+    IdentityUnlinked,
+    Interaction,
+    InteractionRecorded,
+    RatingMetric,
+    Verbatim,
+)
 from recorrido.journey.v1.events import JourneyMap, JourneyMapPublished, SignalRaised
 from services.foundation.events import Event
 from services.foundation.projection import Fact
 from services.journey.domain.placement import place
 from services.journey.domain.scores import answer
+from services.journey.views import links
 
 DDL = """
 -- Touchpoints as sources name them: few, however many interactions there are. Maps place these, never interactions, so
@@ -120,6 +130,7 @@ WHERE a.interaction_id IN (
     GROUP BY interaction_id HAVING count(*) > 1)
 """
 
+LinkChange = IdentityLinked | IdentityUnlinked
 RawTouchpoint = tuple[str, str, int]
 
 _ENCODE = msgspec.json.Encoder().encode
@@ -136,8 +147,10 @@ class JourneyProjection:
         FeedbackAnalysisFailed,
         JourneyMapPublished,
         SignalRaised,
+        IdentityLinked,
+        IdentityUnlinked,
     )
-    ddl = DDL
+    ddl = DDL + links.DDL
 
     async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
         """Insert a batch; what was inserted before stays as it is."""
@@ -145,12 +158,16 @@ class JourneyProjection:
         analyses = [f for f in facts if isinstance(f.event, FeedbackAnalyzed | FeedbackAnalysisFailed)]
         maps = [f for f in facts if isinstance(f.event, JourneyMapPublished) and f.event.map is not None]
         signals = [f for f in facts if isinstance(f.event, SignalRaised)]
+        changes = [
+            f for f in facts if isinstance(f.event, IdentityLinked | IdentityUnlinked) and f.event.identity_customer_id
+        ]
         raw_ids, new_raw_ids = await _raw_touchpoints(connection, interactions)
         await _insert_maps(connection, maps)
         await _place(connection, new_raw_ids, {(f.event.map.map_id, f.event.version) for f in maps})
         await _insert_interactions(connection, interactions, raw_ids)
         await _insert_analyses(connection, analyses)
         await _insert_signals(connection, signals)
+        await links.insert_links(connection, changes, [_owner(f.event) for f in changes])
 
 
 async def _insert(connection: Any, table: str, types: str, rows: Iterable[Sequence[Any]], columns: str = "") -> None:
@@ -162,6 +179,10 @@ async def _insert(connection: Any, table: str, types: str, rows: Iterable[Sequen
             f"INSERT INTO {table} {columns} SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING",  # noqa: S608 - constants of ours
             *values,
         )
+
+
+def _owner(change: LinkChange) -> str | None:
+    return (_text(change.customer_id) or None) if isinstance(change, IdentityLinked) else None
 
 
 def _text(value: str) -> str:

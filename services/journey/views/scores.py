@@ -12,6 +12,7 @@ from services.journey.domain.scores import (
     net_promoter_score,
     satisfaction_score,
 )
+from services.journey.views import links
 from services.journey.views.snapshot import NOW, MapInForce, Snapshot
 
 _ALWAYS = datetime(1, 1, 1, tzinfo=UTC)
@@ -42,9 +43,9 @@ class TouchpointScores:
     scores: Scores
 
 
-_COUNTS = """
+_COUNTS = f"""
 count(*) AS interactions,
-count(DISTINCT i.customer_id) AS customers,
+count(DISTINCT {links.CUSTOMER}) AS customers,
 ARRAY[count(*) FILTER (WHERE nps >= 9),
       count(*) FILTER (WHERE nps BETWEEN 7 AND 8),
       count(*) FILTER (WHERE nps <= 6)] AS nps,
@@ -64,6 +65,7 @@ FROM interaction i
 JOIN raw_touchpoint r USING (raw_id)
 LEFT JOIN placement p ON p.raw_id = i.raw_id AND p.map_id = $2 AND p.version = $3
 LEFT JOIN analysis a ON a.interaction_id = i.event_id AND a.recorded_at <= $1 AND $1 < a.superseded_at
+{links.JOIN}
 WHERE i.recorded_at <= $1 AND i.occurred_at >= $4 AND i.occurred_at < $5
 GROUP BY GROUPING SETS ((), (p.touchpoint_id, CASE WHEN p.touchpoint_id IS NULL THEN r.touchpoint END))
 """  # noqa: S608 - constants of ours

@@ -11,6 +11,7 @@ import msgspec
 from recorrido.inference.v1.events import Analysis
 from recorrido.ingest.v1.events import CustomerKind, Interaction, InteractionRecorded
 from services.foundation.errors import NotFoundError
+from services.journey.views.links import whole_customer
 from services.journey.views.paging import read_token, write_token
 from services.journey.views.snapshot import MapInForce, Snapshot
 
@@ -38,8 +39,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class CustomerJourney:
-    """A page of a timeline; `total` counts all entries."""
+    """A page of a timeline; `total` counts all entries. `customer_id` is whose it is, also if asked by an identity."""
 
+    customer_id: str
     kind: CustomerKind
     entries: Sequence[Entry]
     next_page_token: str
@@ -49,7 +51,7 @@ class CustomerJourney:
 async def customer_journey(
     snapshot: Snapshot, in_force: MapInForce, customer_id: str, *, page_size: int, page_token: str
 ) -> CustomerJourney:
-    """Return a page of a customer's timeline.
+    """Return a page of a customer's timeline, over the identities that were linked to them then.
 
     The pages of one walk hold the entries that were known when its first page was asked for, each once.
 
@@ -61,12 +63,13 @@ async def customer_journey(
     occurred_at, position, upto = (*_BEGINNING, snapshot.position)
     if page_token:
         occurred_at, position, upto = read_token(page_token, question, _TOKEN)
+    owner, ids = await whole_customer(snapshot, customer_id, upto)
     # The kind is the latest that was told.
     about = await snapshot.connection.fetchrow(
         """SELECT count(*) AS total,
                   (array_agg(kind ORDER BY position DESC) FILTER (WHERE kind <> 0))[1] AS kind
-           FROM interaction WHERE customer_id = $1 AND recorded_at <= $2 AND position <= $3""",
-        customer_id,
+           FROM interaction WHERE customer_id = ANY($1::text[]) AND recorded_at <= $2 AND position <= $3""",
+        ids,
         snapshot.as_of,
         upto,
     )
@@ -78,10 +81,10 @@ async def customer_journey(
            FROM interaction i
            LEFT JOIN placement p ON p.raw_id = i.raw_id AND p.map_id = $6 AND p.version = $7
            LEFT JOIN analysis a ON a.interaction_id = i.event_id AND a.recorded_at <= $2 AND $2 < a.superseded_at
-           WHERE i.customer_id = $1 AND i.recorded_at <= $2 AND i.position <= $3
+           WHERE i.customer_id = ANY($1::text[]) AND i.recorded_at <= $2 AND i.position <= $3
              AND (i.occurred_at, i.position) > ($4, $5)
            ORDER BY i.occurred_at, i.position LIMIT $8""",
-        customer_id,
+        ids,
         snapshot.as_of,
         upto,
         occurred_at,
@@ -107,7 +110,7 @@ async def customer_journey(
     ]
     more = len(rows) > page_size
     token = write_token(question, (page[-1]["occurred_at"], page[-1]["position"], upto)) if more else ""
-    return CustomerJourney(CustomerKind.from_number(about["kind"] or 0), entries, token, about["total"])
+    return CustomerJourney(owner, CustomerKind.from_number(about["kind"] or 0), entries, token, about["total"])
 
 
 async def _signals_of(snapshot: Snapshot, event_ids: Sequence[UUID]) -> dict[UUID, list[str]]:

@@ -225,6 +225,7 @@ class GetCustomerJourneyResponse(_message.Message):
     MAP_ID_FIELD_NUMBER: _builtins.int
     MAP_VERSION_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
+    """Whose history it is: the customer that the identity asked for is linked to, else the id asked for."""
     kind: _interaction_pb2.CustomerKind.ValueType
     next_page_token: _builtins.str
     total_entries: _builtins.int

@@ -104,7 +104,8 @@ class JourneyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetCustomerJourney(self, request, context):
-        """NOT_FOUND when nothing is known of the customer.
+        """The whole history of a customer, over the identities that were linked to them as of then. Asked by an identity that
+        was linked, it answers with the customer's. NOT_FOUND when nothing is known of the customer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,9 @@ class JourneyServiceStub:
     GetJourneyMap: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.GetJourneyMapRequest, _journey_service_pb2.GetJourneyMapResponse]
     ListJourneyMaps: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.ListJourneyMapsRequest, _journey_service_pb2.ListJourneyMapsResponse]
     GetCustomerJourney: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.GetCustomerJourneyRequest, _journey_service_pb2.GetCustomerJourneyResponse]
-    """NOT_FOUND when nothing is known of the customer."""
+    """The whole history of a customer, over the identities that were linked to them as of then. Asked by an identity that
+    was linked, it answers with the customer's. NOT_FOUND when nothing is known of the customer.
+    """
     GetScores: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.GetScoresRequest, _journey_service_pb2.GetScoresResponse]
     """NPS, CSAT and CES in total and per touchpoint, each with its counts."""
     ListPoints: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.ListPointsRequest, _journey_service_pb2.ListPointsResponse]
@@ -65,7 +67,9 @@ class JourneyServiceAsyncStub(JourneyServiceStub):
     GetJourneyMap: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.GetJourneyMapRequest, _journey_service_pb2.GetJourneyMapResponse]  # type: ignore[assignment]
     ListJourneyMaps: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.ListJourneyMapsRequest, _journey_service_pb2.ListJourneyMapsResponse]  # type: ignore[assignment]
     GetCustomerJourney: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.GetCustomerJourneyRequest, _journey_service_pb2.GetCustomerJourneyResponse]  # type: ignore[assignment]
-    """NOT_FOUND when nothing is known of the customer."""
+    """The whole history of a customer, over the identities that were linked to them as of then. Asked by an identity that
+    was linked, it answers with the customer's. NOT_FOUND when nothing is known of the customer.
+    """
     GetScores: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.GetScoresRequest, _journey_service_pb2.GetScoresResponse]  # type: ignore[assignment]
     """NPS, CSAT and CES in total and per touchpoint, each with its counts."""
     ListPoints: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.ListPointsRequest, _journey_service_pb2.ListPointsResponse]  # type: ignore[assignment]
@@ -109,7 +113,9 @@ class JourneyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _journey_service_pb2.GetCustomerJourneyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_journey_service_pb2.GetCustomerJourneyResponse, _abc.Awaitable[_journey_service_pb2.GetCustomerJourneyResponse]]:
-        """NOT_FOUND when nothing is known of the customer."""
+        """The whole history of a customer, over the identities that were linked to them as of then. Asked by an identity that
+        was linked, it answers with the customer's. NOT_FOUND when nothing is known of the customer.
+        """
 
     @_abc_1.abstractmethod
     def GetScores(

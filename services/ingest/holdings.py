@@ -1,0 +1,172 @@
+"""The read model of ingest: who is linked to whom, and which streams hold something about a customer.
+
+The customer's own stream is known by its name; the streams of signals, actions and links are found here.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from recorrido.actions.v1.events import ActionOpened
+from recorrido.ingest.v1.events import Identity, IdentityKind, IdentityLinked, IdentityUnlinked
+from recorrido.journey.v1.events import SignalRaised
+from services.foundation.errors import UnavailableError
+from services.foundation.events import Event
+from services.foundation.eventstore import EventStore
+from services.foundation.projection import POSTGRES_DOWN, Fact, ProjectionRunner
+
+#: How long a question waits for the read model to know what the store knows.
+CATCH_UP_S = 10.0
+
+DDL = """
+-- One row per time that an identity was linked; `identity_id` is the customer id of what is recorded under it. The
+-- positions are those of the events in the store.
+CREATE TABLE identity_link (
+    position bigint PRIMARY KEY,
+    kind text NOT NULL,
+    value text NOT NULL,
+    identity_id text NOT NULL,
+    stream text NOT NULL,
+    customer_id text NOT NULL,
+    linked_at timestamptz NOT NULL,
+    linked_by text NOT NULL,
+    unlinked_position bigint,
+    unlinked_at timestamptz,
+    unlinked_by text NOT NULL DEFAULT ''
+);
+CREATE INDEX ON identity_link (customer_id);
+CREATE INDEX ON identity_link (stream, position);
+
+-- A stream that is about one customer, by the event that says so.
+CREATE TABLE holding (
+    position bigint PRIMARY KEY,
+    customer_id text NOT NULL,
+    stream text NOT NULL
+);
+CREATE INDEX ON holding (customer_id);
+"""
+
+
+class HoldingsProjection:
+    """Folds links, signals and actions into the tables above."""
+
+    name = "ingest"
+    types: Sequence[type[Event]] = (IdentityLinked, IdentityUnlinked, SignalRaised, ActionOpened)
+    ddl = DDL
+
+    async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
+        await _insert_links(connection, [f for f in facts if isinstance(f.event, IdentityLinked)])
+        await _end_links(connection, [f for f in facts if isinstance(f.event, IdentityUnlinked)])
+        await _insert_holdings(connection, [f for f in facts if isinstance(f.event, SignalRaised | ActionOpened)])
+
+
+async def _insert_links(connection: Any, facts: Sequence[Fact]) -> None:
+    rows = [
+        (
+            fact.recorded.position,
+            identity.kind.value,
+            _text(identity.value),
+            _text(fact.event.identity_customer_id),
+            fact.recorded.stream,
+            _text(fact.event.customer_id),
+            fact.recorded.recorded_at,
+            _text(fact.event.actor),
+        )
+        for fact in facts
+        for identity in [fact.event.identity or Identity()]
+    ]
+    await connection.executemany(
+        """INSERT INTO identity_link (position, kind, value, identity_id, stream, customer_id, linked_at, linked_by)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING""",
+        rows,
+    )
+
+
+async def _end_links(connection: Any, facts: Sequence[Fact]) -> None:
+    rows = [(f.recorded.position, f.recorded.recorded_at, _text(f.event.actor), f.recorded.stream) for f in facts]
+    # The link that stood before it, so that it does not matter how the history was cut into batches.
+    await connection.executemany(
+        """UPDATE identity_link SET unlinked_position = $1, unlinked_at = $2, unlinked_by = $3
+           WHERE position = (SELECT max(position) FROM identity_link WHERE stream = $4 AND position < $1)""",
+        rows,
+    )
+
+
+async def _insert_holdings(connection: Any, facts: Sequence[Fact]) -> None:
+    rows = [(f.recorded.position, _text(f.event.customer_id), f.recorded.stream) for f in facts if f.event.customer_id]
+    await connection.executemany("INSERT INTO holding VALUES ($1, $2, $3) ON CONFLICT DO NOTHING", rows)
+
+
+def _text(value: str) -> str:
+    # PostgreSQL's text holds no NUL.
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRow:
+    """One time that an identity was linked; `unlinked_at` None: it still is."""
+
+    identity: Identity
+    identity_id: str
+    stream: str
+    customer_id: str
+    linked_at: datetime
+    linked_by: str
+    unlinked_at: datetime | None
+    unlinked_by: str
+
+
+class Holdings:
+    """Answers from the read model, with all that the store knew when it was asked."""
+
+    def __init__(self, store: EventStore, pool: Any, runner: ProjectionRunner) -> None:
+        self._store = store
+        self._pool = pool
+        self._runner = runner
+
+    async def links_of(self, customer_id: str) -> list[LinkRow]:
+        """Return every link that a customer ever had, oldest first. Raises UnavailableError."""
+        async with self._connection() as connection:
+            rows = await connection.fetch(
+                "SELECT * FROM ingest.identity_link WHERE customer_id = $1 ORDER BY position", customer_id
+            )
+        return [_row(row) for row in rows]
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        await self._catch_up()
+        try:
+            async with self._pool.acquire() as connection:
+                yield connection
+        except (*POSTGRES_DOWN, asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as error:
+            raise UnavailableError("PostgreSQL", type(error).__name__) from error
+
+    async def _catch_up(self) -> None:
+        """Wait until the read model holds what the store holds now.
+
+        Its checkpoint may stand before a stretch without any event of its own, so that stretch is looked through.
+        """
+        types = [each.type_name for each in HoldingsProjection.types]
+        checkpoint = self._runner.position
+        last = checkpoint
+        async for recorded in self._store.read_all(checkpoint if checkpoint > 0 else None, types):
+            last = max(last, recorded.position)
+        if not await self._runner.wait_for(last, CATCH_UP_S):
+            raise UnavailableError("read model", f"is behind the event store by more than {CATCH_UP_S:g} s")
+
+
+def _row(row: Any) -> LinkRow:
+    return LinkRow(
+        identity=Identity(kind=IdentityKind(row["kind"]), value=row["value"]),
+        identity_id=row["identity_id"],
+        stream=row["stream"],
+        customer_id=row["customer_id"],
+        linked_at=row["linked_at"],
+        linked_by=row["linked_by"],
+        unlinked_at=row["unlinked_at"],
+        unlinked_by=row["unlinked_by"],
+    )
