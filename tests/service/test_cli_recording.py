@@ -1,33 +1,49 @@
 """How an import sends its interactions, and when it is done."""
 
+import asyncio
+
 import pytest
 
-from recorrido.ingest.v1.interaction_pb2 import Customer, Interaction
+from recorrido.ingest.v1.interaction_pb2 import Interaction, Verbatim
 from recorrido.journey.v1.journey_service_pb2 import GetOverviewResponse
-from services.cli.importing.recording import BATCH_SIZE, Settling, batches
+from services.cli.importing.recording import BATCH_BYTES, BATCH_SIZE, Lane, Settling
 
 
-def customer(name: str, count: int) -> list[Interaction]:
-    return [Interaction(interaction_id=f"{name}{n}", customer=Customer(customer_id=name)) for n in range(count)]
+async def batches(count: int, text: str = "") -> list[list[int]]:
+    """Return the batches that `count` interactions of one customer are sent in."""
+    lane = Lane[int]()
+    found: list[list[int]] = []
+
+    async def take() -> None:
+        while batch := await lane.batches.get():
+            found.append([tag for _, tag in batch])
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(take())
+        for n in range(count):
+            await lane.put(Interaction(interaction_id=str(n), verbatim=Verbatim(text=text)), n)
+        await lane.end()
+    return found
 
 
 @pytest.mark.parametrize(
-    ("counts", "sizes"),
+    ("count", "sizes"),
     [
-        ([], []),
-        ([1], [1]),
-        ([BATCH_SIZE - 1, 1, 1], [BATCH_SIZE, 1]),
-        ([BATCH_SIZE - 1, 2], [BATCH_SIZE - 1, 2]),
-        ([10, 3 * BATCH_SIZE, 10], [10, 3 * BATCH_SIZE, 10]),
+        (0, []),
+        (1, [1]),
+        (BATCH_SIZE, [BATCH_SIZE]),
+        (2 * BATCH_SIZE + 1, [BATCH_SIZE, BATCH_SIZE, 1]),
     ],
 )
-def test_a_customer_is_in_one_piece_of_work_only(counts: list[int], sizes: list[int]) -> None:
-    customers = [customer(f"c{n}", count) for n, count in enumerate(counts)]
-    pieces = list(batches(customers))
-    assert [len(piece) for piece in pieces] == sizes
-    assert [each for piece in pieces for each in piece] == [each for c in customers for each in c]
-    owners = [{each.customer.customer_id for each in piece} for piece in pieces]
-    assert sum(map(len, owners)) == len(set().union(*owners))
+async def test_batches_are_as_large_as_they_may_be_and_in_order(count: int, sizes: list[int]) -> None:
+    found = await batches(count)
+    assert [len(batch) for batch in found] == sizes
+    assert [n for batch in found for n in batch] == list(range(count))
+
+
+async def test_a_batch_fits_into_a_request() -> None:
+    assert [len(batch) for batch in await batches(7, "x" * (BATCH_BYTES // 4))] == [3, 3, 1]
+    assert [len(batch) for batch in await batches(2, "x" * (2 * BATCH_BYTES))] == [1, 1]
 
 
 def overview(

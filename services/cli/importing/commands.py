@@ -1,7 +1,7 @@
-"""`import olist DIR` and `import sample`."""
+"""`import olist DIR`, `import sample` and `import file FILE…`."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -14,17 +14,27 @@ from services.cli import clients, journeymap, sample, show
 from services.cli.clients import Addresses
 from services.cli.importing import olist
 from services.cli.importing.csvfiles import BadRows
-from services.cli.importing.recording import Pause, Summary, overview, patiently, progress, record, settle
+from services.cli.importing.files import import_file
+from services.cli.importing.recording import (
+    ACTOR,
+    FIRST_ANSWER_S,
+    Pause,
+    Summary,
+    overview,
+    patiently,
+    progress,
+    record,
+    settle,
+)
 from services.cli.options import run
 
 app = typer.Typer(help="Bring in what happened elsewhere; twice is as good as once.", no_args_is_help=True)
 
+app.command("file")(import_file)
+
 #: The map published last is the one asked by default, and the second of these places what the first does too.
 SAMPLE_MAPS = ("ecommerce", "omnichannel")
 
-_ACTOR = "recorrido import"
-#: Somebody who forgot to start the services should hear it soon.
-_FIRST_ANSWER_S = 5.0
 
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until all is understood and placed.")]
 
@@ -91,19 +101,25 @@ async def load(
     started = time.monotonic()
     async with clients.journey(addresses) as journey:
         for each in maps:
-            publish = partial(journeymap.publish_if_new, journey, each, _ACTOR)
-            if await patiently(publish, Pause(_FIRST_ANSWER_S)):
+            publish = partial(journeymap.publish_if_new, journey, each, ACTOR)
+            if await patiently(publish, Pause(FIRST_ANSWER_S)):
                 out.print(f"the journey map {each.map_id} is published")
         before = await overview(journey)
     with progress(out) as bars:
         recording = bars.add_task("recording", total=sum(len(each) for each in customers))
         async with clients.ingest(addresses) as ingest:
-            summary = await record(ingest, customers, lambda more: bars.advance(recording, more))
+            summary = await record(ingest, _each(customers), lambda done: bars.advance(recording, len(done)))
         if wait:
             async with clients.journey(addresses) as journey:
                 await settle(journey, before, summary.recorded, bars)
     _tell(summary, time.monotonic() - started, out)
     return summary
+
+
+async def _each(customers: Iterable[Sequence[Interaction]]) -> AsyncIterator[tuple[Interaction, None]]:
+    for interactions in customers:
+        for interaction in interactions:
+            yield interaction, None
 
 
 def _tell(summary: Summary, seconds: float, out: Console) -> None:

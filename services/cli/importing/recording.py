@@ -3,11 +3,12 @@
 import asyncio
 import random
 import time
+import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import grpc
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.text import Text
 from recorrido.ingest.v1.ingest_service_pb2 import (
     Problem,
     RecordInteractionsRequest,
+    RecordResult,
     RecordStatus,
 )
 from recorrido.ingest.v1.interaction_pb2 import Interaction
@@ -29,13 +31,21 @@ if TYPE_CHECKING:
     from recorrido.journey.v1.journey_service_pb2_grpc import JourneyServiceAsyncStub
 
 Answer = TypeVar("Answer")
+#: By which a caller knows an item again.
+Tag = TypeVar("Tag")
 
 BATCH_SIZE = 500
-IN_FLIGHT = 4
+#: A request's limit is 24 MiB, for the services as for us.
+BATCH_BYTES = 8 * 1024 * 1024
+LANES = 4
 #: A part that was killed is back within seconds; a longer silence is for a person to look at.
 PATIENCE_S = 120.0
+#: Somebody who forgot to start the services should hear it soon.
+FIRST_ANSWER_S = 5.0
 POLL_S = 1.0
 REJECTIONS_SHOWN = 5
+#: Who says what an import says.
+ACTOR = "recorrido import"
 
 #: The call may not have been done, or not to its end; all that we call is idempotent.
 _AGAIN = {
@@ -60,9 +70,15 @@ class Summary:
     rejections: list[tuple[str, str, Problem]] = field(default_factory=list)
     seconds: float = 0.0
 
-    @property
-    def sent(self) -> int:
-        return self.recorded + self.duplicates + self.rejected.total()
+    def count(self, interaction: Interaction, result: RecordResult) -> None:
+        if result.status == RecordStatus.RECORD_STATUS_RECORDED:
+            self.recorded += 1
+        elif result.status == RecordStatus.RECORD_STATUS_DUPLICATE:
+            self.duplicates += 1
+        else:
+            self.rejected[result.problem.reason] += 1
+            if len(self.rejections) < REJECTIONS_SHOWN:
+                self.rejections.append((interaction.source, interaction.interaction_id, result.problem))
 
 
 class _Rate(ProgressColumn):
@@ -84,76 +100,91 @@ def progress(console: Console) -> Progress:
     )
 
 
-def batches(customers: Iterable[Sequence[Interaction]]) -> Iterator[list[Interaction]]:
-    """Group the customers' interactions into pieces of work of about BATCH_SIZE.
-
-    A customer is in one piece only, so that pieces in flight at the same time do not meet on a stream; a customer
-    with more is a larger piece.
-    """
-    piece: list[Interaction] = []
-    for interactions in customers:
-        if piece and len(piece) + len(interactions) > BATCH_SIZE:
-            yield piece
-            piece = []
-        piece.extend(interactions)
-    if piece:
-        yield piece
-
-
 async def record(
     ingest: "IngestServiceAsyncStub",
-    customers: Iterable[Sequence[Interaction]],
-    advance: Callable[[int], None],
+    items: AsyncIterable[tuple[Interaction, Tag]],
+    settled: Callable[[Sequence[tuple[Tag, RecordResult]]], None],
     patience_s: float = PATIENCE_S,
 ) -> Summary:
-    """Send everything, IN_FLIGHT batches at a time; `advance` is told how many more are settled.
+    """Send everything in LANES batches at a time; `settled` is told, batch by batch, what became of the items.
+
+    Items are taken as they can be sent, so that however many there are, few are held. A customer is in one lane only:
+    batches in flight at the same time do not meet on a stream, and each customer's come in their order.
 
     Raises:
         AioRpcError: a failure that will not go away, or that has lasted for `patience_s`.
     """
     summary = Summary()
     started = time.monotonic()
-    pieces = batches(customers)
+    lanes = [Lane[Tag]() for _ in range(LANES)]
 
-    async def work() -> None:
-        for piece in pieces:
-            for first in range(0, len(piece), BATCH_SIZE):
-                await _record_batch(ingest, piece[first : first + BATCH_SIZE], summary, advance, patience_s)
+    async def fill() -> None:
+        async for interaction, tag in items:
+            await lanes[zlib.crc32(interaction.customer.customer_id.encode()) % LANES].put(interaction, tag)
+        for lane in lanes:
+            await lane.end()
+
+    async def drain(lane: Lane[Tag]) -> None:
+        while batch := await lane.batches.get():
+            await _record_batch(ingest, batch, summary, settled, patience_s)
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(IN_FLIGHT):
-                group.create_task(work())
+            group.create_task(fill())
+            for lane in lanes:
+                group.create_task(drain(lane))
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
     summary.seconds = time.monotonic() - started
     return summary
 
 
+class Lane(Generic[Tag]):
+    """Items on their way, in batches that a request can hold."""
+
+    def __init__(self) -> None:
+        #: An empty one is the last.
+        self.batches: asyncio.Queue[list[tuple[Interaction, Tag]]] = asyncio.Queue(maxsize=1)
+        self._next: list[tuple[Interaction, Tag]] = []
+        self._size = 0
+
+    async def put(self, interaction: Interaction, tag: Tag) -> None:
+        size = interaction.ByteSize()
+        if len(self._next) == BATCH_SIZE or (self._next and self._size + size > BATCH_BYTES):
+            await self._give()
+        self._next.append((interaction, tag))
+        self._size += size
+
+    async def end(self) -> None:
+        if self._next:
+            await self._give()
+        await self._give()
+
+    async def _give(self) -> None:
+        batch, self._next, self._size = self._next, [], 0
+        await self.batches.put(batch)
+
+
 async def _record_batch(
     ingest: "IngestServiceAsyncStub",
-    batch: list[Interaction],
+    batch: list[tuple[Interaction, Tag]],
     summary: Summary,
-    advance: Callable[[int], None],
+    settled: Callable[[Sequence[tuple[Tag, RecordResult]]], None],
     patience_s: float,
 ) -> None:
     pause = Pause(patience_s)
     while batch:
-        request = RecordInteractionsRequest(interactions=batch)
+        request = RecordInteractionsRequest(interactions=[interaction for interaction, _ in batch])
         answer = await patiently(partial(ingest.RecordInteractions, request, timeout=DEADLINE_S), pause)
-        again: list[Interaction] = []
-        for interaction, result in zip(batch, answer.results, strict=True):
-            if result.status == RecordStatus.RECORD_STATUS_RECORDED:
-                summary.recorded += 1
-            elif result.status == RecordStatus.RECORD_STATUS_DUPLICATE:
-                summary.duplicates += 1
-            elif result.problem.reason in _ITEM_AGAIN and not pause.over:
-                again.append(interaction)
+        again: list[tuple[Interaction, Tag]] = []
+        done: list[tuple[Tag, RecordResult]] = []
+        for (interaction, tag), result in zip(batch, answer.results, strict=True):
+            if result.problem.reason in _ITEM_AGAIN and not pause.over:
+                again.append((interaction, tag))
             else:
-                summary.rejected[result.problem.reason] += 1
-                if len(summary.rejections) < REJECTIONS_SHOWN:
-                    summary.rejections.append((interaction.source, interaction.interaction_id, result.problem))
-        advance(len(batch) - len(again))
+                summary.count(interaction, result)
+                done.append((tag, result))
+        settled(done)
         batch = again
         if batch:
             await pause.wait()
