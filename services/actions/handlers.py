@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from recorrido.journey.v1.events import SignalRaised
 from services.actions.domain import Action, Command, OpenRecovery, stream_of
-from services.foundation.bus import Answer, Delivery, Done, Reaction, Skip
+from services.foundation.bus import Answer, Delivery, Done, Reaction, Skip, answer_to
 from services.foundation.errors import InvalidError
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID
 from services.foundation.execute import Executed, Executor, Intent
@@ -48,22 +48,19 @@ class Recoveries:
 
     async def open(self, deliveries: Sequence[Delivery]) -> Sequence[Answer]:
         answers: list[Answer] = [Done()] * len(deliveries)
-        intents = []
+        intents = {}
         for index, delivery in enumerate(deliveries):
             try:
                 command = OpenRecovery(signal=delivery.event, occurred_at=delivery.recorded.recorded_at)
             except InvalidError as error:
                 answers[index] = Skip(error.message)
             else:
-                intents.append(
-                    Intent(
-                        stream_of(command.action_id),
-                        command,
-                        metadata=_caused_by(delivery),
-                        context=delivery.context,
-                    )
+                intents[index] = Intent(
+                    stream_of(command.action_id), command, metadata=_caused_by(delivery), context=delivery.context
                 )
-        await self._executor.execute_all(intents)
+        executed = await self._executor.execute_all(list(intents.values()))
+        for index, outcome in zip(intents, executed, strict=True):
+            answers[index] = answer_to(outcome.error)
         return answers
 
 

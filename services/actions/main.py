@@ -28,8 +28,10 @@ class ActionsSettings(ServiceSettings):
 async def wire(settings: ActionsSettings, process: Process) -> None:
     store = await EventStore.connect(settings.eventstore_uri)
     process.on_close(store.close)
+    process.watch("event store", store.ping)
     bus = await Bus.connect(settings.nats_url, name="actions")
     process.on_close(bus.close)
+    process.watch("NATS", bus.ping)
     pool = await projection.connect(settings.postgres_dsn)
     process.on_close(pool.close)
 

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,7 +29,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanKind, get_current_span
 
 from services.foundation import telemetry
-from services.foundation.errors import RefusedError, UnavailableError
+from services.foundation.errors import ConflictError, RecorridoError, RefusedError, UnavailableError
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Event, Recorded, Registry
 
 LOG = structlog.get_logger()
@@ -43,8 +44,11 @@ POSITION = "recorrido-position"
 REVISION = "recorrido-revision"
 _METADATA_HEADERS = {CORRELATION_ID: "recorrido-correlation-id", CAUSATION_ID: "recorrido-causation-id"}
 
-#: Tries of a message before it becomes a dead letter; waiting for a part that is down does not count.
+#: Failed tries of a message before it becomes a dead letter. They are counted by the process that tries: what the
+#: server counts are deliveries, and those also happen while a part is down or when we are restarted.
 MAX_TRIES = 5
+#: Deliveries before a message is taken for one that kills its consumer.
+MAX_DELIVERIES = 50
 #: Replays at a time, and how long the messages of one are kept.
 MAX_REPLAYS = 16
 REPLAY_AGE_S = 7 * 24 * 3600.0
@@ -121,7 +125,7 @@ def recorded_of(message: Msg) -> Recorded:
         type_name=headers["ce-type"],
         data=message.data,
         metadata={
-            **{key: headers[name] for key, name in _METADATA_HEADERS.items() if name in headers},
+            **{key: unquote(headers[name]) for key, name in _METADATA_HEADERS.items() if name in headers},
             **{name: headers[name] for name in ("traceparent", "tracestate") if name in headers},
         },
         event_id=UUID(headers["ce-id"]),
@@ -165,6 +169,15 @@ class Stop:
 Answer = Done | Retry | Skip | Stop
 
 
+def answer_to(error: RecorridoError | None) -> Answer:
+    """Return what a command's outcome means for the event that caused it: None is done, a conflict is tried again."""
+    if error is None:
+        return Done()
+    if isinstance(error, ConflictError | UnavailableError):
+        return Retry(error.message)
+    return Skip(error.message)
+
+
 class StoppedError(RuntimeError):
     """A reaction answered Stop."""
 
@@ -196,6 +209,7 @@ class Bus:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._js: JetStreamContext = client.jetstream(timeout=10.0)
+        self._failures: Counter[tuple[str, int]] = Counter()
         self._handled = telemetry.METER.create_counter("recorrido.reaction.messages", description="by durable, answer")
 
     @classmethod
@@ -222,6 +236,14 @@ class Bus:
                 delay = min(delay * 2, 2.0)
             else:
                 return bus
+
+    async def ping(self) -> bool:
+        """Return whether the server answers."""
+        try:
+            await self._client.flush(timeout=2)
+        except (NatsError, TimeoutError, OSError):
+            return False
+        return True
 
     async def close(self) -> None:
         with contextlib.suppress(NatsError, TimeoutError, asyncio.TimeoutError):
@@ -382,6 +404,8 @@ class Bus:
             except (NatsError, OSError) as error:
                 LOG.warning("consumer lost, resuming", durable=reaction.durable, error=repr(error)[:200])
                 await asyncio.sleep(0.25)
+                with contextlib.suppress(NatsError, OSError):
+                    await subscription.unsubscribe()
                 subscription = await self._subscribe(reaction, registry)
                 continue
             if not messages:
@@ -426,8 +450,8 @@ class Bus:
         accepted: list[tuple[Msg, Delivery]] = []
         spans = []
         for message in messages:
-            if message.metadata.num_delivered > MAX_TRIES:
-                await self._bury(reaction, message, "tried too often")
+            if message.metadata.num_delivered > MAX_DELIVERIES:
+                await self._bury(reaction, message, "delivered too often: whoever handles it dies of it")
                 continue
             try:
                 recorded = recorded_of(message)
@@ -445,14 +469,15 @@ class Bus:
                 },
             )
             spans.append(span)
-            tries = message.metadata.num_delivered
+            tries = self._failures[reaction.durable, message.metadata.sequence.stream] + 1
             accepted.append((message, Delivery(event, recorded, telemetry.context_of(span), tries)))
         if not accepted:
             return
         try:
-            answers = await self._answers(reaction, accepted, available)
-            for (message, _), answer in zip(accepted, answers, strict=True):
-                await self._settle(reaction, message, answer)
+            async with _in_progress([message for message, _ in accepted]):
+                answers = await self._answers(reaction, accepted, available)
+                for (message, delivery), answer in zip(accepted, answers, strict=True):
+                    await self._settle(reaction, message, answer, tries=delivery.tries)
         finally:
             for span in spans:
                 span.end()
@@ -466,34 +491,37 @@ class Bus:
         delay = 0.25
         while True:
             try:
-                async with _in_progress([message for message, _ in accepted]):
-                    with telemetry.span(f"handle {reaction.durable}", parent=deliveries[0].context, links=links):
-                        answers = await reaction.handle(deliveries)
-            except UnavailableError as error:
-                LOG.warning("waiting", durable=reaction.durable, messages=len(deliveries), error=error.message)
-                available(False)
-                await _hold([message for message, _ in accepted], delay)
+                with telemetry.span(f"handle {reaction.durable}", parent=deliveries[0].context, links=links):
+                    answers = await reaction.handle(deliveries)
+            except (UnavailableError, ConflictError) as error:
+                # Nothing is wrong with the messages: wait for the part, or for the others who change these streams.
+                LOG.warning("waiting", durable=reaction.durable, messages=len(deliveries), error=error.message[:200])
+                available(not isinstance(error, UnavailableError))
+                await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
             except Exception as error:
                 LOG.exception("reaction failed", durable=reaction.durable, messages=len(deliveries))
                 if len(deliveries) > 1:
                     # One poison message must not take its neighbours along: each gets its own try.
                     return [(await self._answers(reaction, [one], available))[0] for one in accepted]
-                tries = accepted[0][0].metadata.num_delivered
-                return [Retry(repr(error), delay_s=min(2.0**tries, 60.0))]
+                return [Retry(repr(error), delay_s=min(2.0 ** deliveries[0].tries, 60.0))]
             else:
                 available(True)
                 return answers
 
-    async def _settle(self, reaction: Reaction, message: Msg, answer: Answer) -> None:
+    async def _settle(self, reaction: Reaction, message: Msg, answer: Answer, *, tries: int) -> None:
+        key = reaction.durable, message.metadata.sequence.stream
         self._handled.add(1, {"durable": reaction.durable, "answer": type(answer).__name__})
         match answer:
             case Done():
                 await message.ack()
+                self._failures.pop(key, None)
             case Retry(reason, delay_s):
-                if message.metadata.num_delivered >= MAX_TRIES:
+                if tries >= MAX_TRIES:
                     await self._bury(reaction, message, reason)
+                    self._failures.pop(key, None)
                 else:
+                    self._failures[key] = tries
                     LOG.warning("retry", durable=reaction.durable, reason=reason, delay_s=delay_s)
                     await message.nak(delay=delay_s)
             case Skip(reason):
@@ -520,14 +548,6 @@ def _terms(config: api.StreamConfig) -> dict[str, str]:
     return {k: v for k, v in (config.metadata or {}).items() if not k.startswith("_nats.")}
 
 
-async def _hold(messages: Sequence[Msg], seconds: float) -> None:
-    """Wait, telling the server that the messages are still being worked on."""
-    for message in messages:
-        with contextlib.suppress(NatsError):
-            await message.in_progress()
-    await asyncio.sleep(seconds)
-
-
 @contextlib.asynccontextmanager
 async def _in_progress(messages: Sequence[Msg]) -> AsyncIterator[None]:
     """Keep the messages ours while the block runs, however long that is."""
@@ -535,7 +555,10 @@ async def _in_progress(messages: Sequence[Msg]) -> AsyncIterator[None]:
     async def tell() -> None:
         while True:
             await asyncio.sleep(ACK_WAIT_S / 3)
-            await _hold(messages, 0)
+            for message in messages:
+                # Those that were settled meanwhile refuse; they are no longer ours to keep.
+                with contextlib.suppress(NatsError):
+                    await message.in_progress()
 
     task = asyncio.create_task(tell())
     try:

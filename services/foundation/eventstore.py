@@ -25,13 +25,15 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from services.foundation import telemetry
-from services.foundation.errors import ConflictError, UnavailableError
+from services.foundation.errors import ConflictError, RefusedError, UnavailableError
 from services.foundation.events import Pending, Recorded, encode
 
 LOG = structlog.get_logger()
 
 NO_STREAM = -1
 ANY = -2
+#: Told in a conflict: the stream was closed for good.
+TOMBSTONED = -6
 
 #: How long one call may take; a node that does not answer in that time is down for our purposes.
 TIMEOUT_S = 10.0
@@ -46,8 +48,15 @@ _UNAVAILABLE = (
     kurrent.DiscoveryFailedError,
     kurrent.AbortedByServerError,
     kurrent.CancelledError,
-    kurrent.OperationFailedError,
     kurrent.NodeIsNotLeaderError,
+    # Whatever else gRPC answers, a full disk among it: the same call may succeed later.
+    kurrent.GrpcError,
+)
+#: The same append can never succeed. TransactionMaxSizeExceededError is also an AbortedByServerError: look here first.
+_TOO_LARGE = (
+    kurrent.MaximumAppendSizeExceededError,
+    kurrent.RecordMaxSizeExceededError,
+    kurrent.TransactionMaxSizeExceededError,
 )
 
 
@@ -112,6 +121,7 @@ class EventStore:
 
         Raises:
             ConflictError: one or more streams are not at their expected revision; names all of them.
+            RefusedError: TOO_LARGE, more than the store takes in one append.
             UnavailableError: no answer. The append may or may not have happened: re-read, then decide again.
         """
         spans = _AppendSpans(appends)
@@ -136,7 +146,9 @@ class EventStore:
                 result = await self._client.append_records(records, checks, timeout=TIMEOUT_S)
             except kurrent.ConsistencyChecksFailedError as error:
                 failed = [f.stream_state_failure for f in error.failures if f.stream_state_failure]
-                raise ConflictError({f.stream_name: max(f.actual_state, NO_STREAM) for f in failed}) from error
+                raise ConflictError({f.stream_name: _actual_revision(f.actual_state) for f in failed}) from error
+            except _TOO_LARGE as error:
+                raise RefusedError("TOO_LARGE", "more than the event store takes in one append") from error
             except _UNAVAILABLE as error:
                 raise UnavailableError("event store", type(error).__name__) from error
         return result.commit_position
@@ -150,6 +162,15 @@ class EventStore:
             return []
         except _UNAVAILABLE as error:
             raise UnavailableError("event store", type(error).__name__) from error
+
+    async def ping(self) -> bool:
+        """Return whether the store answers within two seconds."""
+        try:
+            async with asyncio.timeout(2):
+                await self._client.get_commit_position(timeout=2)
+        except (TimeoutError, *_UNAVAILABLE):
+            return False
+        return True
 
     async def head(self) -> int:
         """Return the commit position of the last event of the store; 0 in an empty one."""
@@ -244,6 +265,10 @@ def _patterns(type_names: Iterable[str]) -> list[str]:
     # As regular expressions, because the store's prefix filter would let InteractionRecordedV2 through. What has no
     # name of that form is nobody's public event.
     return [f"^{name.replace('.', '[.]')}$" for name in type_names] or [r"^recorrido([.][A-Za-z0-9_]+)+$"]
+
+
+def _actual_revision(state: int) -> int:
+    return state if state == TOMBSTONED else max(state, NO_STREAM)
 
 
 def _recorded(event: RecordedEvent) -> Recorded:

@@ -14,9 +14,12 @@ from opentelemetry.context import Context
 
 from services.foundation.errors import ConflictError, RecorridoError, RefusedError
 from services.foundation.events import Event, Pending, Recorded, Registry, derived_id
-from services.foundation.eventstore import NO_STREAM, EventStore, StreamAppend
+from services.foundation.eventstore import NO_STREAM, TOMBSTONED, EventStore, StreamAppend
 
 StateT = TypeVar("StateT")
+
+#: Events read at once; every page has the store's deadline for itself.
+PAGE = 4_096
 
 
 class Command(Protocol):
@@ -104,26 +107,32 @@ class Executor(Generic[StateT]):
     async def load(self, stream: str) -> Folded[StateT]:
         """Return the stream's present state and revision (NO_STREAM where there is none)."""
         known = self._known(stream)
-        return self._keep(stream, self._fold(known, await self._store.read(stream, after=known.revision)))
+        while True:
+            news = await self._store.read(stream, after=known.revision, limit=PAGE)
+            # Kept page by page: however long the stream, a call that fails half way has not read for nothing.
+            known = self._keep(stream, self._fold(known, news))
+            if len(news) < PAGE:
+                return known
 
     async def execute_all(self, intents: Sequence[Intent]) -> list[Executed[StateT]]:
         """Execute many commands, over many streams, in one atomic append.
 
-        A refused command has its error in its result and hinders no other.
+        A refused command has its error in its result and hinders no other: RefusedError (STREAM_CLOSED) where the
+        stream was closed for good, ConflictError where others kept changing it for `attempts` rounds.
 
         Raises:
-            ConflictError: others kept changing these streams for `attempts` rounds.
             UnavailableError: the store does not answer.
         """
         presumed = self._presumed(intents)
         # What this call knows is its own: the cache may forget any of it before the append.
         known = {i.stream: presumed.get(i.stream) or self._known(i.stream) for i in intents}
         read: set[str] = set()
+        refused: dict[str, RecorridoError] = {}
         rounds, bound = 0, -1
         while True:
-            results, appends = self._decide(intents, known)
+            results, appends = self._decide(intents, known, refused)
             proven = {append.stream for append in appends}
-            stale = known.keys() - proven - read
+            stale = known.keys() - proven - read - refused.keys()
             if not stale and not appends:
                 return results
             if not stale:
@@ -135,9 +144,8 @@ class Executor(Generic[StateT]):
                     position = await self._store.append(appends)
                 except ConflictError as conflict:
                     rounds += 1
-                    if rounds == self._attempts:
-                        raise
-                    stale = conflict.streams.keys() & known.keys()
+                    refused |= _refusals(conflict.streams, give_up=rounds % self._attempts == 0)
+                    stale = (conflict.streams.keys() & known.keys()) - refused.keys()
                 else:
                     if position > bound:
                         self._remember(results, intents, presumed.keys() - read)
@@ -148,13 +156,16 @@ class Executor(Generic[StateT]):
             read |= stale
 
     def _decide(
-        self, intents: Sequence[Intent], known: Mapping[str, Folded[StateT]]
+        self, intents: Sequence[Intent], known: Mapping[str, Folded[StateT]], refused: Mapping[str, RecorridoError]
     ) -> tuple[list[Executed[StateT]], list[StreamAppend]]:
         folded = dict(known)
         pending: dict[str, list[Pending]] = {}
         results = []
         for intent in intents:
             at = folded[intent.stream]
+            if intent.stream in refused:
+                results.append(Executed(at.state, at.revision, error=refused[intent.stream]))
+                continue
             try:
                 decided = self._decide_one(intent, at)
             except RecorridoError as error:
@@ -225,3 +236,14 @@ class Executor(Generic[StateT]):
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
         return newest
+
+
+def _refusals(streams: Mapping[str, int], *, give_up: bool) -> dict[str, RecorridoError]:
+    """Return the streams that stay out of the append from now on, so that they hold up no other."""
+    return {
+        stream: RefusedError("STREAM_CLOSED", f"{stream} was closed for good")
+        if revision == TOMBSTONED
+        else ConflictError({stream: revision})
+        for stream, revision in streams.items()
+        if give_up or revision == TOMBSTONED
+    }

@@ -52,6 +52,17 @@ class Process:
 
         self._tasks.append(asyncio.create_task(guarded(), name=name))
 
+    def watch(self, part: str, ping: Callable[[], Awaitable[bool]]) -> None:
+        """Ask every second whether `part` answers, and tell it in the health of this process."""
+        available = self.server.availability(part)
+
+        async def watch() -> None:
+            while True:
+                available(await ping())
+                await asyncio.sleep(1)
+
+        self.background(f"watch {part}", watch())
+
     async def _serve(self) -> None:
         await self.server.start()
         await self._stopping.wait()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from recorrido.ingest.v1.events import InteractionRecorded
-from services.foundation.bus import MAX_TRIES, Answer, Delivery, Done, Reaction, Retry
+from services.foundation.bus import MAX_TRIES, Answer, Delivery, Done, Reaction, Retry, answer_to
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID
 from services.foundation.execute import Executor, Intent
 from services.inference.domain import MODEL_FAILED, Analysed, Problem, RecordAnalysis, Result, is_blank, refusal
@@ -48,15 +48,16 @@ class Handlers:
         texts = {index: text for index, d in enumerate(deliveries) if not is_blank(text := _words(d.event))}
         results = dict(zip(texts, await self.analyze(list(texts.values())), strict=True))
         answers: list[Answer] = [Done()] * len(deliveries)
-        intents = []
+        intents = {}
         for index, result in results.items():
             delivery = deliveries[index]
             if isinstance(result, Problem) and result.reason == MODEL_FAILED and delivery.tries < MAX_TRIES:
                 answers[index] = Retry(result.message, delay_s=2.0**delivery.tries)
             else:
-                intents.append(_intent(delivery, result))
-        if intents:
-            await self._executor.execute_all(intents)
+                intents[index] = _intent(delivery, result)
+        executed = await self._executor.execute_all(list(intents.values()))
+        for index, outcome in zip(intents, executed, strict=True):
+            answers[index] = answer_to(outcome.error)
         return answers
 
 

@@ -23,8 +23,10 @@ class InferenceSettings(ServiceSettings):
 async def wire(settings: InferenceSettings, process: Process) -> None:
     store = await EventStore.connect(settings.eventstore_uri)
     process.on_close(store.close)
+    process.watch("event store", store.ping)
     bus = await Bus.connect(settings.nats_url, name="inference")
     process.on_close(bus.close)
+    process.watch("NATS", bus.ping)
     triton = Triton(settings.triton_address)
     process.on_close(triton.close)
 

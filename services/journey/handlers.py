@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from recorrido.inference.v1.events import Analysis, FeedbackAnalyzed
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded
 from recorrido.journey.v1.events import JourneyMap, JourneyMapPublished
-from services.foundation.bus import Answer, Delivery, Done, Reaction, Skip
+from services.foundation.bus import Answer, Delivery, Done, Reaction, Skip, answer_to
 from services.foundation.errors import NotFoundError
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Recorded, Registry, stream_name
 from services.foundation.eventstore import EventStore
@@ -79,14 +79,15 @@ class SignalHandlers:
     async def handle(self, deliveries: Sequence[Delivery]) -> Sequence[Answer]:
         """Answer each delivery; all signals of a batch are raised by one append."""
         answers: list[Answer] = [Done() for _ in deliveries]
-        intents = []
+        intents = {}
         for index, found in enumerate(await asyncio.gather(*(self._decide(d) for d in deliveries))):
             if isinstance(found, Skip):
                 answers[index] = found
             elif found is not None:
-                intents.append(found)
-        if intents:
-            await self._executor.execute_all(intents)
+                intents[index] = found
+        executed = await self._executor.execute_all(list(intents.values()))
+        for index, outcome in zip(intents, executed, strict=True):
+            answers[index] = answer_to(outcome.error)
         return answers
 
     async def _decide(self, delivery: Delivery) -> Intent | Skip | None:

@@ -23,10 +23,12 @@ class Settings(ServiceSettings):
 async def wire(settings: Settings, process: Process) -> None:
     store = await EventStore.connect(settings.eventstore_uri)
     process.on_close(store.close)
+    process.watch("event store", store.ping)
     pool = await projection.connect(settings.postgres_dsn)
     process.on_close(pool.close)
     bus = await Bus.connect(settings.nats_url, name="journey")
     process.on_close(bus.close)
+    process.watch("NATS", bus.ping)
 
     view = JourneyProjection()
     runner = ProjectionRunner(store, pool, view)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
+from kurrentdbclient import StreamState
 
 from services.foundation import telemetry
 from services.foundation.errors import ConflictError, RefusedError, UnavailableError
@@ -156,9 +158,9 @@ class Watched(EventStore):
         super().__init__(store._client)
         self.reads = 0
 
-    async def read(self, stream: str, after: int = NO_STREAM) -> list[Recorded]:
+    async def read(self, stream: str, after: int = NO_STREAM, limit: int = sys.maxsize) -> list[Recorded]:
         self.reads += 1
-        return await super().read(stream, after)
+        return await super().read(stream, after, limit)
 
 
 async def test_what_the_append_proves_is_not_read(store: EventStore, stream: str) -> None:
@@ -310,6 +312,34 @@ async def test_a_stream_that_others_went_on_with_is_read_on_conflict(store: Even
     assert (done.state, done.revision) == (frozenset("abc"), 2)
 
 
+async def test_a_stream_that_stays_contested_holds_up_no_other(store: EventStore, stream: str) -> None:
+    contested = Contested(store, rounds=3)
+    innocent = f"{stream}-innocent"
+    refused, done = await executor(contested, attempts=3).execute_all(
+        [Intent(stream, Count("ours")), Intent(innocent, Count("ours"))]
+    )
+    assert isinstance(refused.error, ConflictError)
+    assert (done.error, await causes(store, innocent)) == (None, ["ours"])
+
+
+async def test_a_stream_closed_for_good_refuses_itself_alone(store: EventStore, stream: str) -> None:
+    innocent = f"{stream}-innocent"
+    await executor(store).execute(Intent(stream, Count("a")))
+    await store._client.tombstone_stream(stream, current_version=StreamState.ANY)
+    refused, done = await executor(store).execute_all([Intent(stream, Count("b")), Intent(innocent, Count("b"))])
+    assert isinstance(refused.error, RefusedError)
+    assert refused.error.reason == "STREAM_CLOSED"
+    assert (done.error, await causes(store, innocent)) == (None, ["b"])
+
+
+async def test_a_long_stream_is_read_in_pages(store: EventStore, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    await executor(store).execute_all([Intent(stream, Count(str(n))) for n in range(25)])
+    monkeypatch.setattr("services.foundation.execute.PAGE", 10)
+    watched = Watched(store)
+    folded = await executor(watched).load(stream)
+    assert (len(folded.state), folded.revision, watched.reads) == (25, 24, 3)
+
+
 # -- many writers --------------------------------------------------------------------------------------------------
 
 
@@ -325,12 +355,11 @@ async def test_of_many_writers_nobody_loses_and_nothing_doubles(
 
     async def write(target: str, cause: str, process: Executor[frozenset[str]]) -> None:
         while True:
-            try:
-                done = await process.execute_all([Intent(target, Count(cause))])
-            except ConflictError:
-                continue
-            assert cause in done[0].state
-            return
+            (done,) = await process.execute_all([Intent(target, Count(cause))])
+            if done.error is None:
+                assert cause in done.state
+                return
+            assert isinstance(done.error, ConflictError)
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         for target, cause in wanted * 2:

@@ -4,9 +4,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from kurrentdbclient import exceptions as kurrent
 
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded
-from services.foundation.errors import ConflictError, UnavailableError
+from services.foundation.errors import ConflictError, RefusedError, UnavailableError
 from services.foundation.events import Pending, Recorded, derived_id
 from services.foundation.eventstore import NO_STREAM, CaughtUp, EventStore, StreamAppend
 from tests.support import eventstore as node
@@ -64,3 +65,32 @@ async def test_a_lost_store_is_unavailable(tmp_path: Path) -> None:
         with pytest.raises(UnavailableError):
             await store.read("customer-a")
         await store.close()
+
+
+class Answering:
+    """A client that answers every append with one error, as the official one raises it."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def append_records(self, *_: object, **__: object) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (kurrent.GrpcError("the disk is full"), UnavailableError),
+        (kurrent.ServiceUnavailableError(), UnavailableError),
+        (kurrent.GrpcDeadlineExceededError(), UnavailableError),
+        (kurrent.AbortedByServerError(), UnavailableError),
+        (kurrent.MaximumAppendSizeExceededError(), RefusedError),
+        (kurrent.RecordMaxSizeExceededError(stream_name="s", event_id="e", size=2, max_size=1), RefusedError),
+        (kurrent.TransactionMaxSizeExceededError(size=2, max_size=1), RefusedError),
+    ],
+    ids=lambda case: getattr(case, "__name__", type(case).__name__),
+)
+async def test_what_can_never_succeed_is_not_waited_for(raised: Exception, told: type[Exception]) -> None:
+    store = EventStore(Answering(raised))  # type: ignore[arg-type]
+    with pytest.raises(told):
+        await store.append([StreamAppend("customer-a", NO_STREAM, [pending(1)])])

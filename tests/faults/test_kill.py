@@ -8,6 +8,8 @@ import pytest
 
 from infra.local.cluster import Cluster, running
 from recorrido.actions.v1 import action_pb2, actions_service_pb2, actions_service_pb2_grpc
+from recorrido.ingest.v1.ingest_service_pb2 import RECORD_STATUS_DUPLICATE
+from recorrido.ingest.v1.interaction_pb2 import Interaction
 from recorrido.journey.v1 import journey_service_pb2, journey_service_pb2_grpc
 from tests.support.interactions import interaction, record
 from tests.support.truth import count_by_type, published, stored
@@ -27,26 +29,20 @@ async def test_nothing_is_lost_or_doubled_whatever_dies(tmp_path: Path) -> None:
     batches = [interactions[at : at + BATCH] for at in range(0, TOTAL, BATCH)]
     async with running(data=tmp_path) as cluster:
         async with grpc.aio.insecure_channel(cluster.address("ingest")) as channel:
-            progress = asyncio.Event()
-
-            async def send() -> list[str]:
-                ids = []
-                for batch in batches:
-                    ids += [result.event_id for result in await record(channel, batch)]
-                    progress.set()
-                return ids
-
-            sending = asyncio.create_task(send())
-            for name in PROCESSES:
-                progress.clear()
-                await asyncio.wait({sending, asyncio.ensure_future(progress.wait())}, return_when="FIRST_COMPLETED")
-                await cluster.kill_and_restart(name)
-            event_ids = await sending
+            # Each kill takes its share of the import, so that every process dies while there is work for it.
+            event_ids: list[str] = []
+            for turn, name in enumerate([*PROCESSES, None]):
+                share = batches[turn :: len(PROCESSES) + 1]
+                sending = asyncio.create_task(_send(channel, share))
+                if name is not None:
+                    assert not sending.done()
+                    await cluster.kill_and_restart(name)
+                event_ids += await sending
             assert "" not in event_ids, "every interaction was accepted"
             assert len(set(event_ids)) == TOTAL
-            # Sending everything again adds nothing.
+            # Sending again adds nothing.
             for batch in batches[:3]:
-                assert {r.status for r in await record(channel, batch)} == {2}
+                assert {r.status for r in await record(channel, batch)} == {RECORD_STATUS_DUPLICATE}
         await _settled(cluster)
 
         events = await stored(cluster.environment["RECORRIDO_EVENTSTORE_URI"])
@@ -66,6 +62,10 @@ async def test_nothing_is_lost_or_doubled_whatever_dies(tmp_path: Path) -> None:
         assert (overview.verbatims, overview.analyzed) == (TOTAL / 3, TOTAL / 3)
         assert overview.signals == counts["recorrido.journey.v1.SignalRaised"]
         assert await _open_recoveries(cluster) == counts["recorrido.actions.v1.ActionOpened"]
+
+
+async def _send(channel: grpc.aio.Channel, batches: list[list[Interaction]]) -> list[str]:
+    return [result.event_id for batch in batches for result in await record(channel, batch)]
 
 
 async def _settled(cluster: Cluster) -> None:

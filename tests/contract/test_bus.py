@@ -1,0 +1,178 @@
+"""Reactions over the real bus: what counts as a try, what is buried, and what survives the way there."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from recorrido.ingest.v1.events import Interaction, InteractionRecorded
+from services.foundation import bus as bus_module
+from services.foundation.bus import (
+    DEAD_LETTERS,
+    MAX_TRIES,
+    Answer,
+    Bus,
+    Delivery,
+    Done,
+    Reaction,
+    Retry,
+    Skip,
+    headers_of,
+    subject,
+)
+from services.foundation.errors import UnavailableError
+from services.foundation.events import CORRELATION_ID, Recorded, encode
+from tests.support.cluster import Cluster, running
+from tests.support.wait import until
+
+CORRELATION = "100% of ž/orders"
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with running(["nats"], data=tmp_path) as cluster:
+        yield cluster
+
+
+@contextlib.asynccontextmanager
+async def connected(cluster: Cluster) -> AsyncIterator[Bus]:
+    bus = await Bus.connect(cluster.environment["RECORRIDO_NATS_URL"], name="test")
+    try:
+        yield bus
+    finally:
+        await bus.close()
+
+
+async def publish(bus: Bus, *numbers: int) -> None:
+    batch = []
+    for number in numbers:
+        event = InteractionRecorded(interaction=Interaction(source="test", interaction_id=str(number)))
+        metadata = {CORRELATION_ID: CORRELATION}
+        recorded = Recorded(
+            event.type_name, encode(event), metadata, uuid4(), f"customer-{number}", 0, number, datetime.now(UTC)
+        )
+        batch.append((subject(recorded.type_name, recorded.stream), recorded.data, headers_of(recorded, {})))
+    await bus.publish(batch, expected_last=(await bus.last()).sequence)
+
+
+@contextlib.asynccontextmanager
+async def reacting(bus: Bus, handle) -> AsyncIterator[None]:  # noqa: ANN001 - as Reaction has it
+    task = asyncio.create_task(bus.react(Reaction("test", [InteractionRecorded], handle)))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def dead(bus: Bus) -> int:
+    return (await bus._js.stream_info(DEAD_LETTERS)).state.messages
+
+
+def number(delivery: Delivery) -> int:
+    return int(delivery.event.interaction.interaction_id)
+
+
+async def test_the_correlation_id_arrives_as_it_was(cluster: Cluster) -> None:
+    seen: list[str] = []
+
+    async def handle(deliveries: Sequence[Delivery]) -> list[Answer]:
+        seen.extend(d.recorded.metadata[CORRELATION_ID] for d in deliveries)
+        return [Done()] * len(deliveries)
+
+    async with connected(cluster) as bus:
+        await publish(bus, 1)
+        async with reacting(bus, handle):
+            await until(lambda: seen == [CORRELATION])
+
+
+async def test_waiting_for_a_part_is_no_try_however_often_we_restart(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus_module, "ACK_WAIT_S", 0.2)
+    waiting = 0
+
+    async def handle(deliveries: Sequence[Delivery]) -> list[Answer]:
+        nonlocal waiting
+        waiting += len(deliveries)
+        raise UnavailableError("Triton", "away")
+
+    for _ in range(MAX_TRIES + 3):
+        async with connected(cluster) as bus:
+            if waiting == 0:
+                await publish(bus, *range(5))
+            before = waiting
+            async with reacting(bus, handle):
+                await until(lambda before=before: waiting > before)
+    done: list[int] = []
+
+    async def works_again(deliveries: Sequence[Delivery]) -> list[Answer]:
+        done.extend(map(number, deliveries))
+        return [Done()] * len(deliveries)
+
+    async with connected(cluster) as bus:
+        async with reacting(bus, works_again):
+            await until(lambda: sorted(done) == [0, 1, 2, 3, 4])
+        assert await dead(bus) == 0
+
+
+async def test_a_poison_message_is_buried_after_its_tries_and_spoils_no_other(cluster: Cluster) -> None:
+    tries: list[int] = []
+    done: set[int] = set()
+
+    async def handle(deliveries: Sequence[Delivery]) -> list[Answer]:
+        answers: list[Answer] = []
+        for delivery in deliveries:
+            if number(delivery) == 3:
+                tries.append(delivery.tries)
+                answers.append(Retry("poison", delay_s=0.01))
+            else:
+                done.add(number(delivery))
+                answers.append(Done())
+        return answers
+
+    async with connected(cluster) as bus:
+        await publish(bus, *range(5))
+        async with reacting(bus, handle):
+            await until(lambda: _is(dead(bus), 1))
+        assert tries == list(range(1, MAX_TRIES + 1))
+        assert done == {0, 1, 2, 4}
+
+
+async def test_an_unknown_exception_is_tried_alone(cluster: Cluster) -> None:
+    done: set[int] = set()
+
+    async def handle(deliveries: Sequence[Delivery]) -> list[Answer]:
+        if any(number(d) == 3 for d in deliveries):
+            raise ValueError("nobody thought of that")
+        done.update(map(number, deliveries))
+        return [Done()] * len(deliveries)
+
+    async with connected(cluster) as bus:
+        await publish(bus, *range(5))
+        async with reacting(bus, handle):
+            await until(lambda: done == {0, 1, 2, 4})
+        assert await dead(bus) == 0, "it has more tries"
+
+
+async def test_what_can_never_succeed_is_buried_at_once_with_its_reason(cluster: Cluster) -> None:
+    async def handle(deliveries: Sequence[Delivery]) -> list[Answer]:
+        return [Skip("no customer of ours\r\nat all")] * len(deliveries)
+
+    async with connected(cluster) as bus:
+        await publish(bus, 1)
+        async with reacting(bus, handle):
+            await until(lambda: _is(dead(bus), 1))
+        message = await bus._js.get_msg(DEAD_LETTERS, seq=1)
+        assert message.headers is not None
+        assert message.headers["recorrido-dead-reason"] == "no customer of ours%0D%0Aat all"
+        assert message.headers["recorrido-dead-durable"] == "test"
+
+
+async def _is(asked, wanted: int) -> bool:  # noqa: ANN001 - a coroutine
+    return await asked == wanted
