@@ -34,6 +34,7 @@ async def wire(settings: ActionsSettings, process: Process) -> None:
     process.watch("NATS", bus.ping)
     pool = await projection.connect(settings.postgres_dsn)
     process.on_close(pool.close)
+    process.watch("PostgreSQL", lambda: projection.ping(pool))
 
     runner = ProjectionRunner(store, pool, ActionsProjection())
     await runner.prepare()
@@ -43,7 +44,7 @@ async def wire(settings: ActionsSettings, process: Process) -> None:
         ActionsServicer(ActionCommands(executor), ActionQueries(store, pool), lambda: datetime.now(UTC)),
         pb.DESCRIPTOR.services_by_name["ActionsService"].full_name,
     )
-    process.background("list of actions", runner.run(available=process.server.availability("PostgreSQL")))
+    process.background("list of actions", runner.run(available=process.server.availability("read model")))
     process.background(
         "recoveries",
         bus.react(Recoveries(executor).reaction, available=process.server.availability("event store")),

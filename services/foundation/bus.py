@@ -239,6 +239,8 @@ class Bus:
 
     async def ping(self) -> bool:
         """Return whether the server answers."""
+        if not self._client.is_connected:
+            return False
         try:
             await self._client.flush(timeout=2)
         except (NatsError, TimeoutError, OSError):
@@ -246,7 +248,8 @@ class Bus:
         return True
 
     async def close(self) -> None:
-        with contextlib.suppress(NatsError, TimeoutError, asyncio.TimeoutError):
+        # Where the server is away, closing stumbles over its own closed connection (RuntimeError).
+        with contextlib.suppress(NatsError, TimeoutError, RuntimeError):
             await asyncio.wait_for(self._client.close(), 2.0)
 
     async def ensure_streams(self) -> None:

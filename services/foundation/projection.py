@@ -74,6 +74,16 @@ async def lazy_pool(dsn: str) -> Any:
     return await asyncpg.create_pool(dsn, min_size=0, max_size=4, command_timeout=30.0, timeout=5.0)
 
 
+async def ping(pool: Any) -> bool:
+    """Return whether PostgreSQL answers within two seconds."""
+    try:
+        async with asyncio.timeout(2):
+            await pool.fetchval("SELECT 1")
+    except (*POSTGRES_DOWN, asyncpg.PostgresError):
+        return False
+    return True
+
+
 class ProjectionRunner:
     """Keeps one projection up to date."""
 

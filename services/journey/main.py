@@ -26,6 +26,7 @@ async def wire(settings: Settings, process: Process) -> None:
     process.watch("event store", store.ping)
     pool = await projection.connect(settings.postgres_dsn)
     process.on_close(pool.close)
+    process.watch("PostgreSQL", lambda: projection.ping(pool))
     bus = await Bus.connect(settings.nats_url, name="journey")
     process.on_close(bus.close)
     process.watch("NATS", bus.ping)
