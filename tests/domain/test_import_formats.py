@@ -415,7 +415,8 @@ def test_who_somebody_is_becomes_a_link_and_no_interaction(tmp_path: Path) -> No
         tmp_path, identify, {**identify, "anonymousId": None}, {**CALL, "type": "group"}, {"type": "x"}
     )
     assert [[(link.value, link.customer_id) for link in row.links] for row in found] == [[("x7", "ana")], [], [], []]
-    assert [row.skipped for row in found] == ["", "identify calls without a link", "group calls without a link", ""]
+    assert [row.skipped for row in found] == ["identify calls", "identify calls", "group calls", ""]
+    assert [row.interaction is None for row in found] == [True, True, True, False]
     assert "is no Segment call" in found[3].problems[0]
 
 

@@ -50,6 +50,13 @@ def test_the_examples_are_mappings_by_form_and_schema(path: Path) -> None:
     jsonschema.Draft202012Validator(schema).validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
+def test_the_guides_example_is_a_mapping(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs/import.md").read_text(encoding="utf-8")
+    path = tmp_path / "mapping.yaml"
+    path.write_text(guide.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    assert form.load(path).format == "csv"
+
+
 def test_there_is_an_example_of_each_format() -> None:
     assert {form.load(path).format for path in EXAMPLES} == {"csv", "tsv", "jsonl", "segment", "cloudevents", "xes"}
 

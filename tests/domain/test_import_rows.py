@@ -352,14 +352,20 @@ def test_links_are_made_of_rows_that_tell_who_somebody_is() -> None:
     ]
     told = mapping(more={"links": links})
     row = row_of(told, card="4711", mail=" Ana@Example.org ")
-    assert row.interaction is None
+    assert good(row) == good(row_of(mapping()))
     hashed = sha256(b"ana@example.org").hexdigest()
     assert [(link.kind, link.value, link.customer_id) for link in row.links] == [
         (IdentityKind.IDENTITY_KIND_LOYALTY_CARD, "4711", "ana"),
         (IdentityKind.IDENTITY_KIND_EMAIL_HASH, hashed, "ana"),
     ]
     assert row_of(told, mail=hashed).links[0].value == hashed
-    assert row_of(told, card="1", customer="").problems == ["link: nothing in customer"]
+    assert row_of(told, card="1", customer="").problems == [
+        "link: nothing in customer",
+        "customer_id: nothing in customer",
+    ]
+    only = mapping(more={"links": links, "skip": [{"when": {"event": "signed up"}}]})
+    row = row_of(only, card="4711", event="signed up")
+    assert (row.interaction, [link.value for link in row.links], row.skipped) == (None, ["4711"], "skip[0]")
     assert good(row_of(told)).interaction_id == "1"
 
 

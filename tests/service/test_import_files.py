@@ -124,6 +124,20 @@ async def test_segment_tells_who_an_anonymous_visitor_is(cluster: Cluster, tmp_p
     assert [e["identityCustomerId"] for e in events if e["identity"]["value"] == "v1"] == ["anonymous:v1"]
 
 
+async def test_a_row_can_be_an_interaction_and_a_link(cluster: Cluster, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        f"{HEADER}\n1,eva,event,{WHEN},card1\n2,eva,event,{WHEN},\n3,ivo,event,{WHEN},card1\n", encoding="utf-8"
+    )
+    link = {"when": {"words": {"empty": False}}, "kind": "loyalty_card", "value": "words", "customer_id": "customer"}
+    told = mapping_file(tmp_path, "cards", links=[link])
+    summary = (await imported(cluster, path, "--mapping", told)).json
+    (problem,) = summary["problems"]
+    assert (summary["linked"], summary["rejected"], problem["reason"]) == (1, 1, "LINK_REFUSED")
+    # The interaction is as good without the link.
+    assert {each["interactionId"] for each in await recorded(cluster, "cards")} == {"1", "2", "3"}
+
+
 async def test_every_bad_row_is_told_and_kept_and_the_good_ones_are_recorded(cluster: Cluster, tmp_path: Path) -> None:
     path = csv_file(tmp_path, 100)
     lines = path.read_text(encoding="utf-8").splitlines()

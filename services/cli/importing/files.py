@@ -219,15 +219,18 @@ async def _items(
     reading: _Reading, ledger: Ledger, linker: Linker, told: Told
 ) -> AsyncIterator[tuple[Interaction, _Tag]]:
     for number, row in reading.rows():
-        if row.interaction is not None:
-            yield row.interaction, _Tag(number, row)
-        elif row.problems:
+        if row.problems and row.interaction is None:
             ledger.settle(number, "rejected", _rejection(row, UNREADABLE, "; ".join(row.problems)))
-        elif row.links:
+            continue
+        if row.links and not row.problems:
+            if row.interaction is not None:
+                ledger.expect_two(number)
             await linker.link(list(row.links), _linked(ledger, number, row))
-        else:
+        elif row.interaction is None:
             told.skip(row.skipped)
             ledger.settle(number, "skipped")
+        if row.interaction is not None:
+            yield row.interaction, _Tag(number, row)
 
 
 def _linked(ledger: Ledger, number: int, row: Row) -> Callable[[str], None]:
@@ -285,13 +288,13 @@ def _dry_run(
                     told.rejection(rejection)
                     if errors_file:
                         errors_file.write(rejection.as_line())
-                elif row.interaction is not None:
+                    continue
+                told.counts.linked += bool(row.links)
+                if row.interaction is not None:
                     would_send += 1
                     if len(shown) < limit:
                         shown.append(row.interaction)
-                elif row.links:
-                    told.counts.linked += 1
-                else:
+                elif not row.links:
                     told.counts.skipped += 1
                     told.skip(row.skipped)
             told.broken.extend(reading.broken)

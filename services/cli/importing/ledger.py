@@ -85,22 +85,34 @@ class Ledger:
         self._start = start
         self._errors = errors
         self._told = told
-        self._early: dict[int, tuple[Outcome, Rejection | None]] = {}
+        self._early: dict[int, list[tuple[Outcome, Rejection | None]]] = {}
+        #: Records that two answers are to come for.
+        self._double: set[int] = set()
         self._saved_at = time.monotonic()
+
+    def expect_two(self, number: int) -> None:
+        """Take record `number` as settled only when two answers have come: it is an interaction and a link."""
+        self._double.add(number)
 
     def settle(self, number: int, outcome: Outcome, rejection: Rejection | None = None) -> None:
         """Note what became of record `number`, counted from 1."""
-        self._early[number] = outcome, rejection
-        while self.settled + 1 in self._early:
+        self._early.setdefault(number, []).append((outcome, rejection))
+        while len(self._early.get(self.settled + 1, ())) > (self.settled + 1 in self._double):
             self.settled += 1
-            outcome, rejection = self._early.pop(self.settled)
+            self._double.discard(self.settled)
+            self._pass(self._early.pop(self.settled))
+        if time.monotonic() - self._saved_at > _SAVE_EVERY_S:
+            self.save()
+
+    def _pass(self, answers: list[tuple[Outcome, Rejection | None]]) -> None:
+        refused = any(outcome == "rejected" for outcome, _ in answers)
+        for outcome in {"rejected"} if refused else {outcome for outcome, _ in answers}:
             setattr(self.counts, outcome, getattr(self.counts, outcome) + 1)
+        for _, rejection in answers:
             if rejection:
                 self._told(rejection)
                 if self._errors:
                     self._errors.write(rejection.as_line())
-        if time.monotonic() - self._saved_at > _SAVE_EVERY_S:
-            self.save()
 
     def save(self, *, done: bool = False) -> None:
         """Write the progress file; where that is not possible, note why."""

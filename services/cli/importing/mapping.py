@@ -391,7 +391,7 @@ class Skip(Form):
 
 
 class Link(Form):
-    """Says, where all of `when` holds, that an identity is a customer's: it becomes no interaction, but a link."""
+    """Says, where all of `when` holds, that an identity is a customer's, whether the row is an interaction or not."""
 
     when: When
     kind: Literal["anonymous_id", "email_hash", "loyalty_card", "device", "other"]

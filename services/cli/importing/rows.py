@@ -59,10 +59,10 @@ class IdentityLink:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What became of a record: links, or an interaction, or nothing.
+    """What became of a record: an interaction, links, both, or nothing.
 
-    An interaction with problems is what could be read of it; ingest refuses and keeps it. Links with problems cannot
-    be made.
+    An interaction with problems is what could be read of it; ingest refuses and keeps it. Links with problems are not
+    made.
     """
 
     record: Record
@@ -91,16 +91,14 @@ class Mapper:
         if record.content is None:
             kept = _kept(Interaction(source=self._source), record, [record.problem])
             return Row(record, kept, problems=(record.problem,))
-        for holds, reason in self._skips:
-            if holds(record):
-                return Row(record, skipped=reason)
-        reads = [read for holds, read in self._links if holds(record)]
-        if reads:
-            return _linking(record, reads)
-        if self._about_people and record.content["type"] in segment.ABOUT_PEOPLE:
-            return Row(record, skipped=f"{record.content['type']} calls without a link")
+        links, problems = _links(record, [read for holds, read in self._links if holds(record)])
+        skipped = next((reason for holds, reason in self._skips if holds(record)), "")
+        if not skipped and self._about_people and record.content["type"] in segment.ABOUT_PEOPLE:
+            skipped = f"{record.content['type']} calls"
+        if skipped:
+            return Row(record, links=links, problems=problems, skipped=skipped)
         applying = tuple(n for n, holds in enumerate(self._conditions) if holds(record))
-        interaction, problems = Interaction(), Problems()
+        interaction = Interaction()
         for put in self._setters(applying):
             put(record, interaction, problems)
         if interaction.ByteSize() > RECORD_LIMIT:
@@ -108,7 +106,7 @@ class Mapper:
             interaction = Interaction(source=self._source)
         if problems:
             interaction = _kept(interaction, record, problems)
-        return Row(record, interaction, problems=problems)
+        return Row(record, interaction, links=links, problems=problems)
 
     def _setters(self, applying: tuple[int, ...]) -> list[Setter]:
         if applying not in self._prepared:
@@ -119,14 +117,16 @@ class Mapper:
         return self._prepared[applying]
 
 
-def _linking(record: Record, reads: Sequence[Callable[[Record], IdentityLink]]) -> Row:
-    links, problems = [], []
+def _links(
+    record: Record, reads: Sequence[Callable[[Record], IdentityLink]]
+) -> tuple[Sequence[IdentityLink], Problems]:
+    links, problems = [], Problems()
     for read in reads:
         try:
             links.append(read(record))
         except BadValueError as error:
             problems.append(f"link: {error}")
-    return Row(record, links=links, problems=problems)
+    return links, problems
 
 
 def _link_reader(link: form.Link) -> Callable[[Record], IdentityLink]:
