@@ -18,6 +18,7 @@ from services.foundation.limits import RateLimiter
 from services.ingest.domain import RecordInteraction
 from services.ingest.handlers import Accepted, Batch, Recorder, Recording, Refusal, Result
 from services.ingest.kept import keep
+from services.ingest.masking import Masker
 
 LOG = structlog.get_logger()
 
@@ -29,8 +30,9 @@ STREAM_WINDOW = 8
 class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
     """The front door. `stopping` is set when the process is to end: streams end then."""
 
-    def __init__(self, recorder: Recorder, limiter: RateLimiter, stopping: asyncio.Event) -> None:
+    def __init__(self, recorder: Recorder, limiter: RateLimiter, stopping: asyncio.Event, masker: Masker) -> None:
         self._recorder = recorder
+        self._masker = masker
         self._limiter = limiter
         self._stopping = stopping
 
@@ -59,7 +61,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         wait_s = self._limiter.take(client, len(interactions))
         if wait_s:
             raise ExhaustedError("RATE_LIMITED", f"{client} sends more than its share", wait_s)
-        return await self._recorder.accept(_batch(interactions, client, rpc.metadata())).results()
+        return await self._recorder.accept(self._batch(interactions, client, rpc.metadata())).results()
 
     async def StreamInteractions(  # noqa: N802 - gRPC's name
         self, requests: AsyncIterator[pb.StreamInteractionsRequest | InvalidError], context: Any
@@ -109,7 +111,18 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), wait_s)
                 return None
-        return await self._recorder.accept_when_room(_batch(request.interactions, client, metadata))
+        return await self._recorder.accept_when_room(self._batch(request.interactions, client, metadata))
+
+    def _batch(
+        self, interactions: Sequence[interaction_pb2.Interaction], client_id: str, metadata: Mapping[str, str]
+    ) -> Batch:
+        now = datetime.now(UTC)
+        return Batch(
+            commands=[_attempt(interaction, now, self._masker) for interaction in interactions],
+            keep=lambda index: keep(interactions[index], self._masker),
+            client_id=client_id,
+            metadata=metadata,
+        )
 
 
 def _check_size(interactions: Sequence[interaction_pb2.Interaction]) -> None:
@@ -117,24 +130,14 @@ def _check_size(interactions: Sequence[interaction_pb2.Interaction]) -> None:
         raise InvalidError([Violation("interactions", f"at most {MAX_INTERACTIONS}, has {len(interactions)}")])
 
 
-def _batch(interactions: Sequence[interaction_pb2.Interaction], client_id: str, metadata: Mapping[str, str]) -> Batch:
-    now = datetime.now(UTC)
-    return Batch(
-        commands=[_attempt(interaction, now) for interaction in interactions],
-        keep=lambda index: keep(interactions[index]),
-        client_id=client_id,
-        metadata=metadata,
-    )
-
-
-def _attempt(message: interaction_pb2.Interaction, now: datetime) -> RecordInteraction | InvalidError:
+def _attempt(message: interaction_pb2.Interaction, now: datetime, masker: Masker) -> RecordInteraction | InvalidError:
     try:
-        return command_of(message, now)
+        return command_of(message, now, masker)
     except InvalidError as error:
         return error
 
 
-def command_of(message: interaction_pb2.Interaction, now: datetime) -> RecordInteraction:
+def command_of(message: interaction_pb2.Interaction, now: datetime, masker: Masker) -> RecordInteraction:
     """Return the command to record what `message` tells. Raises InvalidError."""
     unreadable = []
     if message.outcome not in interaction_pb2.Outcome.values():
@@ -148,7 +151,7 @@ def command_of(message: interaction_pb2.Interaction, now: datetime) -> RecordInt
         readable.CopyFrom(message)
         readable.ClearField("occurred_at")
         interaction = Interaction.from_proto(readable)
-    return RecordInteraction.of(interaction, now, unreadable)
+    return RecordInteraction.of(interaction, now, unreadable, mask=masker.interaction)
 
 
 async def _answer(sequence: int, taken: Accepted | InvalidError) -> pb.StreamInteractionsResponse:

@@ -21,6 +21,7 @@ from services.foundation.events import CAUSATION_ID, Pending, derived_id
 from services.foundation.eventstore import EventStore, StreamAppend
 from services.foundation.execute import Executed, Executor, Intent, event_id_of
 from services.ingest.domain import History, Known, RecordInteraction
+from services.ingest.masking import Masker
 from services.ingest.rejection import (
     Discard,
     KeepRejected,
@@ -155,16 +156,18 @@ def _intents(batch: Batch) -> tuple[list[Intent], list[int]]:
 def _result(command: RecordInteraction, outcome: Executed[Known] | RecorridoError) -> Result:
     if isinstance(outcome, RecorridoError):
         return Refusal(outcome)
-    return Recording(
-        str(event_id_of(Intent(command.stream, command), InteractionRecorded)), duplicate=not outcome.events
-    )
+    recorded = Intent(command.stream, command.as_recorded(outcome.state))
+    return Recording(str(event_id_of(recorded, InteractionRecorded)), duplicate=not outcome.events)
 
 
 class RejectionHandlers:
     """Resolves what was refused."""
 
-    def __init__(self, store: EventStore, customers: Executor[Known], rejections: Executor[Rejection]) -> None:
+    def __init__(
+        self, store: EventStore, customers: Executor[Known], rejections: Executor[Rejection], masker: Masker
+    ) -> None:
         self._store = store
+        self._masker = masker
         self._customers = customers
         self._rejections = rejections
         self._history = History()
@@ -201,7 +204,7 @@ class RejectionHandlers:
                 raise unknown(rejection_id)
             if rejection.state is RejectionState.RESUBMITTED:
                 return Recording(rejection.event_id, duplicate=True)
-            command = corrected or _as_it_came(rejection, now)
+            command = corrected or _as_it_came(rejection, now, self._masker)
             record = Intent(command.stream, command)
             event_id = event_id_of(record, InteractionRecorded)
             resubmit = Resubmit(
@@ -237,12 +240,12 @@ class RejectionHandlers:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _as_it_came(rejection: Rejection, now: datetime) -> RecordInteraction:
+def _as_it_came(rejection: Rejection, now: datetime, masker: Masker) -> RecordInteraction:
     interaction = rejection.rejected.interaction
     if rejection.rejected.altered or interaction is None:
         fields = ", ".join(each.field for each in rejection.rejected.altered[:5])
         raise RefusedError("REJECTION_ALTERED", f"not kept as it came, so it needs a corrected one: {fields}")
-    return RecordInteraction.of(interaction, now)
+    return RecordInteraction.of(interaction, now, mask=masker.interaction)
 
 
 def _rejected_event_id(rejection_id: str) -> str:

@@ -10,6 +10,7 @@ from msgspec import structs
 from recorrido.ingest.v1 import interaction_pb2
 from recorrido.ingest.v1.events import AlteredValue, Interaction, Rating
 from services.ingest.domain import MAX_ATTRIBUTES, MAX_RATINGS, MAX_VERBATIM_BYTES
+from services.ingest.masking import Masker
 from services.ingest.rejection import Kept
 
 #: How much is kept of a text, in bytes of UTF-8; of the verbatim as much as a valid one may have. Together with what
@@ -19,14 +20,14 @@ MAX_KEY_BYTES = 256
 MAX_ALTERED = 64
 
 
-def keep(message: interaction_pb2.Interaction) -> Kept:
-    """Return what can be kept of an interaction that was refused; whatever it holds, this does not fail."""
+def keep(message: interaction_pb2.Interaction, masker: Masker) -> Kept:
+    """Return what can and may be kept of an interaction that was refused; whatever it holds, this does not fail."""
     came = message.SerializeToString(deterministic=True)
     altered: list[AlteredValue] = []
     readable = interaction_pb2.Interaction()
     readable.CopyFrom(message)
     _clear_unreadable(readable, altered)
-    interaction = _cut(Interaction.from_proto(readable), altered)
+    interaction = masker.interaction(_cut(Interaction.from_proto(readable), altered))
     return Kept(interaction, tuple(altered[:MAX_ALTERED]), sha256(came).hexdigest())
 
 

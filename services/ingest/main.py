@@ -1,9 +1,10 @@
 """Wires the ingest service: settings → store → handlers → gRPC."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from recorrido.ingest.v1 import (
     identity_service_pb2,
@@ -21,15 +22,25 @@ from services.foundation.execute import Executor
 from services.foundation.limits import RateLimiter
 from services.foundation.projection import ProjectionRunner
 from services.foundation.run import Process, run
+from services.ingest import masking
 from services.ingest.api import IngestServicer
 from services.ingest.domain import History
 from services.ingest.handlers import Recorder, RejectionHandlers
 from services.ingest.holdings import Holdings, HoldingsProjection
 from services.ingest.identity import Links
 from services.ingest.identity_api import IdentityServicer
+from services.ingest.masking import Masker
 from services.ingest.rejection import Rejections
 from services.ingest.rejection_api import RejectionServicer
 from services.ingest.views import RejectionQueries, RejectionsProjection
+
+
+def _readable(read: Callable[[str], Any]) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        read(value)
+        return value
+
+    return check
 
 
 class IngestSettings(ServiceSettings):
@@ -38,6 +49,12 @@ class IngestSettings(ServiceSettings):
     postgres_dsn: PostgresDsn = Field(description="PostgreSQL that knows identities and what was rejected")
     rate_limit_per_client: float = Field(0.0, ge=0, description="interactions a second of one client; 0: any number")
     rate_limit_burst: float = Field(0.0, ge=0, description="interactions at once; 0: those of one second")
+    mask_pii: Annotated[str, AfterValidator(_readable(masking.kinds_of))] = Field(
+        "", description=f"what is masked in verbatims, some of {','.join(masking.Pii)}; empty: nothing"
+    )
+    mask_phone_regions: Annotated[str, AfterValidator(_readable(masking.regions_of))] = Field(
+        ",".join(masking.DEFAULT_REGIONS), description="countries whose telephone numbers are known without a prefix"
+    )
     queue_items: int = Field(10_000, gt=0, description="interactions that may wait for the store")
 
 
@@ -58,17 +75,21 @@ def wire_front_door(settings: IngestSettings, process: Process, store: EventStor
         GroupCommit(customers, "interactions", max_items=settings.queue_items),
         GroupCommit(rejections, "rejections", max_items=settings.queue_items),
     )
+    masker = Masker(masking.kinds_of(settings.mask_pii), masking.regions_of(settings.mask_phone_regions))
     limiter = RateLimiter(settings.rate_limit_per_client, settings.rate_limit_burst)
     process.server.register(
         ingest_service_pb2_grpc.add_IngestServiceServicer_to_server,
-        IngestServicer(recorder, limiter, process.server.stopping),
+        IngestServicer(recorder, limiter, process.server.stopping, masker),
         ingest_service_pb2.DESCRIPTOR.services_by_name["IngestService"].full_name,
     )
     process.background("rejections", ProjectionRunner(store, pool, RejectionsProjection()).run())
     process.server.register(
         rejection_service_pb2_grpc.add_RejectionServiceServicer_to_server,
         RejectionServicer(
-            RejectionHandlers(store, customers, rejections), RejectionQueries(store, pool), lambda: datetime.now(UTC)
+            RejectionHandlers(store, customers, rejections, masker),
+            RejectionQueries(store, pool),
+            lambda: datetime.now(UTC),
+            masker,
         ),
         rejection_service_pb2.DESCRIPTOR.services_by_name["RejectionService"].full_name,
     )

@@ -13,6 +13,7 @@ from services.foundation.errors import InvalidError, Violation
 from services.foundation.rpc import metadata
 from services.ingest.api import command_of, result_message
 from services.ingest.handlers import RejectionHandlers
+from services.ingest.masking import Masker
 from services.ingest.rejection import Discard
 from services.ingest.views import DEFAULT_PAGE, Listed, RejectionQueries, RejectionQuery
 
@@ -20,7 +21,10 @@ from services.ingest.views import DEFAULT_PAGE, Listed, RejectionQueries, Reject
 class RejectionServicer(rejection_service_pb2_grpc.RejectionServiceServicer):
     """What the front door refused. `clock` tells the present moment, UTC."""
 
-    def __init__(self, handlers: RejectionHandlers, queries: RejectionQueries, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, handlers: RejectionHandlers, queries: RejectionQueries, clock: Callable[[], datetime], masker: Masker
+    ) -> None:
+        self._masker = masker
         self._handlers = handlers
         self._queries = queries
         self._clock = clock
@@ -51,7 +55,7 @@ class RejectionServicer(rejection_service_pb2_grpc.RejectionServiceServicer):
         self, request: pb.ResubmitRejectedRequest, _context: Any
     ) -> pb.ResubmitRejectedResponse:
         now = self._clock()
-        corrected = command_of(request.interaction, now) if request.HasField("interaction") else None
+        corrected = command_of(request.interaction, now, self._masker) if request.HasField("interaction") else None
         recording = await self._handlers.resubmit(
             request.rejection_id, corrected, request.actor, now=now, metadata=metadata()
         )
