@@ -105,28 +105,30 @@ async def test_running_calls_end_and_new_ones_are_refused_while_it_drains() -> N
         return request
 
     server = RpcServer("127.0.0.1:0")
-    handler = grpc.method_handlers_generic_handler(
-        "recorrido.Test", {"Slow": grpc.unary_unary_rpc_method_handler(slow)}
-    )
-    server.register(lambda _, s: s.add_generic_rpc_handlers((handler,)), None, "recorrido.Test")
+    methods = {"Slow": grpc.unary_unary_rpc_method_handler(slow, request_deserializer=bytes)}
+    server.register(lambda _, s: s.add_registered_method_handlers("recorrido.Test", methods), None, "recorrido.Test")
     await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        call = channel.unary_unary("/recorrido.Test/Slow")(b"kept")
-        await started.wait()
-        stopping = asyncio.create_task(server.stop(20))
+    try:
+        async with asyncio.timeout(30), grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            call = channel.unary_unary("/recorrido.Test/Slow")(b"kept")
+            await started.wait()
+            stopping = asyncio.create_task(server.stop(20))
 
-        async def refused() -> bool:
-            try:
-                async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as other:
-                    await other.unary_unary("/recorrido.Test/Slow")(b"late", timeout=1)
-            except grpc.aio.AioRpcError as error:
-                return error.code() is grpc.StatusCode.UNAVAILABLE
-            return False
+            async def refused() -> bool:
+                try:
+                    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as other:
+                        await other.unary_unary("/recorrido.Test/Slow")(b"late", timeout=1)
+                except grpc.aio.AioRpcError as error:
+                    return error.code() is grpc.StatusCode.UNAVAILABLE
+                return False
 
-        await until(refused, deadline_s=10)
-        finish.set()
-        assert await call == b"kept"
-        await asyncio.wait_for(stopping, 10)
+            await until(refused, 10)
+            finish.set()
+            assert await call == b"kept"
+            await stopping
+    finally:
+        # Whatever failed above: a server that is still there would keep the test run from ending.
+        await server.stop(0)
 
 
 async def test_health_tells_when_a_part_is_missing() -> None:
