@@ -72,6 +72,7 @@ def set_up(service: str, *, log_level: str = "INFO", log_format: str = "console"
     )
     # Libraries log through the standard library; they get the same shape.
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_Seldom())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
@@ -79,6 +80,22 @@ def set_up(service: str, *, log_level: str = "INFO", log_format: str = "console"
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+class _Seldom(logging.Filter):
+    """Lets a library say the same thing once a minute: a collector that is away is told, not repeated at every try."""
+
+    def __init__(self, pause_s: float = 60.0) -> None:
+        super().__init__()
+        self._pause_s = pause_s
+        self._last: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        key = record.name, str(record.msg)
+        due = record.created - self._last.get(key, 0.0) >= self._pause_s
+        if due:
+            self._last[key] = record.created
+        return due
 
 
 def shut_down() -> None:

@@ -1,0 +1,43 @@
+"""What the services write: no customer's words in a traceback, and no line repeated for ever."""
+
+import subprocess
+import sys
+
+from infra.local.parts import ROOT
+
+SCRIPT = """
+import logging, structlog
+from services.foundation import telemetry
+telemetry.set_up("test", log_format={format!r})
+def handle(verbatim):
+    raise ValueError("broken")
+try:
+    handle("my card is 4111 1111 1111 1111")
+except ValueError:
+    structlog.get_logger().exception("reaction failed")
+for _ in range(50):
+    logging.getLogger("opentelemetry.exporter").error("Failed to export %s", "traces")
+"""
+
+
+def written(log_format: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(format=log_format)],
+        cwd=ROOT,
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'proto/gen'}", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stderr
+
+
+def test_a_traceback_shows_no_values() -> None:
+    for log_format in ("console", "json"):
+        lines = written(log_format)
+        assert "ValueError: broken" in lines
+        assert "4111" not in lines
+
+
+def test_a_library_that_keeps_failing_says_so_once() -> None:
+    assert written("console").count("Failed to export") == 1
