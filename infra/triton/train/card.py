@@ -84,6 +84,7 @@ _LIMITS = """## Limits
 - The language head knows the four languages only; another language is forced into one of them unless it is unsure.
 - Needs rest on a handful of examples per leaf and language; read level 3 as a hint, level 1 as a count.
 - Confidence is calibrated on the project's own verbatims; on other kinds of text (tweets, forums) it is too high.
-- The verbatims have one author, who wrote in five voices, and often tell one situation in several languages; no
-  second reader has reviewed them. Real customers vary more.
+- The verbatims have few authors, who wrote in many voices; the Spanish and Slovenian ones often tell the same
+  situations. A second reader has seen a sample of the English and Portuguese ones only. Real customers vary more.
+- Need thresholds were chosen on the held-out rows; what they say about needs is therefore slightly optimistic.
 """

@@ -29,6 +29,11 @@ class Verbatim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     channel: str
     author: str
     theme: str
+    # Labels that newer rows carry and no head reads yet; empty where nobody has said.
+    emotion: str = ""
+    intent: str = ""
+    effort: str = ""
+    urgency: str = ""
 
     @property
     def group(self) -> str:

@@ -23,7 +23,7 @@ BAD_MOMENT_VERSION = 1
 #: The highest answer on each scale that tells of a bad moment.
 HIGHEST_BAD = {RatingMetric.CSAT: 2, RatingMetric.NPS: HIGHEST_DETRACTOR, RatingMetric.CES: 3}
 #: On the scale of sentiment, -1 to 1.
-HIGHEST_BAD_SENTIMENT = -0.3
+HIGHEST_BAD_SENTIMENT = -0.5
 
 
 @dataclass(frozen=True, slots=True)
