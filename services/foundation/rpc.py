@@ -6,7 +6,7 @@ import math
 import time
 import urllib.parse
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -138,42 +138,64 @@ def _reader(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return read
 
 
-class _Interceptor(grpc.aio.ServerInterceptor):
-    """Wraps each call in a span, its deadline and the error table."""
+class _Methods(grpc.GenericRpcHandler):
+    """A service's methods with `_call` around each.
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        handler = await continuation(handler_call_details)
+    An interceptor would do the same at every call anew, which costs as much as an empty call itself.
+    """
+
+    def __init__(self, handler: grpc.GenericRpcHandler) -> None:
+        self._handler = handler
+        self._wrapped: dict[str, Any] = {}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         method = handler_call_details.method
-        # Health and reflection are asked all the time and tell nothing about customers.
-        if handler is None or not method.startswith("/recorrido."):
-            return handler
-        headers = {k: v for k, v in handler_call_details.invocation_metadata or () if isinstance(v, str)}
-        inner, longest_s, wrap = _kind(handler)
-
-        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            return await _call(inner, method, headers, request, context, longest_s=longest_s)
-
-        return wrap(
-            call,
-            request_deserializer=_reader(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
-        )
+        if method not in self._wrapped:
+            found = self._handler.service(handler_call_details)
+            if found is None:
+                return None
+            self._wrapped[method] = _wrapped(method[1:], found)
+        return self._wrapped[method]
 
 
-def _kind(handler: Any) -> tuple[Any, float, Callable[..., Any]]:
-    """Return the function that answers, the longest it may take in seconds, and what makes a handler of it."""
+class _Registrar:
+    """Takes what generated code registers in place of the server."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        self._server.add_generic_rpc_handlers(tuple(map(_Methods, handlers)))
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Do nothing: the same methods come as generic handlers, which is all that grpc.aio looks at."""
+
+
+def _wrapped(method: str, handler: Any) -> Any:
+    inner, longest_s, wrap = _kind(handler)
+    service, _, name = method.partition("/")
+    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        return await _call(inner, method, attributes, request, context, longest_s=longest_s())
+
+    return wrap(
+        call,
+        request_deserializer=handler.request_deserializer and _reader(handler.request_deserializer),
+        response_serializer=handler.response_serializer,
+    )
+
+
+def _kind(handler: Any) -> tuple[Any, Callable[[], float], Callable[..., Any]]:
+    """Return the function that answers, what tells the longest it may take, and what makes a handler of it."""
     if handler.request_streaming and handler.response_streaming:
         # Lasts as long as both sides like.
-        return _written(handler.stream_stream), math.inf, grpc.stream_stream_rpc_method_handler
+        return _written(handler.stream_stream), lambda: math.inf, grpc.stream_stream_rpc_method_handler
     if handler.request_streaming:
-        return handler.stream_unary, STREAM_DEADLINE_S, grpc.stream_unary_rpc_method_handler
+        return handler.stream_unary, lambda: STREAM_DEADLINE_S, grpc.stream_unary_rpc_method_handler
     if handler.response_streaming:
-        return _written(handler.unary_stream), STREAM_DEADLINE_S, grpc.unary_stream_rpc_method_handler
-    return handler.unary_unary, DEFAULT_DEADLINE_S, grpc.unary_unary_rpc_method_handler
+        return _written(handler.unary_stream), lambda: STREAM_DEADLINE_S, grpc.unary_stream_rpc_method_handler
+    return handler.unary_unary, lambda: DEFAULT_DEADLINE_S, grpc.unary_unary_rpc_method_handler
 
 
 def _written(inner: Any) -> Any:
@@ -190,30 +212,25 @@ def _written(inner: Any) -> Any:
 async def _call(
     inner: Any,
     method: str,
-    headers: dict[str, str],
+    attributes: Mapping[str, str],
     request: Any,
     context: grpc.aio.ServicerContext[Any, Any],
     *,
     longest_s: float,
 ) -> Any:
+    headers = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     # Kept with every event of the call, so a caller may not make it long.
     correlation = headers.get(CORRELATION_HEADER, "")[:128] or str(uuid.uuid4())
     remaining = context.time_remaining()
     budget = longest_s if remaining is None else min(remaining, longest_s)
     started = time.monotonic()
-    service, _, name = method[1:].partition("/")
     with (
         structlog.contextvars.bound_contextvars(correlation_id=correlation),
         telemetry.span(
-            method[1:],
+            method,
             SpanKind.SERVER,
             parent=telemetry.extract(headers),
-            attributes={
-                "rpc.system": "grpc",
-                "rpc.service": service,
-                "rpc.method": name,
-                "correlation_id": correlation,
-            },
+            attributes={**attributes, "correlation_id": correlation},
         ) as span,
     ):
         code, status = "CANCELLED", None
@@ -252,7 +269,6 @@ class RpcServer:
     def __init__(self, listen: str) -> None:
         self._listen = listen
         self._server = grpc.aio.server(
-            interceptors=[_Interceptor()],
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -269,7 +285,7 @@ class RpcServer:
         self.stopping = asyncio.Event()
 
     def register(self, add: Callable[[Any, Any], None], servicer: Any, full_name: str) -> None:
-        add(servicer, self._server)
+        add(servicer, _Registrar(self._server))
         self._names.append(full_name)
 
     async def start(self) -> None:
