@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from services.foundation import telemetry
-from services.foundation.errors import ConflictError, ExhaustedError, RecorridoError, UnavailableError
+from services.foundation.errors import ExhaustedError, RecorridoError, UnavailableError
 from services.foundation.execute import Executed, Executor, Intent
 
 StateT = TypeVar("StateT")
@@ -169,11 +169,6 @@ class GroupCommit(Generic[StateT]):
         while group:
             try:
                 results = await self._executor.execute_all([item.intent for item in group])
-            except ConflictError as error:
-                lost = [item for item in group if item.intent.stream in error.streams]
-                for item in lost or group:
-                    item.settle(error)
-                group = [item for item in group if item.intent.stream not in error.streams] if lost else []
             except UnavailableError as error:
                 for item in group:
                     item.settle(error)

@@ -1,5 +1,6 @@
 """Command → decide → append, for batches: each interaction has a result of its own, whatever becomes of the others."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -99,7 +100,8 @@ class Recorder:
             for index, result in enumerate(results)
             if isinstance(result, Refusal) and isinstance(result.error, InvalidError | DiffersError)
         ]
-        self._differs.add(sum(isinstance(error, DiffersError) for _, error in refused))
+        if contradictions := sum(isinstance(error, DiffersError) for _, error in refused):
+            self._differs.add(contradictions)
         # A store that has just not answered takes its time not to answer again.
         if refused and submission.lost is None:
             kept = await self._keep(batch, refused)
@@ -119,19 +121,20 @@ class Recorder:
         except ExhaustedError:
             outcomes = [ExhaustedError("QUEUE_FULL", "", 0.0)] * len(ids)
         kept = [i if isinstance(outcome, Executed) else "" for i, outcome in zip(ids, outcomes, strict=True)]
-        self._not_kept.add(kept.count(""))
+        if lost := kept.count(""):
+            self._not_kept.add(lost)
         return kept
 
     def _count(self, results: Sequence[Result]) -> None:
-        counts: dict[str, int] = {}
-        for result in results:
-            name = result.error.reason if isinstance(result, Refusal) else _STATUS[result.duplicate]
-            counts[name] = counts.get(name, 0) + 1
+        counts = Counter(_name(result) for result in results)
         for name, count in counts.items():
             self._results.add(count, {"result": name})
 
 
-_STATUS = {False: "RECORDED", True: "DUPLICATE"}
+def _name(result: Result) -> str:
+    if isinstance(result, Refusal):
+        return result.error.reason
+    return "DUPLICATE" if result.duplicate else "RECORDED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +159,10 @@ def _intents(batch: Batch) -> tuple[list[Intent], list[int]]:
 def _result(command: RecordInteraction, outcome: Executed[Known] | RecorridoError) -> Result:
     if isinstance(outcome, RecorridoError):
         return Refusal(outcome)
-    recorded = Intent(command.stream, command.as_recorded(outcome.state))
-    return Recording(str(event_id_of(recorded, InteractionRecorded)), duplicate=not outcome.events)
+    if outcome.events:
+        return Recording(str(outcome.events[0].event_id), duplicate=False)
+    before = Intent(command.stream, command.as_recorded(outcome.state))
+    return Recording(str(event_id_of(before, InteractionRecorded)), duplicate=True)
 
 
 class RejectionHandlers:
