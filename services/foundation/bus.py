@@ -30,7 +30,7 @@ from opentelemetry.trace import Link, SpanKind, get_current_span
 
 from services.foundation import telemetry
 from services.foundation.errors import ConflictError, RecorridoError, RefusedError, UnavailableError
-from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Event, Recorded, Registry
+from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Event, Place, Recorded, Registry
 
 LOG = structlog.get_logger()
 
@@ -68,14 +68,18 @@ class NotTheWriterError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """The stream's last message: its sequence and the store position of its event (None: there is none).
+    """The stream's last message: its sequence, and the place of its event in the store (None: there is none).
 
     `messages` is how many the stream holds.
     """
 
     sequence: int
-    position: int | None
+    place: Place | None
     messages: int = 0
+
+    @property
+    def position(self) -> int | None:
+        return self.place.position if self.place else None
 
 
 def subject(type_name: str, stream: str) -> str:
@@ -287,8 +291,7 @@ class Bus:
             message = await self._last_message(stream, info) if state.messages else None
         except (NatsError, TimeoutError, OSError) as error:
             raise UnavailableError("NATS", repr(error)) from error
-        position = int((message.headers or {})[POSITION]) if message else None
-        return Last(state.last_seq, position, state.messages)
+        return Last(state.last_seq, _place(message.headers or {}) if message else None, state.messages)
 
     async def _last_message(self, stream: str, info: api.StreamInfo) -> api.RawStreamMsg:
         try:
@@ -544,6 +547,11 @@ class Bus:
         await self._js.publish(to, message.data, stream=DEAD_LETTERS, headers=headers)
         await message.ack()
         LOG.error("dead letter", durable=reaction.durable, subject=message.subject, reason=reason)
+
+
+def _place(headers: Mapping[str, str]) -> Place:
+    stream, revision = unquote(headers["ce-subject"]), int(headers[REVISION])
+    return Place(int(headers[POSITION]), UUID(headers["ce-id"]), stream, revision)
 
 
 def _terms(config: api.StreamConfig) -> dict[str, str]:

@@ -46,6 +46,17 @@ class RefusedError(RecorridoError):
     """Not allowed in the present state; the message tells what is."""
 
 
+class OtherHistoryError(RefusedError):
+    """The event store was replaced: it does not hold `what` was read from it before."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            "OTHER_HISTORY",
+            f"the event store was replaced: it does not hold {what}, which was read from it before; bring back the"
+            " right store, or reset what was made of the old one (docs/eventstore.md)",
+        )
+
+
 class ConflictError(RecorridoError):
     """Somebody else changed a stream first. `streams` maps each to its actual revision (-1: no stream)."""
 

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 from uuid import UUID
 
 import msgspec
@@ -51,6 +51,15 @@ class Pending:
     context: Context | None = None
 
 
+class Place(NamedTuple):
+    """An event's place in the history, and which event it is: enough to tell whether a history is still the same."""
+
+    position: int
+    event_id: UUID
+    stream: str
+    revision: int
+
+
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """An event as the store holds it.
@@ -66,6 +75,10 @@ class Recorded:
     revision: int
     position: int
     recorded_at: datetime
+
+    @property
+    def place(self) -> Place:
+        return Place(self.position, self.event_id, self.stream, self.revision)
 
 
 class Registry:

@@ -25,8 +25,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from services.foundation import telemetry
-from services.foundation.errors import ConflictError, RefusedError, UnavailableError
-from services.foundation.events import Pending, Recorded, encode
+from services.foundation.errors import ConflictError, OtherHistoryError, RefusedError, UnavailableError
+from services.foundation.events import Pending, Place, Recorded, encode
 
 LOG = structlog.get_logger()
 
@@ -184,7 +184,11 @@ class EventStore:
     ) -> AsyncGenerator[Recorded, None]:
         """Yield the events from position `start` on, its own included (None: all), at most `limit`, and end.
 
-        Only `type_names` are delivered (none named: every type of Recorrido). Raises UnavailableError.
+        Only `type_names` are delivered (none named: every type of Recorrido).
+
+        Raises:
+            OtherHistoryError: the history does not reach to `start`.
+            UnavailableError: the store does not answer.
         """
         try:
             response = await self._client.read_all(
@@ -193,23 +197,67 @@ class EventStore:
             async with response:
                 async for event in response:
                     yield _recorded(event)
+        except kurrent.InvalidCommitPositionError as error:
+            raise OtherHistoryError(f"position {start}") from error
         except _UNAVAILABLE as error:
             raise UnavailableError("event store", type(error).__name__) from error
 
+    async def check(self, place: Place | None) -> None:
+        """Make sure that the event of `place` is part of this store's history (None: nothing to check).
+
+        Where it is gone, its stream tells whether it was deleted or truncated with the stream, which changes no
+        history.
+
+        Raises:
+            OtherHistoryError: it never was in this history.
+            UnavailableError: the store does not answer.
+        """
+        if place is None:
+            return
+        try:
+            # With a filter, though it lets all through: only then does a position beyond the end have an error class.
+            response = await self._client.read_all(
+                commit_position=place.position, filter_include=[".*"], limit=1, timeout=TIMEOUT_S
+            )
+            found = [event async for event in response]
+            if found and found[0].commit_position == place.position:
+                same = found[0].id == place.event_id
+            else:
+                # A deletion is itself an event: the history goes on behind what was deleted.
+                same = bool(found) and await self._was_deleted(place)
+        except kurrent.InvalidCommitPositionError:
+            same = False
+        except _UNAVAILABLE as error:
+            raise UnavailableError("event store", type(error).__name__) from error
+        if not same:
+            raise OtherHistoryError(f"event {place.event_id} at position {place.position}")
+
+    async def _was_deleted(self, place: Place) -> bool:
+        try:
+            metadata, _ = await self._client.get_stream_metadata(place.stream, timeout=TIMEOUT_S)
+        except kurrent.StreamIsDeletedError:
+            return True
+        return metadata.get("$tb", 0) > place.revision or "$maxAge" in metadata or "$maxCount" in metadata
+
     async def follow(
-        self, after: int | None, type_names: Iterable[str] = ()
+        self, after: Place | None, type_names: Iterable[str] = ()
     ) -> AsyncGenerator[Recorded | CaughtUp | Checkpoint, None]:
-        """Yield every event behind position `after` (None: from the beginning), then live ones, for ever.
+        """Yield every event behind `after` (None: from the beginning), then live ones, for ever.
 
         Only `type_names` are delivered (none named: every type of Recorrido). A lost store is waited for: the
         caller sees a pause, never a gap or a repetition.
+
+        Raises:
+            OtherHistoryError: the store does not hold the event that was delivered last, or `after`.
         """
-        position, delay = after, 0.1
+        last, delay = after, 0.1
         include = _patterns(type_names)
         while True:
             try:
+                # On from the last event, not from a checkpoint behind it, which would fit into any history.
+                await self.check(last)
                 subscription = await self._client.subscribe_to_all(
-                    commit_position=position,
+                    commit_position=last.position if last else None,
                     filter_include=include,
                     include_checkpoints=True,
                     include_caught_up=True,
@@ -220,13 +268,13 @@ class EventStore:
                         if event.is_caught_up:
                             yield CaughtUp()
                         elif event.is_checkpoint:
-                            position = max(position or 0, event.commit_position)
-                            yield Checkpoint(position)
-                        elif position is None or event.commit_position > position:
-                            position = event.commit_position
-                            yield _recorded(event)
-            except kurrent.KurrentDBClientError as error:
-                LOG.warning("event store subscription lost, resuming", position=position, error=type(error).__name__)
+                            yield Checkpoint(event.commit_position)
+                        elif last is None or event.commit_position > last.position:
+                            recorded = _recorded(event)
+                            last = recorded.place
+                            yield recorded
+            except (UnavailableError, kurrent.KurrentDBClientError) as error:
+                LOG.warning("event store subscription lost, resuming", after=last, error=type(error).__name__)
             await asyncio.sleep(delay)
             delay = min(delay * 2, 2.0)
 

@@ -17,8 +17,8 @@ import structlog
 from opentelemetry.trace import SpanKind
 
 from services.foundation import telemetry
-from services.foundation.errors import UnavailableError
-from services.foundation.events import Event, Recorded, Registry
+from services.foundation.errors import OtherHistoryError, UnavailableError
+from services.foundation.events import Event, Place, Recorded, Registry
 from services.foundation.eventstore import CaughtUp, Checkpoint, EventStore
 from services.foundation.flow import batches
 
@@ -34,6 +34,14 @@ POSTGRES_DOWN = (
     asyncpg.CrashShutdownError,
     TimeoutError,
 )
+
+
+#: How far the history was read, and the last event in the rows. Its stream is bytes: PostgreSQL's text holds no NUL.
+_CHECKPOINT = """CREATE TABLE checkpoint (
+    position bigint NOT NULL, event_position bigint, event_id uuid, stream bytea, revision bigint
+)"""
+#: How often to look whether the right store is back.
+RECHECK_EVERY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +103,12 @@ class ProjectionRunner:
         self._batch_size = batch_size
         self._schema = projection.name
         # A projection that learnt to read more of the history has to read it from the beginning.
-        described = "\n".join([projection.ddl, *sorted(self._registry.type_names)])
+        described = "\n".join([_CHECKPOINT, projection.ddl, *sorted(self._registry.type_names)])
         self._fingerprint = hashlib.sha256(described.encode()).hexdigest()
+        #: How far the history was read, and what of that is known to the database.
         self.position = 0
+        self._stored = -1
+        self._last: Place | None = None
         #: Set once everything recorded before the start was projected.
         self.caught_up = asyncio.Event()
         self._moved = asyncio.Condition()
@@ -118,19 +129,31 @@ class ProjectionRunner:
                     await connection.execute(f"CREATE SCHEMA {self._schema}")
                     await connection.execute(f"COMMENT ON SCHEMA {self._schema} IS '{self._fingerprint}'")
                     await connection.execute(f"SET LOCAL search_path TO {self._schema}")
-                    await connection.execute("CREATE TABLE checkpoint (position bigint NOT NULL)")
+                    await connection.execute(_CHECKPOINT)
                     await connection.execute("INSERT INTO checkpoint VALUES (-1)")
                     await connection.execute(self._projection.ddl)
         except POSTGRES_DOWN as error:
             raise UnavailableError("PostgreSQL", repr(error)) from error
 
     async def run(self, *, available: Callable[[bool], None] = lambda _: None) -> None:
-        """Project for ever; while a part that it needs is down it waits, and `available(False)` is called."""
+        """Project for ever; while a part that it needs is down it waits, and `available(False)` is called.
+
+        So it does when the store was replaced: what is in the rows then stays, until the schema is dropped.
+        """
+        told = ""
         while True:
             try:
                 await self.prepare()
+                await self._load()
+                await self._store.check(self._last)
                 available(True)
                 await self._run_once()
+            except OtherHistoryError as error:
+                available(False)
+                if error.message != told:
+                    LOG.error("projection stopped", projection=self._schema, error=error.message)  # noqa: TRY400 - the text says it all
+                told = error.message
+                await asyncio.sleep(RECHECK_EVERY_S)
             except (UnavailableError, *POSTGRES_DOWN) as error:
                 LOG.warning("projection waits", projection=self._schema, error=repr(error)[:200])
                 available(False)
@@ -145,12 +168,17 @@ class ProjectionRunner:
                 await self._moved.wait_for(lambda: self.position >= position)
         return self.position >= position
 
-    async def _run_once(self) -> None:
+    async def _load(self) -> None:
+        """Read where the rows stand. Going on is from their last event, whose history can be checked."""
         async with self._pool.acquire() as connection:
-            checkpoint = await connection.fetchval(f"SELECT position FROM {self._schema}.checkpoint")  # noqa: S608 - a constant of ours
-        self.position = checkpoint
-        after = None if checkpoint < 0 else checkpoint
-        events = batches(self._store.follow(after, self._registry.type_names), size=self._batch_size)
+            row = await connection.fetchrow(f"SELECT * FROM {self._schema}.checkpoint")  # noqa: S608 - a constant of ours
+        self._stored, self._last, self.position = row["position"], None, 0
+        if row["event_id"] is not None:
+            self._last = Place(row["event_position"], row["event_id"], row["stream"].decode(), row["revision"])
+            self.position = self._last.position
+
+    async def _run_once(self) -> None:
+        events = batches(self._store.follow(self._last, self._registry.type_names), size=self._batch_size)
         async with contextlib.aclosing(events):
             async for batch in events:
                 await self._write(batch)
@@ -175,15 +203,20 @@ class ProjectionRunner:
         recorded = [item for item in batch if isinstance(item, Recorded)]
         checkpoints = [item.position for item in batch if isinstance(item, Checkpoint)]
         position = max([self.position, *checkpoints, *(item.position for item in recorded)])
-        if position > self.position:
+        if recorded or position > self.position:
             facts = list(self._facts(recorded))
+            last = recorded[-1].place if recorded else self._last
             async with self._pool.acquire() as connection, connection.transaction():
                 await connection.execute(f"SET LOCAL search_path TO {self._schema}")
                 moved = await connection.execute(
-                    "UPDATE checkpoint SET position = $1 WHERE position = $2", position, self.position
+                    "UPDATE checkpoint SET position = $1, event_position = $2, event_id = $3, stream = $4,"
+                    " revision = $5 WHERE position = $6",
+                    position,
+                    *((last.position, last.event_id, last.stream.encode(), last.revision) if last else [None] * 4),
+                    self._stored,
                 )
                 if moved != "UPDATE 1":
-                    raise asyncpg.SerializationError(f"checkpoint of {self._schema} is not at {self.position}")
+                    raise asyncpg.SerializationError(f"checkpoint of {self._schema} is not at {self._stored}")
                 with contextlib.ExitStack() as spans:
                     for item in recorded:
                         span = telemetry.start_span(
@@ -194,6 +227,7 @@ class ProjectionRunner:
                         )
                         spans.callback(span.end)
                     await self._projection.apply(connection, facts)
+            self._stored, self._last = position, last
             async with self._moved:
                 self.position = position
                 self._moved.notify_all()

@@ -22,7 +22,7 @@ async def wire(settings: ServiceSettings, process: Process) -> None:
         RelayServicer(relay, Replays(store, bus)),
         pb.DESCRIPTOR.services_by_name["RelayService"].full_name,
     )
-    process.background("relay", relay.run())
+    process.background("relay", relay.run(able=process.server.availability("publishing")))
     process.background(
         "lag", relay.watch(bus=process.server.availability("NATS"), store=process.server.availability("event store"))
     )

@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind
 
 from services.foundation import telemetry
 from services.foundation.bus import Bus, Last, NotTheWriterError, headers_of, subject
-from services.foundation.errors import UnavailableError
+from services.foundation.errors import OtherHistoryError, RefusedError, UnavailableError
 from services.foundation.events import Recorded
 from services.foundation.eventstore import CaughtUp, Checkpoint, EventStore
 from services.foundation.flow import batches
@@ -40,6 +40,8 @@ ANSWER_WITHIN_S = 1.0
 WATCH_EVERY_S = 1.0
 #: A stream that does not move for so long, though the store is ahead of it, is taken over whatever its publisher says.
 STALLED_S = 10.0
+#: How often to look whether what kept it from publishing was put right.
+RECHECK_EVERY_S = 2.0
 #: A lag of up to so many events is counted; a larger one is estimated.
 LAG_SAMPLE = 200
 
@@ -91,14 +93,26 @@ class Relay:
         self._stalled = asyncio.Event()
         self.status = Status()
 
-    async def run(self) -> None:
-        """Publish for ever, unless another relay does; where the bus or the store is down, wait and go on."""
+    async def run(self, *, able: Callable[[bool], None] = lambda _: None) -> None:
+        """Publish for ever, unless another relay does; where the bus or the store is down, wait and go on.
+
+        Where going on would leave events out, nothing is published and `able(False)` is called, until somebody put
+        it right: the store is not the one that the stream was filled from, or the bus cannot take an event.
+        """
+        told = ""
         while True:
             try:
                 reason = await self._stand_by()
-                await self._publish_until_stalled(reason)
+                await self._publish_until_stalled(reason, able)
             except UnavailableError as error:
-                LOG.warning("waiting for the bus", error=error.message)
+                LOG.warning("waiting", error=error.message)
+            except RefusedError as error:
+                able(False)
+                if error.message != told:
+                    LOG.error("nothing is published", reason=error.message)  # noqa: TRY400 - the text says it all
+                told = error.message
+                self.status.state = State.WAITING
+                await asyncio.sleep(RECHECK_EVERY_S)
             except NotTheWriterError as error:
                 self.status.refused += 1
                 self._count.refused.add(1)
@@ -119,16 +133,17 @@ class Relay:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stalled.wait(), ASK_EVERY_S)
 
-    async def _publish_until_stalled(self, reason: str) -> None:
+    async def _publish_until_stalled(self, reason: str, able: Callable[[bool], None]) -> None:
         self._stalled.clear()
+        await self._bus.ensure_streams()
+        await self._store.check((await self._bus.last()).place)
         async with self._bus.answering(PUBLISHING):
-            await self._bus.ensure_streams()
             last = await self._bus.last()
             LOG.info("publishing", reason=reason, sequence=last.sequence, position=last.position)
             self.status.state = State.PUBLISHING
             self.status.takeovers += 1
             self._count.takeovers.add(1, {"reason": reason})
-            publishing = asyncio.create_task(self._publish_from(last))
+            publishing = asyncio.create_task(self._publish_from(last, able))
             stalled = asyncio.create_task(self._stalled.wait())
             try:
                 await asyncio.wait({publishing, stalled}, return_when=asyncio.FIRST_COMPLETED)
@@ -139,14 +154,15 @@ class Relay:
             if not publishing.cancelled():
                 await publishing
 
-    async def _publish_from(self, last: Last) -> None:
+    async def _publish_from(self, last: Last, able: Callable[[bool], None]) -> None:
         sequence = last.sequence
-        events = batches(self._store.follow(last.position), size=BATCH_SIZE, weight=_size_bytes, max_weight=BATCH_BYTES)
+        events = batches(self._store.follow(last.place), size=BATCH_SIZE, weight=_size_bytes, max_weight=BATCH_BYTES)
         async with contextlib.aclosing(events):
             async for batch in events:
                 recorded = [item for item in batch if isinstance(item, Recorded)]
                 if recorded:
                     sequence = await self._publish(recorded, sequence)
+                able(True)
 
     async def _publish(self, batch: Sequence[Recorded], sequence: int) -> int:
         sequence = await publish(self._bus, batch, sequence)
@@ -174,6 +190,10 @@ class Relay:
             try:
                 await self._measure(last)
                 store(True)
+            except OtherHistoryError:
+                # It answers; whoever publishes finds out and says so.
+                store(True)
+                moved_at = time.monotonic()
             except UnavailableError:
                 store(False)
                 moved_at = time.monotonic()

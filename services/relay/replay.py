@@ -115,7 +115,7 @@ class Replays:
         Raises:
             InvalidError: it is no part.
             DiffersError: the replay_id was used for another part.
-            RefusedError: there are too many replays.
+            RefusedError: there are too many replays; OtherHistoryError: this one is of a store that was replaced.
             ConflictError: somebody else publishes the same replay now.
             UnavailableError: the store or the bus does not answer; the same call goes on where this one ended.
         """
@@ -125,6 +125,7 @@ class Replays:
         stream = REPLAYS + part.replay_id
         last = await self._bus.last(stream)
         sequence, messages = last.sequence, last.messages
+        await self._store.check(last.place)
         start = part.from_position if last.position is None else last.position
         told_at = started = time.monotonic()
 
@@ -167,6 +168,8 @@ class Replays:
     ) -> AsyncGenerator[_Batch, None]:
         batch = _Batch.empty(start or 0)
         read = 0
+        if (start or 0) > end:
+            return
         events = self._store.read_all(start, part.types)
         async with contextlib.aclosing(events):
             async for event in events:

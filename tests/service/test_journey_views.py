@@ -492,7 +492,7 @@ async def project(pool: Any, history: Sequence[Recorded], *, schema: str = "jour
     view.name = schema
     runner = ProjectionRunner(None, pool, view)
     await runner.prepare()
-    runner.position = await pool.fetchval(f"SELECT position FROM {schema}.checkpoint")
+    await runner._load()
     for at in range(0, len(history), batch):
         await runner._write(history[at : at + batch])
     return ReadModel(pool, schema)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
 
@@ -13,8 +14,8 @@ from nats.js import api
 
 from infra.local.cluster import Cluster, running
 from recorrido.relay.v1 import relay_service_pb2 as pb
-from services.foundation.bus import Bus, NotTheWriterError, subject
-from services.foundation.events import encode, stream_name
+from services.foundation.bus import Bus, NotTheWriterError, headers_of, subject
+from services.foundation.events import Recorded, encode, stream_name
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
 from services.relay.relay import PUBLISHING, STALLED_S
 from tests.support.otlp import receiver
@@ -238,13 +239,15 @@ async def test_the_stream_refuses_whoever_does_not_follow_its_end(tmp_path: Path
     """The fence itself: a batch behind a wrong sequence leaves nothing behind."""
     async with running(["nats"], data=tmp_path) as cluster:
         bus = await Bus.connect(cluster.environment["RECORRIDO_NATS_URL"], name="test")
-        headers = {"recorrido-position": "7"}
-        batch = [(f"{TYPE}.customer-{n}", b"{}", headers) for n in range(3)]
+        events = [
+            Recorded(TYPE, b"{}", {}, pending(n).event_id, "customer-ž", n, n + 5, datetime.now(UTC)) for n in range(3)
+        ]
+        batch = [(f"{TYPE}.customer-{e.revision}", e.data, headers_of(e, {})) for e in events]
         assert await bus.publish(batch, expected_last=0) == 3
         with pytest.raises(NotTheWriterError):
             await bus.publish(batch, expected_last=0)
         last = await bus.last()
-        assert (last.sequence, last.position, last.messages) == (3, 7, 3)
+        assert (last.sequence, last.place, last.messages) == (3, events[-1].place, 3)
         await bus.close()
 
 

@@ -1,0 +1,258 @@
+"""The event store is replaced by an older backup: nothing goes on over another history as if nothing had happened."""
+
+import asyncio
+import contextlib
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import grpc
+import nats
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from kurrentdbclient import AsyncKurrentDBClient, NewEvent, StreamState
+from kurrentdbclient.exceptions import NotFoundError
+
+from infra.eventstore import messages
+from infra.local.cluster import Cluster, running
+from recorrido.ingest.v1.events import InteractionRecorded
+from services.foundation.errors import OtherHistoryError
+from services.foundation.eventstore import ANY, EventStore, StreamAppend
+from services.foundation.projection import Fact, ProjectionRunner
+from tests.support import eventstore as node
+from tests.support.relays import append, assert_stream_equals_store, pending, status, store_of
+from tests.support.truth import published
+from tests.support.wait import until
+
+
+async def _healthy(cluster: Cluster) -> bool:
+    async with grpc.aio.insecure_channel(cluster.address("relay")) as channel:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def _replace_store(cluster: Cluster, backup: Path | None) -> None:
+    """Put a backup, or nothing, in the store's place."""
+    data = cluster.data / "eventstore"
+    shutil.rmtree(data)
+    data.mkdir()
+    if backup is not None:
+        shutil.copy(backup, data / "events.db")
+    await cluster.start("eventstore")
+
+
+async def _back_up(cluster: Cluster, to: Path) -> None:
+    directory = str(cluster.data / "eventstore")
+    command = [sys.executable, "-m", "infra.eventstore", "--data", directory]
+    process = await asyncio.create_subprocess_exec(*command, "--backup", str(to), cwd=node.REPOSITORY)
+    assert await process.wait() == 0
+
+
+@pytest.mark.parametrize("kept", [0, 10])
+@pytest.mark.parametrize("later", [5, 40])
+@pytest.mark.parametrize("relay", ["stopped", "running"])
+async def test_nothing_is_published_of_another_history(tmp_path: Path, kept: int, later: int, relay: str) -> None:
+    """Bus of 30 events; the store then begins with `kept` of them and goes on differently, shorter or longer."""
+    async with running(["relay"], data=tmp_path / "data") as cluster:
+        async with store_of(cluster) as store:
+            await append(store, range(kept))
+            await _back_up(cluster, tmp_path / "backup.db")
+            await append(store, range(kept, 30))
+            await assert_stream_equals_store(cluster, 30)
+        before = await published(cluster.environment["RECORRIDO_NATS_URL"])
+        if relay == "stopped":
+            await cluster.stop("relay")
+        await cluster.stop("eventstore")
+        await _replace_store(cluster, tmp_path / "backup.db" if kept else None)
+        async with store_of(cluster) as store:
+            await append(store, range(100, 100 + later))
+            if relay == "stopped":
+                cluster.supervisor.start_part("relay")
+
+            def told() -> list[str]:
+                lines = (cluster.data / "log/relay.log").read_text().splitlines()
+                return [line for line in lines if "the event store was replaced" in line]
+
+            await until(lambda: bool(told()), deadline_s=20)
+
+            async def unhealthy() -> bool:
+                return not await _healthy(cluster)
+
+            await until(unhealthy, ignoring=(grpc.aio.AioRpcError,))
+            assert len(told()) == 1
+            assert "docs/eventstore.md" in told()[0]
+            assert await published(cluster.environment["RECORRIDO_NATS_URL"]) == before
+            assert cluster.restarts("relay") == 0
+
+            # What the guide says: without the stream, the relay fills it from the store as it is now.
+            client = await nats.connect(cluster.environment["RECORRIDO_NATS_URL"])
+            await client.jetstream().delete_stream("RECORRIDO")
+            await client.close()
+            await until(lambda: _healthy(cluster), deadline_s=20)
+            await assert_stream_equals_store(cluster, kept + later)
+
+
+@pytest.mark.parametrize("how", ["delete", "tombstone"])
+async def test_an_erased_customer_is_no_other_history(tmp_path: Path, how: str) -> None:
+    """The last message's event was deleted with its stream and scavenged away; the relay goes on."""
+    async with running(["relay"], data=tmp_path) as cluster, store_of(cluster) as store:
+        await append(store, range(7, 10))
+        await store.append([StreamAppend("customer-gone", ANY, [pending(50)])])
+        await assert_stream_equals_store(cluster, 4)
+        await cluster.stop("relay")
+        client = AsyncKurrentDBClient(uri=cluster.environment["RECORRIDO_EVENTSTORE_URI"])
+        await client.connect()
+        remove = client.tombstone_stream if how == "tombstone" else client.delete_stream
+        await remove("customer-gone", current_version=StreamState.ANY)
+        await client.close()
+        await _scavenge(cluster)
+        await cluster.start("relay")
+        await append(store, range(10, 20))
+
+        async def complete() -> bool:
+            return len(await published(cluster.environment["RECORRIDO_NATS_URL"])) == 14
+
+        await until(complete)
+        assert (await status(cluster.address("relay"))).published == 10
+
+
+async def _scavenge(cluster: Cluster) -> None:
+    async with grpc.aio.insecure_channel(cluster.address("eventstore")) as channel:
+        start = channel.unary_unary(
+            f"/{messages.OPERATIONS_PACKAGE}.Operations/StartScavenge",
+            request_serializer=messages.StartScavengeReq.SerializeToString,
+            response_deserializer=messages.ScavengeResp.FromString,
+        )
+        scavenge = (await start(messages.StartScavengeReq())).scavenge_id
+    client = AsyncKurrentDBClient(uri=cluster.environment["RECORRIDO_EVENTSTORE_URI"])
+    await client.connect()
+
+    async def done() -> bool:
+        told = await client.get_stream(f"$scavenges-{scavenge}")
+        return told[-1].type == "$scavengeCompleted" and b"Success" in told[-1].data
+
+    await until(done, ignoring=(NotFoundError,))
+    await client.close()
+
+
+# -- who follows the store -----------------------------------------------------------------------------------------
+
+
+async def test_a_follower_does_not_go_on_over_another_history(tmp_path: Path) -> None:
+    """Also where the store was replaced while it was being followed."""
+    with node.running(tmp_path / "one") as one:
+        store = await EventStore.connect(one.uri)
+        await append(store, range(30))
+        events = store.follow(None)
+        for _ in range(30):
+            await anext(events)
+        one.kill()
+        with node.running(tmp_path / "two", one.address) as two:
+            other = await EventStore.connect(two.uri)
+            await append(other, range(100, 160))
+            with pytest.raises(OtherHistoryError, match="position 30"):
+                async for _ in events:
+                    pass
+            await other.close()
+        await store.close()
+
+
+class _Seen:
+    """A read model that keeps the ids of what it saw."""
+
+    name = "seen"
+    types = (InteractionRecorded,)
+    ddl = "CREATE TABLE seen (event_id uuid NOT NULL)"
+
+    async def apply(self, connection: Any, facts: Any) -> None:
+        rows: list[Fact] = list(facts)
+        await connection.executemany("INSERT INTO seen VALUES ($1)", [(fact.recorded.event_id,) for fact in rows])
+
+
+@contextlib.asynccontextmanager
+async def _projected(store: EventStore, pool: Any) -> AsyncIterator[list[bool]]:
+    """Run the projection for the block; gives what it tells of its availability."""
+    told: list[bool] = []
+    task = asyncio.create_task(ProjectionRunner(store, pool, _Seen()).run(available=told.append))
+    try:
+        yield told
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_a_read_model_does_not_go_on_over_another_history(tmp_path: Path) -> None:
+    async with running(["postgres", "eventstore"], data=tmp_path / "data") as cluster:
+        pool = await asyncpg.create_pool(cluster.environment["RECORRIDO_POSTGRES_DSN"])
+
+        async def ids() -> list[Any]:
+            return [row["event_id"] for row in await pool.fetch("SELECT event_id FROM seen.seen")]
+
+        async def filled(count: int) -> bool:
+            with contextlib.suppress(asyncpg.PostgresError):
+                return len(await ids()) == count
+            return False
+
+        async with store_of(cluster) as store:
+            await append(store, range(10))
+            await _back_up(cluster, tmp_path / "backup.db")
+            await append(store, range(10, 30))
+            async with _projected(store, pool):
+                await until(lambda: filled(30))
+        await cluster.stop("eventstore")
+        await _replace_store(cluster, tmp_path / "backup.db")
+        async with store_of(cluster) as store:
+            await append(store, range(100, 140))
+            async with _projected(store, pool) as told:
+                await until(lambda: told)
+                assert told == [False]
+                assert len(await ids()) == 30, "as it was"
+                # What the guide says: without its schema it is built anew.
+                await pool.execute("DROP SCHEMA seen CASCADE")
+                await until(lambda: filled(50))
+                assert told[-1] is True
+                assert set(await ids()) == {pending(n).event_id for n in [*range(10), *range(100, 140)]}
+        await pool.close()
+
+
+async def test_a_read_model_finds_what_was_recorded_behind_its_last_event(tmp_path: Path) -> None:
+    """A backup from between its last event and its checkpoint holds all that it read, and may go on differently."""
+    async with running(["postgres", "eventstore"], data=tmp_path / "data") as cluster:
+        pool = await asyncpg.create_pool(cluster.environment["RECORRIDO_POSTGRES_DSN"])
+
+        async def state() -> tuple[int, int]:
+            with contextlib.suppress(asyncpg.PostgresError):
+                return (
+                    await pool.fetchval("SELECT count(*) FROM seen.seen"),
+                    await pool.fetchval("SELECT position FROM seen.checkpoint"),
+                )
+            return 0, 0
+
+        async def is_at(count: int, position: int) -> bool:
+            found = await state()
+            return found[0] == count and found[1] >= position
+
+        async def other_events(count: int) -> None:
+            client = AsyncKurrentDBClient(uri=cluster.environment["RECORRIDO_EVENTSTORE_URI"])
+            await client.connect()
+            events = [NewEvent(type="recorrido.other.v1.Thing", data=b"{}") for _ in range(count)]
+            await client.append_to_stream("other-x", events=events, current_version=StreamState.ANY)
+            await client.close()
+
+        async with store_of(cluster) as store:
+            await append(store, range(10))
+            await _back_up(cluster, tmp_path / "backup.db")
+            await other_events(500)
+            async with _projected(store, pool):
+                await until(lambda: is_at(10, 500))
+        await cluster.stop("eventstore")
+        await _replace_store(cluster, tmp_path / "backup.db")
+        async with store_of(cluster) as store:
+            await append(store, range(100, 140))
+            await other_events(500)
+            async with _projected(store, pool):
+                await until(lambda: is_at(50, 540))
+        await pool.close()
