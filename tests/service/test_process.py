@@ -67,6 +67,8 @@ def test_names_every_problem_of_its_settings_at_once() -> None:
         "RECORRIDO_LOG_LEVEL",
         "RECORRIDO_DRAIN_SECONDS",
     }
+    assert "RECORRIDO_LISTEN: expected host:port (" in checked.stderr
+    assert "RECORRIDO_NATS_URL: required (" in checked.stderr
 
 
 async def test_stops_while_it_waits_for_a_part() -> None:
@@ -105,8 +107,9 @@ async def test_running_calls_end_and_new_ones_are_refused_while_it_drains() -> N
         return request
 
     server = RpcServer("127.0.0.1:0")
-    methods = {"Slow": grpc.unary_unary_rpc_method_handler(slow, request_deserializer=bytes)}
-    server.register(lambda _, s: s.add_registered_method_handlers("recorrido.Test", methods), None, "recorrido.Test")
+    methods = {"Slow": grpc.unary_unary_rpc_method_handler(slow)}
+    handler = grpc.method_handlers_generic_handler("recorrido.Test", methods)
+    server.register(lambda _, s: s.add_generic_rpc_handlers((handler,)), None, "recorrido.Test")
     await server.start()
     try:
         async with asyncio.timeout(30), grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
