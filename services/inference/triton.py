@@ -25,20 +25,32 @@ from services.inference.domain import MODEL_FAILED, Problem, Result
 LOG = structlog.get_logger()
 
 MODEL = "feedback"
-#: How long one batch may take, its time in Triton's queue included.
+#: How long one request may take, its time in Triton's queue included.
 TIMEOUT_S = 15.0
+#: Text in one request. The time that a text takes grows with its length: this much takes a core a third of a second.
+REQUEST_BYTES = 256 * 1024
 PROBE_TIMEOUT_S = 2.0
 PROBE_EVERY_S = 2.0
 LOAD_TIMEOUT_S = 30.0
 _HARMLESS = b"ok"
 
 _NOT_LOADED = "StatusCode.NOT_FOUND"
+_LATE = "StatusCode.DEADLINE_EXCEEDED"
 #: The server, its model or its queue can't take the request now; another time it may.
 _UNAVAILABLE = {
     _NOT_LOADED,
-    *(f"StatusCode.{name}" for name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED")),
+    _LATE,
+    *(f"StatusCode.{name}" for name in ("UNAVAILABLE", "CANCELLED", "RESOURCE_EXHAUSTED")),
 }
 _OUTPUTS = ("LANGUAGE", "SENTIMENT", "SENTIMENT_SCORE", "POINT", "NEED", "CONFIDENCE", "ERROR")
+
+
+class _LateError(Exception):
+    """A batch was not answered in time: Triton is down, or the batch too much."""
+
+    def __init__(self, unavailable: UnavailableError) -> None:
+        super().__init__(unavailable.message)
+        self.unavailable = unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +79,7 @@ class Triton:
         )
         self._configs: dict[str, _Config] = {}
         self._reviving = asyncio.Lock()
+        self._request_bytes = REQUEST_BYTES
         self._texts = telemetry.METER.create_counter("recorrido.triton.texts", description="by result")
 
     async def close(self) -> None:
@@ -90,16 +103,41 @@ class Triton:
         """
         config = await self._config("")
         results: list[Result] = []
-        for start in range(0, len(texts), config.max_batch_size):
-            results += await self._analyze_batch([t.encode() for t in texts[start : start + config.max_batch_size]])
+        raw = [text.encode() for text in texts]
+        while len(results) < len(raw):
+            batch = _head(raw[len(results) :], config.max_batch_size, self._request_bytes)
+            try:
+                results += await self._analyze_batch(batch)
+            except _LateError as error:
+                await self._ask_for_less(batch, error)
+            else:
+                # A server that was slow for a while gets as much as the others again.
+                self._request_bytes = min(self._request_bytes * 2, REQUEST_BYTES)
         for result in results:
             self._texts.add(1, {"result": result.reason if isinstance(result, Problem) else "ANALYZED"})
         return results
+
+    async def _ask_for_less(self, batch: Sequence[bytes], late: "_LateError") -> None:
+        """Halve what one request may hold, so that whoever tries again does not ask for the same again.
+
+        Raises:
+            UnavailableError: it is not for the size: a single text, or any text at all, is not answered in time.
+        """
+        self._request_bytes = max(sum(map(len, batch)) // 2, 1)
+        LOG.warning("a batch took too long, halved", texts=len(batch), next_bytes=self._request_bytes)
+        if len(batch) == 1:
+            raise late.unavailable
+        try:
+            await self._infer([_HARMLESS])
+        except InferenceServerException as error:
+            raise await self._unavailable(error) from error
 
     async def _analyze_batch(self, texts: Sequence[bytes]) -> list[Result]:
         try:
             answer = await self._infer(texts)
         except InferenceServerException as error:
+            if error.status() == _LATE:
+                raise _LateError(await self._unavailable(error)) from error
             if error.status() in _UNAVAILABLE:
                 raise await self._unavailable(error) from error
             await self._revive()
@@ -161,6 +199,16 @@ class Triton:
             instances = sum(group.count * max(1, len(group.gpus)) for group in response.config.instance_group)
             self._configs[version] = _Config(max(1, response.config.max_batch_size), max(1, instances), taxonomy)
         return self._configs[version]
+
+
+def _head(texts: Sequence[bytes], count: int, size_bytes: int) -> Sequence[bytes]:
+    """Return the first of `texts`: at least one, at most `count`, and together at most `size_bytes`."""
+    total = 0
+    for index, text in enumerate(texts[:count]):
+        total += len(text)
+        if index and total > size_bytes:
+            return texts[:index]
+    return texts[:count]
 
 
 def _results(answer: Any, version: str, taxonomy_version: str) -> list[Result]:

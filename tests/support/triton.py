@@ -82,6 +82,15 @@ class Server:
         self.process.wait(timeout=20)
         return time.monotonic() - started
 
+    def freeze(self) -> None:
+        """Let it take connections and do nothing, until `thaw`."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """End the server and the processes of its models at once."""
         if self.process is not None and self.process.poll() is None:
