@@ -55,7 +55,7 @@ from services.journey.domain.placement import place
 from services.journey.views.overview import overview
 from services.journey.views.points import KINDS, points
 from services.journey.views.projection import JourneyProjection
-from services.journey.views.scores import Scores, scores
+from services.journey.views.scores import MAX_UNCOVERED, Scores, scores
 from services.journey.views.signals import signals
 from services.journey.views.snapshot import ReadModel, Snapshot
 from services.journey.views.timeline import customer_journey
@@ -578,9 +578,31 @@ async def test_pages_hold_what_was_known_at_the_first_one(tmp_path: Path) -> Non
         for other in ({"customer_id": "d"}, {"as_of": START}):
             with pytest.raises(InvalidError, match="page_token"):
                 await page(first.next_page_token, **other)
+        history.add(JourneyMapPublished(map=MAPS[0], version=1), "a map between two pages")
+        await project(pool, history.recorded[9:])
+        with pytest.raises(InvalidError, match="page_token"):
+            await page(first.next_page_token)
         for bad in ("x", "é", "bm9uc2Vuc2U=", first.next_page_token[:-2]):
             with pytest.raises(InvalidError, match="page_token"):
                 await page(bad)
+
+
+async def test_touchpoints_on_no_map_do_not_fill_the_answer(tmp_path: Path) -> None:
+    """A source that writes an id into the touchpoint's name makes as many names as it has visits."""
+    history = History(random.Random(0))
+    for number in range(MAX_UNCOVERED + 20):
+        for visit in range(1 + (number < 5)):
+            happened = Interaction(
+                source="web", customer=Customer(customer_id="c"), touchpoint=f"page/{number:04}", occurred_at=START
+            )
+            history.add(InteractionRecorded(interaction=happened), f"{number} {visit}")
+    async with postgres(tmp_path) as pool:
+        read_model = await project(pool, history.recorded)
+        async with read_model.snapshot() as snapshot:
+            total, touchpoints = await scores(snapshot, await snapshot.map_in_force(""))
+    assert total.interactions == MAX_UNCOVERED + 25
+    assert len(touchpoints) == MAX_UNCOVERED
+    assert {t.name for t in touchpoints if t.scores.interactions == 2} == {f"page/{n:04}" for n in range(5)}
 
 
 async def test_events_of_strange_writers_do_not_stop_the_projection(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """NPS, CSAT, CES and sentiment, in total and per touchpoint, each with its counts."""
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -58,6 +59,9 @@ ARRAY[count(*) FILTER (WHERE a.sentiment = 1), count(*) FILTER (WHERE a.sentimen
       count(*) FILTER (WHERE a.sentiment = 3)] AS sentiment
 """
 
+#: Touchpoints on no map that one answer names.
+MAX_UNCOVERED = 100
+
 _SCORES = f"""
 SELECT grouping(p.touchpoint_id) = 1 AS is_total, p.touchpoint_id,
        CASE WHEN p.touchpoint_id IS NULL THEN r.touchpoint END AS raw_name, {_COUNTS}
@@ -76,7 +80,8 @@ async def scores(
 ) -> tuple[Scores, Sequence[TouchpointScores]]:
     """Return the scores of what happened from `since` on and before `until` (None: no bound).
 
-    In total, then per touchpoint: all of the map in its order, silent ones too, then those on no map by raw name.
+    In total, then per touchpoint: all of the map in its order, silent ones too, then those on no map by raw name, the
+    MAX_UNCOVERED with most interactions.
     """
     rows = await snapshot.connection.fetch(
         _SCORES, snapshot.as_of, in_force.map_id, in_force.version, since or _ALWAYS, until or NOW
@@ -95,7 +100,9 @@ async def scores(
         TouchpointScores(stage.stage_id, touchpoint_id, touchpoint.name, placed.get(touchpoint_id, NOTHING))
         for touchpoint_id, (stage, touchpoint) in in_force.touchpoints.items()
     ]
-    return total, [*on_map, *(TouchpointScores("", "", name, uncovered[name]) for name in sorted(uncovered))]
+    # A source that puts an id into the touchpoint's name would otherwise fill the answer with it.
+    most = heapq.nlargest(MAX_UNCOVERED, uncovered, key=lambda name: uncovered[name].interactions)
+    return total, [*on_map, *(TouchpointScores("", "", name, uncovered[name]) for name in sorted(most))]
 
 
 def _scores(row: Any) -> Scores:

@@ -53,6 +53,11 @@ class Snapshot:
     as_of: datetime
     position: int
 
+    @property
+    def then(self) -> str:
+        """Return ` as of TIME` to end a message with, or nothing where it was asked what is known now."""
+        return "" if self.as_of == NOW else f" as of {self.as_of.isoformat()}"
+
     async def map_in_force(self, map_id: str) -> MapInForce:
         """Return the latest version of `map_id` known at `as_of`; with an empty id, of the map published last.
 
@@ -66,7 +71,7 @@ class Snapshot:
             map_id,
         )
         if row is None and map_id:
-            raise NotFoundError("JOURNEY_MAP_UNKNOWN", f"there is no journey map {map_id!r} as of then")
+            raise NotFoundError("JOURNEY_MAP_UNKNOWN", f"there is no journey map {map_id!r}{self.then}")
         return MapInForce(_published(row) if row else None)
 
     async def latest_maps(self) -> list[PublishedMap]:

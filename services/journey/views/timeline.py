@@ -59,7 +59,9 @@ async def customer_journey(
         NotFoundError: nothing was known of the customer.
         InvalidError: the token is not one of this question's.
     """
-    question = ("timeline", customer_id, snapshot.as_of.isoformat())
+    # A map published between two pages would place the second by other rules than the first.
+    map_version = f"{in_force.map_id}@{in_force.version}"
+    question = ("timeline", customer_id, snapshot.as_of.isoformat(), map_version)
     occurred_at, position, upto = (*_BEGINNING, snapshot.position)
     if page_token:
         occurred_at, position, upto = read_token(page_token, question, _TOKEN)
@@ -74,7 +76,7 @@ async def customer_journey(
         upto,
     )
     if not about["total"]:
-        raise NotFoundError("CUSTOMER_UNKNOWN", f"nothing is known of customer {customer_id!r} as of then")
+        raise NotFoundError("CUSTOMER_UNKNOWN", f"nothing is known of customer {customer_id!r}{snapshot.then}")
     rows = await snapshot.connection.fetch(
         """SELECT i.event_id, i.position, i.occurred_at, i.recorded_at, i.body,
                   p.touchpoint_id, a.body AS analysis, a.failure

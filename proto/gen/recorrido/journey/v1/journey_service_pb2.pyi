@@ -356,7 +356,9 @@ class GetScoresResponse(_message.Message):
     def total(self) -> Global___Scores: ...
     @_builtins.property
     def touchpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___TouchpointScores]:
-        """In the order of the map, then the touchpoints on no map (touchpoint_id empty, raw name given)."""
+        """In the order of the map, then at most 100 touchpoints on no map, those of most interactions (touchpoint_id empty,
+        raw name given).
+        """
 
     def __init__(
         self,
