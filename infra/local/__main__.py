@@ -17,16 +17,22 @@ from infra.local.logs import Console
 from infra.local.parts import ROOT, UnknownPartError
 from infra.local.supervisor import PartFailedError, State
 
+BAD_SETTING = 2
 NOT_RUNNING = 3
 
 
 def main() -> int:
-    """0: stopped as asked, or all parts ready; 1: a part failed or nothing was started; 3: `status`, not ready."""
+    """0: stopped, or all are ready; 1: a part failed or nothing started; 2: no usable data; 3: `status`, not ready."""
     options = _options()
     data = Path(options.data or os.environ.get("RECORRIDO_DATA") or ROOT / "var").absolute()
-    if options.command == "status":
-        return status(data, as_json=options.json)
-    return asyncio.run(up(options.part, data, Console(quiet=options.quiet)))
+    console = Console(quiet=getattr(options, "quiet", False))
+    try:
+        if options.command == "status":
+            return status(data, as_json=options.json)
+        return asyncio.run(up(options.part, data, console))
+    except directory.UnusableError as error:
+        console.complain(str(error))
+        return BAD_SETTING
 
 
 async def up(parts: list[str], data: Path, console: Console) -> int:

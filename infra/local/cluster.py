@@ -110,6 +110,7 @@ async def started(
 
     Raises:
         InUseError: another run uses `data`.
+        UnusableError: `data` cannot be made or written to.
         PortError: a port is taken.
         UnknownPartError: there is no part of a given name.
     """

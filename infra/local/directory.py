@@ -18,12 +18,17 @@ class InUseError(Exception):
     """Another run uses the data directory, or its processes do not leave it; the text says which."""
 
 
+class UnusableError(Exception):
+    """The data directory cannot be made or written to; the text names it, the variable and the reason."""
+
+
 @contextlib.asynccontextmanager
 async def held(data: Path) -> AsyncIterator[None]:
     """Use the data directory alone; ends the processes that a killed run may have left.
 
     Raises:
         InUseError: another run uses it.
+        UnusableError: it cannot be made or written to.
     """
     # The kernel gives the lock back however we end; the file itself means nothing.
     with _open_lock(data) as lock:
@@ -38,9 +43,12 @@ async def held(data: Path) -> AsyncIterator[None]:
 
 
 def is_held(data: Path) -> bool:
-    """Whether a run uses the data directory now."""
-    if not data.exists():
-        return False
+    """Whether a run uses the data directory now. Raises UnusableError."""
+    try:
+        if not data.exists():
+            return False
+    except PermissionError as error:
+        raise _unusable(data, error) from error
     with _open_lock(data) as lock:
         return not _try_lock(lock.fileno())
 
@@ -87,8 +95,19 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _open_lock(data: Path) -> TextIO:
-    data.mkdir(parents=True, exist_ok=True)
-    return (data / "run.lock").open("a")
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        return (data / "run.lock").open("a")
+    except OSError as error:
+        raise _unusable(data, error) from error
+
+
+def _unusable(data: Path, error: OSError) -> UnusableError:
+    # Which path the error is about matters where it is not the directory itself.
+    at = f" ({error.filename})" if error.filename not in (None, str(data)) else ""
+    return UnusableError(
+        f"{data} cannot be used for data and logs: {error.strerror}{at}; choose a directory with RECORRIDO_DATA"
+    )
 
 
 def _boot() -> str:

@@ -1,6 +1,7 @@
 """What the parts write: line by line to the terminal, with the part's name, and to a file of limited size."""
 
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -10,6 +11,9 @@ from typing import TextIO
 FILE_CAP_BYTES = 8 * 1024 * 1024
 LINE_CAP_BYTES = 64 * 1024
 REMEMBERED_LINES = 20
+
+#: A warning or worse, as Triton (W1129 …), NATS ([WRN]) and PostgreSQL (WARNING:) write it, and a Python traceback.
+_ALARM = re.compile(r"^[WEF]\d{4} |\[(WRN|ERR|FTL)\]|\b(WARNING|ERROR|FATAL|PANIC|Traceback)\b")
 
 _COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92)
 _RED = 31
@@ -59,12 +63,15 @@ class Console:
 class PartLog:
     """The output of one part: bytes in, lines out.
 
+    While it is `held`, the console sees only warnings and worse; the file has everything.
+
     The file is turned over to `<part>.log.1` when it reaches its cap, so it takes at most twice that.
     """
 
     def __init__(self, name: str, folder: Path, console: Console, *, cap_bytes: int = FILE_CAP_BYTES) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.last: deque[str] = deque(maxlen=REMEMBERED_LINES)
+        self.held = False
         self._name = name
         self._console = console
         self._path = folder / f"{name}.log"
@@ -99,4 +106,5 @@ class PartLog:
         self._file.flush()
         text = line.decode(errors="replace").rstrip("\r")
         self.last.append(text)
-        self._console.part(self._name, text)
+        if not self.held or _ALARM.search(text):
+            self._console.part(self._name, text)

@@ -21,7 +21,8 @@ class UnknownPartError(Exception):
 class Part:
     """One program to keep running.
 
-    `needs` names the parts that have to be ready first and to stop later. `env` is added to our own environment.
+    `needs` names the parts that have to be ready first and to stop later. What a `chatty` part
+    writes before it is ready is a banner. `env` is added to our own environment.
     `addresses` says where it listens: `{"": "127.0.0.1:8222"}`, or with a word for each port where it has several.
     """
 
@@ -34,6 +35,7 @@ class Part:
     start_within_s: float = 60.0
     stop_signal: Signals = SIGTERM
     stop_within_s: float = 2.5
+    chatty: bool = False
 
 
 def settings(ports: Ports) -> dict[str, str]:
@@ -130,6 +132,7 @@ def _infra(
         addresses=_addresses(name, ports),
         stop_signal=stop_signal,
         stop_within_s=stop_within_s,
+        chatty=True,
     )
 
 

@@ -173,9 +173,11 @@ class Supervisor:
             started = time.monotonic()
             process = Process(part.argv, {**os.environ, **part.env}, managed.log, cwd=self._cwd)
             managed.process = process
+            managed.log.held = part.chatty
             self._enter(managed, State.STARTING)
             if await self._becomes_ready(managed, process):
                 address = " ".join(part.addresses.values())
+                managed.log.held = False
                 self._console.say(f"{part.name} is ready after {time.monotonic() - started:.1f} s  {address}")
                 self._enter(managed, State.READY)
                 await process.exited.wait()
@@ -220,7 +222,9 @@ class Supervisor:
             raise PartFailedError(_with_last_lines(said, managed))
         managed.restarts += 1
         pause_s = restarts.pause_s(len(managed.deaths))
-        self._console.complain(f"{name} {process.ending}; starting it again in {pause_s:.1f} s")
+        said = f"{name} {process.ending}; starting it again in {pause_s:.1f} s"
+        # What the console was spared tells why it died.
+        self._console.complain(_with_last_lines(said, managed) if managed.log.held else said)
         return pause_s
 
     def _kept(self, keeper: asyncio.Task[None]) -> None:

@@ -219,6 +219,24 @@ def test_lines_carry_their_part_and_colour_only_where_it_is_wanted(
     assert "\x1b" not in written(FORCE_COLOR="1", NO_COLOR="1")
 
 
+def test_a_held_part_shows_warnings_only_and_its_file_has_all(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    log = PartLog("nats", tmp_path, Console(stream))
+    log.held = True
+    alarms = [
+        "W1129 10:00:00.0 1 server.cc:1] no GPU",
+        "[7] 2026/11/29 10:00:00 [WRN] slow disk",
+        "ERROR:  no space",
+        "Traceback (most recent call last):",
+    ]
+    log.feed("\n".join(["I1129 10:00:00.0 1 server.cc:1] banner", "[INF] errors: 0", *alarms, ""]).encode())
+    log.held = False
+    log.feed(b"[INF] after\n")
+    log.close()
+    assert stream.getvalue().splitlines() == [f"nats       | {line}" for line in [*alarms, "[INF] after"]]
+    assert len((tmp_path / "nats.log").read_text().splitlines()) == 7
+
+
 def test_a_log_file_keeps_to_its_cap(tmp_path: Path) -> None:
     log = PartLog("nats", tmp_path, Console(io.StringIO()), cap_bytes=1000)
     for number in range(300):

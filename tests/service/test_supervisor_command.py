@@ -176,6 +176,18 @@ async def test_a_second_run_on_the_same_data_is_refused(machine: Machine) -> Non
     assert (await machine.status())["ready"]
 
 
+async def test_a_data_directory_that_cannot_be_used_is_one_line(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for where, reason in (("/proc/nope", "No such file or directory"), (tmp_path / "file/var", "Not a directory")):
+        code, text = await (await machine.start("up", "nats", RECORRIDO_DATA=str(where))).ended()
+        assert code == 2
+        (line,) = text.splitlines()
+        assert f"{where} cannot be used for data and logs: {reason}" in line
+        assert "RECORRIDO_DATA" in line
+    code, text = await (await machine.start("status", RECORRIDO_DATA=str(tmp_path / "file"))).ended()
+    assert (code, "Traceback" in text) == (2, False)
+
+
 async def test_a_taken_port_is_told_once_and_before_anything_starts(machine: Machine) -> None:
     with socket.create_server(("127.0.0.1", machine.ports.nats_monitor)):
         code, text = await (await machine.start("up", "postgres", "nats")).ended()
