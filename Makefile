@@ -81,8 +81,12 @@ lock: ## Pin requirements*.in, with hashes and without registry addresses (needs
 
 .PHONY: clean
 clean: ## Remove var/ (all data and logs) and the caches; refused while a run uses it
-	@if [ -e var/run.lock ] && ! flock --nonblock var/run.lock true; then \
-		echo "A run uses var/: stop it first"; exit 1; fi
+	@data="$${RECORRIDO_DATA:-var}"; \
+	for used in var "$$data"; do \
+		if [ -e "$$used/run.lock" ] && ! flock --nonblock "$$used/run.lock" true; then \
+			echo "A run uses $$used/: stop it first" >&2; exit 1; fi; done; \
+	if [ "$$(realpath --canonicalize-missing "$$data")" != "$$(realpath --canonicalize-missing var)" ]; then \
+		echo "Only var/ is removed; RECORRIDO_DATA points to $$data, which stays"; fi
 	rm -rf var build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
@@ -92,7 +96,12 @@ distclean: clean ## Remove the virtual environments too
 
 ##### Set-up
 
+# Said in one line, before anything else runs it.
+HAS_PYTHON = command -v '$(PYTHON)' >/dev/null || { \
+	echo "There is no program '$(PYTHON)': set PYTHON to a Python 3.11 or newer, as in make run PYTHON=python3.11" >&2; exit 1; }
+
 .venv/bin/python:
+	@$(HAS_PYTHON)
 	@$(PYTHON) -m infra.local.doctor --install
 	@echo "Making .venv"
 	@$(PYTHON) -m venv .venv
@@ -111,6 +120,7 @@ $(DEV_READY): requirements-dev.lock pyproject.toml | .venv/bin/python
 	@touch $@ $(RUN_READY)
 
 $(TRITON_READY): infra/triton/requirements.lock infra/triton/install.py | .venv/bin/python
+	@$(HAS_PYTHON)
 	@$(PYTHON) -m infra.local.doctor --install
 	@echo "Installing Triton into .venv-triton"
 	@$(BIN)/python -m infra.triton.install
