@@ -56,5 +56,6 @@ def load(settings: type[SettingsT]) -> SettingsT:
             name = prefix + "_".join(str(part) for part in problem["loc"]).upper()
             field = settings.model_fields.get(str(problem["loc"][0])) if problem["loc"] else None
             hint = f" ({field.description})" if field and field.description else ""
-            print(f"{name}: {problem['msg']}{hint}", file=sys.stderr)  # noqa: T201 - before logging is set up
+            said = "required" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
+            print(f"{name}: {said}{hint}", file=sys.stderr)  # noqa: T201 - before logging is set up
         raise SystemExit(2) from None
