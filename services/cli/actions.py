@@ -170,6 +170,8 @@ def open_action(
     as_json: Json = False,
 ) -> None:
     """Open a recovery or an improvement by hand."""
+    if kind is Kind.RECOVERY and not customer_id.strip():
+        raise typer.BadParameter("--customer is required for a recovery")
     request = pb.OpenActionRequest(
         kind=show.names(ActionKind.DESCRIPTOR)[kind.value],
         customer_id=customer_id,

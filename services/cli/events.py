@@ -1,6 +1,7 @@
 """Follow the bus: `events`."""
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -37,28 +38,41 @@ def events(
         bool, typer.Option("--from-start", help="Begin with the first event that the bus holds.")
     ] = False,
     limit: Annotated[int, typer.Option(min=0, help="Stop after so many; 0 goes on until Ctrl-C.")] = 0,
+    timeout: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Stop after so long; 0 goes on until Ctrl-C.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as one line of JSON.")] = False,
 ) -> None:
     """Follow the events of all services as the bus carries them."""
-    run(_events(event_type, limit, from_start=from_start, as_json=as_json))
+    run(_events(event_type, limit, timeout or None, from_start=from_start, as_json=as_json))
 
 
-async def _events(event_type: str, limit: int, *, from_start: bool, as_json: bool) -> None:
-    client = await connect(Addresses.configured().nats_url)
-    shown = 0
-    out = show.console()
+async def _events(event_type: str, limit: int, timeout_s: float | None, *, from_start: bool, as_json: bool) -> None:
+    url = Addresses.configured().nats_url
+    client = await connect(url)
+    if not as_json:
+        # Else nothing would be seen on a quiet system.
+        show.console(stderr=True).print(f"following the bus at {url}, Ctrl-C stops", style="dim")
     try:
-        async for message in _follow(client, subject_filter(event_type), from_start=from_start):
-            if as_json:
-                sys.stdout.write(json.dumps(envelope(message), ensure_ascii=False) + "\n")
-            else:
-                out.print(_line(message), no_wrap=True, overflow="ellipsis")
-            sys.stdout.flush()
-            shown += 1
-            if shown == limit:
-                return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await _print(client, event_type, limit, from_start=from_start, as_json=as_json)
     finally:
         await client.close()
+
+
+async def _print(client: Client, event_type: str, limit: int, *, from_start: bool, as_json: bool) -> None:
+    shown = 0
+    out = show.console()
+    async for message in _follow(client, subject_filter(event_type), from_start=from_start):
+        if as_json:
+            sys.stdout.write(json.dumps(envelope(message), ensure_ascii=False) + "\n")
+        else:
+            out.print(_line(message), no_wrap=True, overflow="ellipsis")
+        sys.stdout.flush()
+        shown += 1
+        if shown == limit:
+            return
 
 
 async def connect(url: str) -> Client:

@@ -156,7 +156,7 @@ def signals(
     limit: Limit = 50,
     as_json: Json = False,
 ) -> None:
-    """Show what somebody should look at, newest first."""
+    """Show what somebody should look at, what was raised last first."""
     run(_signals(customer_id, as_of, limit, as_json=as_json))
 
 
@@ -180,17 +180,30 @@ async def _signals(customer_id: str, as_of: Timestamp | None, limit: int, *, as_
     if as_json:
         show.print_json(found)
         return
-    lines = show.table("happened (UTC)", "customer~", "touchpoint", "why~", "need~", "signal")
+    out = show.console()
+    out.print(_signal_table(found, out.width))
+
+
+def _signal_table(found: pb.ListSignalsResponse, width: int) -> Table:
+    wide = width >= show.ROOM_FOR_IDS
+    # They are in the order in which they were raised; when it happened can be looked up.
+    times = ("raised (UTC)", "happened (UTC)") if wide else ("raised (UTC)",)
+    lines = show.table(*times, "customer~", "touchpoint~", "why~", "need~", "signal")
+    *_, customer_id, touchpoint, _why, need, _signal = lines.columns
+    if not wide:
+        # The reasons have what room there is.
+        for column in (customer_id, touchpoint, need):
+            column.max_width = width // 8
     for each in found.signals:
         lines.add_row(
-            show.when(each.occurred_at),
-            show.plain(each.customer_id),
+            *(show.when(time) for time in (each.raised_at, each.occurred_at)[: len(times)]),
+            show.plain(show.short_id(each.customer_id, width)),
             show.plain(each.touchpoint),
             show.plain("; ".join(each.reasons)),
-            each.need_path,
-            each.signal_id,
+            show.plain(each.need_path),
+            show.short_id(each.signal_id, width),
         )
-    show.console().print(lines)
+    return lines
 
 
 def overview(*, as_of: AsOf = None, as_json: Json = False) -> None:

@@ -17,6 +17,9 @@ from services.cli.journeys import overview_table, point_table
 from services.cli.options import Json, run
 
 _POINTS = 8
+#: As many as the service gives at once: those whose need is not known are told apart here.
+_ASKED_POINTS = 1000
+_UNKNOWN_AT = 3
 _RECOVERIES = 5
 
 
@@ -38,7 +41,7 @@ async def read(addresses: Addresses) -> Report:
         overview = await journey.GetOverview(pb.GetOverviewRequest(), timeout=DEADLINE_S)
         scores = await journey.GetScores(pb.GetScoresRequest(), timeout=DEADLINE_S)
         pains = await journey.ListPoints(
-            pb.ListPointsRequest(kind=PointKind.POINT_KIND_PAIN, limit=_POINTS), timeout=DEADLINE_S
+            pb.ListPointsRequest(kind=PointKind.POINT_KIND_PAIN, limit=_ASKED_POINTS), timeout=DEADLINE_S
         )
     async with clients.actions(addresses) as actions:
         recoveries = await actions.ListActions(
@@ -60,7 +63,10 @@ def show_report(found: Report, addresses: Addresses, out: Console) -> None:
         if each.scores.nps.count or each.scores.csat.count or each.scores.ces.count:
             lines.add_row(show.plain(each.name), *show.scores(each.scores)[2:])
     out.print(lines)
-    out.print(point_table(found.pains, "Top pain points"))
+    known = [each for each in found.pains.points if each.need_path]
+    out.print(point_table(pb.ListPointsResponse(points=known[:_POINTS]), "Top pain points"))
+    if unknown := [each for each in found.pains.points if not each.need_path]:
+        out.print(f"need not known: {_customers(unknown)}")
     total = show.count(found.recoveries.total)
     recoveries = show.table(
         "opened (UTC)", "customer", "what to make good~", title=f"Open recoveries: {total}, the newest"
@@ -69,6 +75,16 @@ def show_report(found: Report, addresses: Addresses, out: Console) -> None:
         recoveries.add_row(show.when(action.opened_at), show.plain(action.customer_id), show.plain(action.title))
     out.print(recoveries)
     show_addresses(addresses, out)
+
+
+def _customers(points: list[pb.Point]) -> str:
+    # One customer may be counted at several touchpoints, so there is no sum.
+    first = ", ".join(
+        f"{show.count(each.customers)} customers at {show.plain(each.touchpoint_name or each.touchpoint_id)}"
+        for each in points[:_UNKNOWN_AT]
+    )
+    rest = len(points) - _UNKNOWN_AT
+    return f"{first} and some at {rest} more touchpoints" if rest > 0 else first
 
 
 def show_addresses(addresses: Addresses, out: Console) -> None:
@@ -91,6 +107,7 @@ async def _report(*, as_json: bool) -> None:
     if not as_json:
         show_report(found, addresses, show.console())
         return
+    del found.pains.points[_POINTS:]
     parts: dict[str, Message] = {
         "overview": found.overview,
         "scores": found.scores,

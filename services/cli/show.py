@@ -19,6 +19,9 @@ from recorrido.journey.v1.journey_service_pb2 import Scores
 
 #: What is piped into a file or a pager is not squeezed into 80 columns.
 _PIPED_WIDTH = 200
+#: Columns of a terminal from which on ids are shown whole.
+ROOM_FOR_IDS = 160
+_UUID_LENGTH = 36
 
 _POINT_STYLES: dict[int, str] = {
     PointKind.POINT_KIND_PAIN: "red",
@@ -84,6 +87,11 @@ def plain(text: str) -> Text:
 def when(timestamp: Timestamp) -> str:
     """Return UTC to the minute."""
     return f"{timestamp.ToDatetime():%Y-%m-%d %H:%M}" if timestamp.seconds or timestamp.nanos else ""
+
+
+def short_id(text: str, width: int) -> str:
+    """Return a UUID's first block where a terminal of `width` columns has no room for all of it."""
+    return text[:8] if width < ROOM_FOR_IDS and len(text) == _UUID_LENGTH else text
 
 
 def name(enum: EnumDescriptor, value: int) -> str:

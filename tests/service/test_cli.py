@@ -96,6 +96,10 @@ async def test_points_and_signals_are_ranked_and_limited(cluster: Cluster) -> No
     of_one = (await answer(cluster, "signals", "--customer", signals[0]["customerId"]))["signals"]
     assert {each["customerId"] for each in of_one} == {signals[0]["customerId"]}
     assert signals[0]["signalId"] in (await recorrido(cluster, "signals")).out
+    narrow = (await recorrido(cluster, "signals", COLUMNS="110")).out
+    assert signals[0]["signalId"][:8] in narrow
+    assert signals[0]["signalId"] not in narrow
+    assert "raised (UTC)" in narrow
 
 
 async def test_report_has_everything_and_where_to_call(cluster: Cluster) -> None:
@@ -107,6 +111,10 @@ async def test_report_has_everything_and_where_to_call(cluster: Cluster) -> None
     text = (await recorrido(cluster, "report")).out
     for part in ("ingest", "inference", "journey", "actions", "nats", "eventstore"):
         assert cluster.address(part) in text
+    top, _, unknown = text.partition("Top pain points")[2].partition("Open recoveries")[0].partition("need not known: ")
+    assert "not known" not in top
+    points = (await answer(cluster, "points", "--kind", "pain", "--limit", "1000"))["points"]
+    assert bool(unknown) == any(not each["needPath"] for each in points)
 
 
 async def test_analyze_tells_what_texts_mean(cluster: Cluster) -> None:
@@ -234,6 +242,14 @@ async def test_events_are_followed_from_the_start(cluster: Cluster) -> None:
     assert "JourneyMapPublished" in text.out
 
 
+async def test_following_a_quiet_bus_tells_where_and_ends_in_time(cluster: Cluster) -> None:
+    quiet = ("events", "--type", "NothingSuch", "--timeout", "0.5")
+    told = await recorrido(cluster, *quiet)
+    assert (told.code, told.out) == (0, "")
+    assert told.err == f"following the bus at nats://{cluster.address('nats')}, Ctrl-C stops\n"
+    assert (await recorrido(cluster, *quiet, "--json")).err == ""
+
+
 async def test_new_events_are_followed_over_a_restart_of_the_bus(cluster: Cluster) -> None:
     process = await start(("events", "--type", "ActionOpened", "--json"), environment(cluster.ports))
     lines: list[bytes] = []
@@ -272,16 +288,21 @@ def _one_line(result: Result, code: int) -> str:
 
 
 async def test_what_is_not_known_is_one_line(cluster: Cluster) -> None:
-    assert _one_line(await recorrido(cluster, "customer", "nobody"), 1).startswith("error: journey: ")
+    assert _one_line(await recorrido(cluster, "customer", "nobody"), 1) == (
+        "error: journey: CUSTOMER_UNKNOWN: nothing is known of customer 'nobody'"
+    )
+    then = await recorrido(cluster, "customer", "nobody", "--as-of", "2020-01-01")
+    assert _one_line(then, 1).endswith("customer 'nobody' as of 2020-01-01T00:00:00+00:00")
+    opened = await recorrido(cluster, "actions", "open", "Fix parcels")
+    assert "--customer is required for a recovery" in opened.err
     assert _one_line(await recorrido(cluster, "actions", "show", "nothing"), 1).startswith("error: actions: ")
     assert "no journey map 'none'" in _one_line(await recorrido(cluster, "map", "show", "none"), 1)
     assert "'none'" in _one_line(await recorrido(cluster, "scores", "--map", "none"), 1)
 
 
 async def test_a_broken_rule_is_told_with_its_field(cluster: Cluster) -> None:
-    line = _one_line(await recorrido(cluster, "actions", "open", " "), 1)
+    line = _one_line(await recorrido(cluster, "actions", "open", " ", "--kind", "improvement"), 1)
     assert line.startswith("error: actions: INVALID: ")
-    assert "customer_id: required" in line
     assert "title: required" in line
 
 
@@ -289,6 +310,7 @@ async def test_a_broken_rule_is_told_with_its_field(cluster: Cluster) -> None:
     "arguments",
     [
         ("actions", "complete", "x"),
+        ("actions", "open", "Fix parcels"),
         ("scores", "--as-of", "yesterday"),
         ("points", "--kind", "joy"),
         ("customer",),
