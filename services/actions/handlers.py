@@ -56,7 +56,11 @@ class Recoveries:
                 answers[index] = Skip(error.message)
             else:
                 intents[index] = Intent(
-                    stream_of(command.action_id), command, metadata=_caused_by(delivery), context=delivery.context
+                    stream_of(command.action_id),
+                    command,
+                    metadata=_caused_by(delivery),
+                    context=delivery.context,
+                    because=delivery.recorded,
                 )
         executed = await self._executor.execute_all(list(intents.values()))
         for index, outcome in zip(intents, executed, strict=True):

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -29,7 +29,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanKind, get_current_span
 
 from services.foundation import telemetry
-from services.foundation.errors import ConflictError, RecorridoError, RefusedError, UnavailableError
+from services.foundation.errors import ConflictError, ErasedError, RecorridoError, RefusedError, UnavailableError
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Event, Place, Recorded, Registry
 
 LOG = structlog.get_logger()
@@ -62,6 +62,10 @@ _DUPLICATE_IN_BATCH = 10201
 _MAX_SUBJECT_TOKEN = 1024
 
 
+#: What comes before an event's own subject.
+_SUBJECTS_BEFORE = {STREAM: "", DEAD_LETTERS: "recorrido_dead.*."}
+
+
 class NotTheWriterError(Exception):
     """Another writer published meanwhile: the stream's last sequence is not the expected one."""
 
@@ -87,11 +91,15 @@ def subject(type_name: str, stream: str) -> str:
 
     A stream id that comes to more than 1,024 characters is cut, and ends in `%` and its SHA-256 instead.
     """
+    return f"{type_name}.{_token(stream)}"
+
+
+def _token(stream: str) -> str:
     token = quote(stream, safe="").replace(".", "%2E").replace("~", "%7E")
     if len(token) > _MAX_SUBJECT_TOKEN:
         digest = hashlib.sha256(stream.encode()).hexdigest()
         token = f"{token[: _MAX_SUBJECT_TOKEN - len(digest) - 1]}%{digest}"
-    return f"{type_name}.{token}"
+    return token
 
 
 def headers_of(recorded: Recorded, trace: Mapping[str, str]) -> dict[str, str]:
@@ -174,8 +182,11 @@ Answer = Done | Retry | Skip | Stop
 
 
 def answer_to(error: RecorridoError | None) -> Answer:
-    """Return what a command's outcome means for the event that caused it: None is done, a conflict is tried again."""
-    if error is None:
+    """Return what a command's outcome means for the event that caused it: None is done, a conflict is tried again.
+
+    Nothing is to be done because of an erased event, and it must not come to rest among the dead letters.
+    """
+    if error is None or isinstance(error, ErasedError):
         return Done()
     if isinstance(error, ConflictError | UnavailableError):
         return Retry(error.message)
@@ -387,6 +398,44 @@ class Bus:
                 raise NotTheWriterError(ack["error"]["description"])
             raise UnavailableError("NATS", str(ack["error"]))
         return int(ack["seq"])
+
+    # -- erasing ---------------------------------------------------------------------------------------------------
+
+    async def erase(self, streams: Iterable[str], *, upto: int) -> int:
+        """Overwrite and remove every message about these streams of the store, up to store position `upto`.
+
+        Dead letters and replays, too. Returns how many there were. Repeating it finds what is left. It must not take
+        the main stream's last message, for the relay goes on from there: so something has to be published behind.
+
+        Raises:
+            UnavailableError: NATS does not answer.
+        """
+        count = 0
+        try:
+            infos = await self._js.streams_info()
+            for name in (info.config.name or "" for info in infos):
+                before = _SUBJECTS_BEFORE.get(name, "recorrido_replay.*." if name.startswith(REPLAYS) else None)
+                if before is not None:
+                    for stream in streams:
+                        count += await self._erase(name, f"{before}recorrido.*.*.*.{_token(stream)}", upto)
+        except (NatsError, TimeoutError, OSError) as error:
+            raise UnavailableError("NATS", repr(error)) from error
+        return count
+
+    async def _erase(self, name: str, filter_subject: str, upto: int) -> int:
+        sequence = count = 0
+        while True:
+            try:
+                message = await self._js.get_msg(name, sequence + 1, filter_subject, next=True)
+            except NotFoundError:
+                return count
+            assert message.seq is not None
+            sequence = message.seq
+            if int((message.headers or {}).get(POSITION, 0)) <= upto:
+                # Unlike a purge this overwrites the message on the disk.
+                with contextlib.suppress(NotFoundError):
+                    await self._js.delete_msg(name, sequence)
+                count += 1
 
     # -- reacting --------------------------------------------------------------------------------------------------
 

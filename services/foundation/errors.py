@@ -57,6 +57,13 @@ class OtherHistoryError(RefusedError):
         )
 
 
+class ErasedError(RecorridoError):
+    """What it was to be recorded because of was erased; so nothing is."""
+
+    def __init__(self, event_id: str) -> None:
+        super().__init__("ERASED", f"event {event_id} was erased")
+
+
 class ConflictError(RecorridoError):
     """Somebody else changed a stream first. `streams` maps each to its actual revision (-1: no stream)."""
 

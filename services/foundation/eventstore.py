@@ -8,9 +8,10 @@ import asyncio
 import contextlib
 import json
 import sys
+import uuid
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import structlog
 from kurrentdbclient import (
@@ -21,6 +22,7 @@ from kurrentdbclient import (
 )
 from kurrentdbclient import exceptions as kurrent
 from kurrentdbclient.events import RecordedEvent
+from msgspec import Struct
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
@@ -32,6 +34,7 @@ LOG = structlog.get_logger()
 
 NO_STREAM = -1
 ANY = -2
+EXISTS = -4
 #: Told in a conflict: the stream was closed for good.
 TOMBSTONED = -6
 
@@ -59,14 +62,25 @@ _TOO_LARGE = (
     kurrent.TransactionMaxSizeExceededError,
 )
 
+_STATES = {NO_STREAM: StreamState.NO_STREAM, EXISTS: StreamState.EXISTS}
+
 
 @dataclass(frozen=True, slots=True)
 class StreamAppend:
-    """Events for one stream. `expected` is the revision of its last event, NO_STREAM or ANY."""
+    """Events for one stream. `expected` is the revision of its last event, NO_STREAM, ANY or EXISTS.
+
+    Without events it is a condition only, for the appends beside it.
+    """
 
     stream: str
     expected: int
     events: Sequence[Pending]
+
+
+class Blank(Struct, frozen=True):
+    """The last event of a stream that is about to be deleted. Its type is nobody's public event."""
+
+    type_name: ClassVar[str] = "recorrido-private.Blank"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +150,7 @@ class EventStore:
             for append in appends
             for pending in append.events
         ]
-        checks = [
-            StreamStateCheck(a.stream, StreamState.NO_STREAM if a.expected == NO_STREAM else a.expected)
-            for a in appends
-            if a.expected != ANY
-        ]
+        checks = [StreamStateCheck(a.stream, _STATES.get(a.expected, a.expected)) for a in appends if a.expected != ANY]
         with spans:
             try:
                 result = await self._client.append_records(records, checks, timeout=TIMEOUT_S)
@@ -160,6 +170,35 @@ class EventStore:
             return [_recorded(event) async for event in response]
         except (kurrent.NotFoundError, kurrent.StreamIsDeletedError):
             return []
+        except _UNAVAILABLE as error:
+            raise UnavailableError("event store", type(error).__name__) from error
+
+    async def wipe(self, stream: str, last: Recorded) -> None:
+        """Delete a stream whose last event is `last`: nothing can be read of it, and a scavenge takes it off the disk.
+
+        It is a soft delete: the stream may begin anew, empty, and its revisions go on. A tombstone would forbid that
+        for ever. An empty event goes before it, for two reasons: KurrentDB keeps the last event of a deleted stream,
+        and who still means to append behind `last` is refused instead of taking up the stream again.
+
+        Raises:
+            ConflictError: `last` is not its last event any more.
+            UnavailableError: no answer.
+        """
+        revision = last.revision
+        if last.type_name != Blank.type_name:
+            await self.append([StreamAppend(stream, revision, [Pending(Blank(), uuid.uuid4())])])
+            revision += 1
+        try:
+            await self._client.delete_stream(stream, current_version=revision, timeout=TIMEOUT_S)
+        except kurrent.WrongCurrentVersionError as error:
+            raise ConflictError({stream: revision}) from error
+        except _UNAVAILABLE as error:
+            raise UnavailableError("event store", type(error).__name__) from error
+
+    async def truncate(self, stream: str, before: int) -> None:
+        """Take the events below revision `before` out of a stream, as `wipe` does with all. Raises UnavailableError."""
+        try:
+            await self._client.set_stream_metadata(stream, metadata={"$tb": before}, timeout=TIMEOUT_S)
         except _UNAVAILABLE as error:
             raise UnavailableError("event store", type(error).__name__) from error
 

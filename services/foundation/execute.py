@@ -12,9 +12,9 @@ from uuid import UUID
 
 from opentelemetry.context import Context
 
-from services.foundation.errors import ConflictError, RecorridoError, RefusedError
+from services.foundation.errors import ConflictError, ErasedError, RecorridoError, RefusedError
 from services.foundation.events import Event, Pending, Recorded, Registry, derived_id
-from services.foundation.eventstore import NO_STREAM, TOMBSTONED, EventStore, StreamAppend
+from services.foundation.eventstore import EXISTS, NO_STREAM, TOMBSTONED, EventStore, StreamAppend
 
 StateT = TypeVar("StateT")
 
@@ -48,6 +48,9 @@ class Intent:
 
     `presumed_revision` is a revision up to which the stream holds nothing that concerns the command, as with a reaction
     to the very event of that revision: it need not be read to be decided about.
+
+    `because` is the event that brought it about. Nothing is recorded because of an event that was erased meanwhile: it
+    comes to ErasedError.
     """
 
     stream: str
@@ -56,6 +59,7 @@ class Intent:
     context: Context | None = None
     expected_revision: int | None = None
     presumed_revision: int | None = None
+    because: Recorded | None = None
 
 
 def event_id_of(intent: Intent, event: type[Event], index: int = 0) -> UUID:
@@ -108,9 +112,15 @@ class Executor(Generic[StateT]):
         """Return the stream's present state and revision (NO_STREAM where there is none)."""
         known = self._known(stream)
         while True:
-            news = await self._store.read(stream, after=known.revision, limit=PAGE)
+            # With the last event that is known, to see that it is still there: a stream may be deleted and begin anew.
+            overlap = known.revision != NO_STREAM
+            news = await self._store.read(stream, after=known.revision - overlap, limit=PAGE)
+            if overlap and (not news or news[0].revision != known.revision):
+                self._cache.pop(stream, None)
+                known = Folded(self._decider.initial(), NO_STREAM)
+                continue
             # Kept page by page: however long the stream, a call that fails half way has not read for nothing.
-            known = self._keep(stream, self._fold(known, news))
+            known = self._keep(stream, self._fold(known, news[overlap:]))
             if len(news) < PAGE:
                 return known
 
@@ -123,6 +133,8 @@ class Executor(Generic[StateT]):
         Raises:
             UnavailableError: the store does not answer.
         """
+        # Events of customers who asked to be forgotten may still be under way when their streams are gone.
+        erased: set[str] = set()
         presumed = self._presumed(intents)
         # What this call knows is its own: the cache may forget any of it before the append.
         known = {i.stream: presumed.get(i.stream) or self._known(i.stream) for i in intents}
@@ -130,7 +142,7 @@ class Executor(Generic[StateT]):
         refused: dict[str, RecorridoError] = {}
         rounds, bound = 0, -1
         while True:
-            results, appends = self._decide(intents, known, refused)
+            results, appends = self._decide(intents, known, refused, erased)
             proven = {append.stream for append in appends}
             stale = known.keys() - proven - read - refused.keys()
             if not stale and not appends:
@@ -141,9 +153,10 @@ class Executor(Generic[StateT]):
                 if bound < 0 and not proven <= read:
                     bound = await self._store.head()
                 try:
-                    position = await self._store.append(appends)
+                    position = await self._store.append([*appends, *_conditions(intents, results, proven)])
                 except ConflictError as conflict:
                     rounds += 1
+                    erased |= await self._erased(i for i in intents if _concerned(i, conflict))
                     refused |= _refusals(conflict.streams, give_up=rounds % self._attempts == 0)
                     stale = (conflict.streams.keys() & known.keys()) - refused.keys()
                 else:
@@ -156,13 +169,20 @@ class Executor(Generic[StateT]):
             read |= stale
 
     def _decide(
-        self, intents: Sequence[Intent], known: Mapping[str, Folded[StateT]], refused: Mapping[str, RecorridoError]
+        self,
+        intents: Sequence[Intent],
+        known: Mapping[str, Folded[StateT]],
+        refused: Mapping[str, RecorridoError],
+        erased: Container[str],
     ) -> tuple[list[Executed[StateT]], list[StreamAppend]]:
         folded = dict(known)
         pending: dict[str, list[Pending]] = {}
         results = []
         for intent in intents:
             at = folded[intent.stream]
+            if intent.because is not None and str(intent.because.event_id) in erased:
+                results.append(Executed(at.state, at.revision, error=ErasedError(str(intent.because.event_id))))
+                continue
             if intent.stream in refused:
                 results.append(Executed(at.state, at.revision, error=refused[intent.stream]))
                 continue
@@ -198,6 +218,13 @@ class Executor(Generic[StateT]):
         if decided and not meant:
             raise ConflictError({intent.stream: at.revision})
         return decided
+
+    async def _erased(self, intents: Iterable[Intent]) -> set[str]:
+        """Return the ids of the events behind `intents` that are not there any more."""
+        causes = {i.because.event_id: i.because for i in intents if i.because is not None}
+        reads = (self._store.read(c.stream, after=c.revision - 1, limit=1) for c in causes.values())
+        found = {event.event_id for events in await asyncio.gather(*reads) for event in events}
+        return {str(event_id) for event_id in causes.keys() - found}
 
     def _known(self, stream: str) -> Folded[StateT]:
         return self._cache.get(stream) or Folded(self._decider.initial(), NO_STREAM)
@@ -236,6 +263,22 @@ class Executor(Generic[StateT]):
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
         return newest
+
+
+def _conditions(
+    intents: Sequence[Intent], results: Sequence[Executed[Any]], proven: Container[str]
+) -> list[StreamAppend]:
+    """Return the streams that must still exist, as they hold what brings the appends about."""
+    causes = {
+        intent.because.stream
+        for intent, result in zip(intents, results, strict=True)
+        if intent.because is not None and result.events and intent.because.stream not in proven
+    }
+    return [StreamAppend(stream, EXISTS, []) for stream in sorted(causes)]
+
+
+def _concerned(intent: Intent, conflict: ConflictError) -> bool:
+    return intent.because is not None and intent.because.stream in conflict.streams
 
 
 def _refusals(streams: Mapping[str, int], *, give_up: bool) -> dict[str, RecorridoError]:

@@ -27,6 +27,7 @@ from services.foundation import telemetry
 from services.foundation.errors import (
     ConflictError,
     DiffersError,
+    ErasedError,
     ExhaustedError,
     InvalidError,
     NotFoundError,
@@ -58,6 +59,7 @@ STATUS: dict[type[RecorridoError], StatusCode] = {
     NotFoundError: StatusCode.NOT_FOUND,
     DiffersError: StatusCode.ALREADY_EXISTS,
     RefusedError: StatusCode.FAILED_PRECONDITION,
+    ErasedError: StatusCode.FAILED_PRECONDITION,
     ConflictError: StatusCode.ABORTED,
     UnavailableError: StatusCode.UNAVAILABLE,
     ExhaustedError: StatusCode.RESOURCE_EXHAUSTED,

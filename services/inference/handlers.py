@@ -73,4 +73,6 @@ def _intent(delivery: Delivery, result: Result) -> Intent:
     command = RecordAnalysis(event_id, customer.customer_id if customer else "", result)
     metadata = {CAUSATION_ID: event_id, CORRELATION_ID: recorded.metadata.get(CORRELATION_ID, event_id)}
     # An analysis comes behind its interaction: where the interaction is still the stream's last event, there is none.
-    return Intent(recorded.stream, command, metadata, delivery.context, presumed_revision=recorded.revision)
+    return Intent(
+        recorded.stream, command, metadata, delivery.context, presumed_revision=recorded.revision, because=recorded
+    )

@@ -97,6 +97,8 @@ class SignalHandlers:
                 signal = bad_moment(seen)
             case FeedbackAnalyzed(analysis=words) if hurt_in_words(words or Analysis()):
                 about = await self._interaction_of(delivery)
+                if about is None and await self._is_erased(delivery.recorded):
+                    return None
                 if about is None:
                     return Skip(f"{seen.stream} holds no interaction {delivery.event.interaction_event_id}")
                 signal = bad_moment(about, seen)
@@ -113,7 +115,12 @@ class SignalHandlers:
                 CORRELATION_ID: cause.metadata.get(CORRELATION_ID, str(cause.event_id)),
             },
             delivery.context,
+            because=cause,
         )
+
+    async def _is_erased(self, recorded: Recorded) -> bool:
+        there = await self._store.read(recorded.stream, after=recorded.revision - 1, limit=1)
+        return not any(event.event_id == recorded.event_id for event in there)
 
     async def _interaction_of(self, delivery: Delivery) -> Seen | None:
         """Return the interaction that an analysis is about, from the customer's stream.
