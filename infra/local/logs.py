@@ -14,7 +14,10 @@ REMEMBERED_LINES = 20
 
 #: A warning or worse, as Triton (W1129 …), NATS ([WRN]) and PostgreSQL (WARNING:) write it, and a Python traceback;
 #: not what PostgreSQL answers to those who ask whether it is up.
-_ALARM = re.compile(r"^(?!.*the database system is starting up)(?:[WEF]\d{4} |.*\[(WRN|ERR|FTL)\]|.*\b(WARNING|ERROR|FATAL|PANIC|Traceback)\b)")
+_ALARM = re.compile(
+    r"^(?!.*the database system is starting up)"
+    r"(?:[WEF]\d{4} |.*\[(WRN|ERR|FTL)\]|.*\b(WARNING|ERROR|FATAL|PANIC|Traceback)\b)"
+)
 
 _COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92)
 _RED = 31

@@ -229,7 +229,8 @@ def test_a_held_part_shows_warnings_only_and_its_file_has_all(tmp_path: Path) ->
         "ERROR:  no space",
         "Traceback (most recent call last):",
     ]
-    log.feed("\n".join(["I1129 10:00:00.0 1 server.cc:1] banner", "FATAL:  the database system is starting up", *alarms, ""]).encode())
+    banner = ["I1129 10:00:00.0 1 server.cc:1] errors: 0", "FATAL:  the database system is starting up"]
+    log.feed("\n".join([*banner, *alarms, ""]).encode())
     log.held = False
     log.feed(b"[INF] after\n")
     log.close()
