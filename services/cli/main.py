@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.text import Text
 
-from services.cli import actions, analyze, events, journeymap, journeys, local, report, republish, show
+from services.cli import actions, analyze, events, journeymap, journeys, local, rejected, report, republish, show
 from services.cli.failures import CommandError
 from services.cli.importing import commands as importing_commands
 
@@ -23,6 +23,7 @@ app.command()(journeys.scores)
 app.command()(journeys.points)
 app.command()(journeys.signals)
 app.add_typer(actions.app, name="actions")
+app.add_typer(rejected.app, name="rejected")
 app.command()(events.events)
 app.command()(republish.republish)
 app.command()(journeys.overview)

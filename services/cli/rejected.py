@@ -1,0 +1,236 @@
+"""What the front door refused: `rejected list|show|resubmit|discard`."""
+
+import getpass
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from google.protobuf.json_format import MessageToJson, Parse, ParseError
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.table import Table
+
+from recorrido.ingest.v1 import rejection_service_pb2 as pb
+from recorrido.ingest.v1.ingest_service_pb2 import RecordStatus
+from recorrido.ingest.v1.interaction_pb2 import Interaction
+from recorrido.ingest.v1.rejection_pb2 import RejectionState
+from recorrido.ingest.v1.rejection_service_pb2_grpc import RejectionServiceStub
+from services.cli import show
+from services.cli.clients import DEADLINE_S, Addresses, channel
+from services.cli.failures import CommandError
+from services.cli.options import Json, Limit, moment, run
+
+app = typer.Typer(help="Interactions that were refused: why, and what becomes of them.", no_args_is_help=True)
+
+_PAGE = 1000
+
+
+class State(StrEnum):
+    OPEN = "open"
+    RESUBMITTED = "resubmitted"
+    DISCARDED = "discarded"
+
+
+RejectionId = Annotated[str, typer.Argument(metavar="ID")]
+Actor = Annotated[
+    str,
+    typer.Option(
+        default_factory=lambda: os.environ.get("RECORRIDO_ACTOR") or getpass.getuser(),
+        help="Who does it; RECORRIDO_ACTOR, else you.",
+    ),
+]
+
+
+@app.command("list")
+def list_rejected(
+    *,
+    state: Annotated[State | None, typer.Option(help="Only in this state.")] = None,
+    source: Annotated[str, typer.Option(help="Only from this source.")] = "",
+    reason: Annotated[str, typer.Option(help="Only for this reason: INVALID or CONTENT_DIFFERS.")] = "",
+    field: Annotated[str, typer.Option(help="Only where this field broke a rule, such as ratings.value.")] = "",
+    customer_id: Annotated[str, typer.Option("--customer", metavar="ID", help="Only of this customer.")] = "",
+    since: Annotated[
+        Timestamp | None, typer.Option("--from", parser=moment, metavar="TIME", help="Only rejected at or after.")
+    ] = None,
+    until: Annotated[
+        Timestamp | None, typer.Option("--to", parser=moment, metavar="TIME", help="Only rejected before.")
+    ] = None,
+    limit: Limit = 50,
+    as_json: Json = False,
+) -> None:
+    """List what was refused, newest first."""
+    request = pb.ListRejectedRequest(
+        state=show.names(RejectionState.DESCRIPTOR)[state.value]
+        if state
+        else RejectionState.REJECTION_STATE_UNSPECIFIED,
+        source=source,
+        reason=reason,
+        field=field,
+        customer_id=customer_id,
+        from_time=since,
+        to_time=until,
+    )
+    run(_list(request, limit, as_json=as_json))
+
+
+async def _list(request: pb.ListRejectedRequest, limit: int, *, as_json: bool) -> None:
+    found = pb.ListRejectedResponse()
+    address = Addresses.configured().ingest
+    async with channel("ingest", address) as opened:
+        stub = RejectionServiceStub(opened)
+        while True:
+            request.page_size = min(_PAGE, limit - len(found.rejections))
+            page = await stub.ListRejected(request, timeout=DEADLINE_S)
+            found.rejections.extend(page.rejections)
+            found.total = page.total
+            found.next_page_token = request.page_token = page.next_page_token
+            if not page.next_page_token or len(found.rejections) >= limit:
+                break
+    if as_json:
+        show.print_json(found)
+        return
+    out = show.console()
+    lines = show.table("rejected (UTC)", "state", "source", "interaction~", "customer~", "why~", "id")
+    for each in found.rejections:
+        lines.add_row(
+            show.when(each.rejected_at),
+            show.name(RejectionState.DESCRIPTOR, each.state),
+            show.plain(each.interaction.source),
+            show.plain(each.interaction.interaction_id),
+            show.plain(each.interaction.customer.customer_id),
+            show.plain(_why(each)),
+            each.rejection_id,
+        )
+    out.print(show.filled(lines))
+    if len(found.rejections) < found.total:
+        out.print(f"{show.count(len(found.rejections))} of {show.count(found.total)} are shown; --limit shows more")
+
+
+def _why(rejection: pb.Rejection) -> str:
+    broken = "; ".join(f"{each.field}: {each.rule}" for each in rejection.violations)
+    return broken or f"{rejection.reason}: {rejection.message}"
+
+
+@app.command("show")
+def show_rejected(
+    rejection_id: RejectionId,
+    *,
+    interaction: Annotated[
+        bool, typer.Option("--interaction", help="Print the interaction alone, as JSON to correct and resubmit.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what was refused, every rule it breaks, and what became of it."""
+    run(_show(rejection_id, interaction=interaction, as_json=as_json))
+
+
+async def _show(rejection_id: str, *, interaction: bool, as_json: bool) -> None:
+    async with channel("ingest", Addresses.configured().ingest) as opened:
+        found = await RejectionServiceStub(opened).GetRejected(
+            pb.GetRejectedRequest(rejection_id=rejection_id), timeout=DEADLINE_S
+        )
+    if interaction:
+        sys.stdout.write(MessageToJson(found.rejection.interaction, ensure_ascii=False) + "\n")
+    elif as_json:
+        show.print_json(found)
+    else:
+        _print(found.rejection)
+
+
+def _print(rejection: pb.Rejection) -> None:
+    out = show.console()
+    lines = show.table("", "~")
+    for title, text in (
+        ("id", rejection.rejection_id),
+        ("state", show.name(RejectionState.DESCRIPTOR, rejection.state)),
+        ("rejected", show.when(rejection.rejected_at)),
+        ("reason", rejection.reason),
+        ("sent by", rejection.client_id),
+        ("source", rejection.interaction.source),
+        ("interaction", rejection.interaction.interaction_id),
+        ("customer", rejection.interaction.customer.customer_id),
+        ("touchpoint", rejection.interaction.touchpoint),
+        ("words", rejection.interaction.verbatim.text),
+        ("resolved", show.when(rejection.resolved_at)),
+        ("by", rejection.actor),
+        ("how", rejection.note),
+        ("recorded as", rejection.event_id),
+    ):
+        if text:
+            lines.add_row(title, show.plain(text))
+    out.print(lines)
+    if rejection.violations:
+        out.print(_pairs("Rules broken", [(each.field, each.rule) for each in rejection.violations]))
+    else:
+        out.print(show.plain(rejection.message))
+    if rejection.altered:
+        out.print(_pairs("Not kept as it came", [(each.field, each.note) for each in rejection.altered]))
+
+
+def _pairs(title: str, pairs: list[tuple[str, str]]) -> Table:
+    lines = show.table("field", "~", title=title)
+    for field, text in pairs:
+        lines.add_row(show.plain(field), show.plain(text))
+    return lines
+
+
+@app.command()
+def resubmit(
+    rejection_id: RejectionId,
+    *,
+    corrected: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A corrected interaction as JSON, see show --interaction; - reads it from stdin."
+        ),
+    ] = None,
+    actor: Actor,
+    as_json: Json = False,
+) -> None:
+    """Record it now, as it was or as corrected. Doing so twice records it once."""
+    request = pb.ResubmitRejectedRequest(rejection_id=rejection_id, actor=actor)
+    if corrected is not None:
+        request.interaction.CopyFrom(_read(corrected))
+    run(_resubmit(request, as_json=as_json))
+
+
+def _read(path: Path) -> Interaction:
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text()
+        return Parse(text, Interaction())
+    except (OSError, UnicodeDecodeError, ParseError) as error:
+        raise CommandError(f"{path} holds no interaction as JSON: {error}") from error
+
+
+async def _resubmit(request: pb.ResubmitRejectedRequest, *, as_json: bool) -> None:
+    async with channel("ingest", Addresses.configured().ingest) as opened:
+        found = await RejectionServiceStub(opened).ResubmitRejected(request, timeout=DEADLINE_S)
+    if as_json:
+        show.print_json(found)
+        return
+    news = found.result.status == RecordStatus.RECORD_STATUS_RECORDED
+    show.console().print(f"{'recorded' if news else 'was recorded before'}: {found.result.event_id}")
+
+
+@app.command()
+def discard(
+    rejection_id: RejectionId,
+    *,
+    reason: Annotated[str, typer.Option(help="Why it will not be recorded.")],
+    actor: Actor,
+    as_json: Json = False,
+) -> None:
+    """Say that it will not be recorded. It stays to be seen."""
+    request = pb.DiscardRejectedRequest(rejection_id=rejection_id, reason=reason, actor=actor)
+    run(_discard(request, as_json=as_json))
+
+
+async def _discard(request: pb.DiscardRejectedRequest, *, as_json: bool) -> None:
+    async with channel("ingest", Addresses.configured().ingest) as opened:
+        found = await RejectionServiceStub(opened).DiscardRejected(request, timeout=DEADLINE_S)
+    if as_json:
+        show.print_json(found)
+        return
+    show.console().print(f"{show.name(RejectionState.DESCRIPTOR, found.rejection.state)}: {found.rejection.note}")
