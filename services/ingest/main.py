@@ -61,6 +61,7 @@ class IngestSettings(ServiceSettings):
 async def wire(settings: IngestSettings, process: Process) -> None:
     store = await EventStore.connect(settings.eventstore_uri)
     process.on_close(store.close)
+    process.watch("event store", store.ping)
     # The front door does not wait for PostgreSQL, and stays open without it.
     pool = await projection.lazy_pool(settings.postgres_dsn)
     process.on_close(pool.close)
