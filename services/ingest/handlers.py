@@ -31,6 +31,7 @@ from services.ingest.rejection import (
     Rejections,
     Resubmit,
     check_resubmission,
+    discarded,
     stream_of,
     unknown,
 )
@@ -209,6 +210,8 @@ class RejectionHandlers:
                 raise unknown(rejection_id)
             if rejection.state is RejectionState.RESUBMITTED:
                 return Recording(rejection.event_id, duplicate=True)
+            if rejection.state is RejectionState.DISCARDED:
+                raise discarded(rejection)
             command = corrected or _as_it_came(rejection, now, self._masker)
             record = Intent(command.stream, command)
             event_id = event_id_of(record, InteractionRecorded)

@@ -194,7 +194,7 @@ def _decide(command: KeepRejected | Resubmit | Discard, state: Rejection) -> Ite
         raise unknown(command.rejection_id)
     if isinstance(command, Resubmit):
         if state.state is RejectionState.DISCARDED:
-            raise RefusedError("REJECTION_DISCARDED", f"discarded by {state.actor}: {state.note}")
+            raise discarded(state)
         if state.state is RejectionState.OPEN:
             customer = command.interaction.customer
             yield RejectionResubmitted(
@@ -217,3 +217,7 @@ def _decide(command: KeepRejected | Resubmit | Discard, state: Rejection) -> Ite
 
 def unknown(rejection_id: str) -> NotFoundError:
     return NotFoundError("REJECTION_UNKNOWN", f"nothing was rejected under {rejection_id!r}")
+
+
+def discarded(rejection: Rejection) -> RefusedError:
+    return RefusedError("REJECTION_DISCARDED", f"discarded by {rejection.actor}: {rejection.note}")

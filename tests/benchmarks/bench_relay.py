@@ -22,9 +22,8 @@ import nats
 import uvloop
 from nats.js import api
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "proto/gen"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "proto/gen"))
 
 from infra.local.cluster import running
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded, Verbatim

@@ -165,7 +165,7 @@ def measure(events: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--events", type=int, default=24_000)
-    print(json.dumps(measure(parser.parse_args().events), indent=2))  # noqa: T201
+    print(json.dumps(measure(parser.parse_args().events), indent=2))
 
 
 if __name__ == "__main__":

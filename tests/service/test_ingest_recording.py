@@ -1,7 +1,6 @@
 """The front door over gRPC, with the real event store behind it."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,74 +13,19 @@ from grpc import StatusCode
 from recorrido.ingest.v1 import ingest_service_pb2 as pb
 from recorrido.ingest.v1 import interaction_pb2
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded
-from recorrido.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
-from services.foundation.events import CORRELATION_ID, Recorded, Registry
-from services.foundation.eventstore import EventStore
+from services.foundation.events import CORRELATION_ID, Registry
 from services.foundation.telemetry import trace_id_of
-from tests.support.cluster import Cluster, running
-from tests.support.interactions import interaction
+from tests.support.front_door import DUPLICATE, RECORDED, REJECTED, FrontDoor, front_door, of
 from tests.support.rpc_errors import info, violations
 from tests.support.wait import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-RECORDED, DUPLICATE, REJECTED = (
-    pb.RECORD_STATUS_RECORDED,
-    pb.RECORD_STATUS_DUPLICATE,
-    pb.RECORD_STATUS_REJECTED,
-)
-
-
-class FrontDoor:
-    """The service as a caller sees it, and the store to look behind it. Every test takes numbers of its own."""
-
-    def __init__(self, cluster: Cluster, store: EventStore, channel: grpc.aio.Channel) -> None:
-        self.cluster = cluster
-        self.store = store
-        self.channel = channel
-        self.stub: Any = IngestServiceStub(channel)
-
-    async def one(self, item: interaction_pb2.Interaction, **options: Any) -> pb.RecordResult:
-        response = await self.stub.RecordInteraction(pb.RecordInteractionRequest(interaction=item), **options)
-        result: pb.RecordResult = response.result
-        return result
-
-    async def refusal(self, item: interaction_pb2.Interaction) -> grpc.aio.AioRpcError:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await self.one(item)
-        return caught.value
-
-    async def many(self, *items: interaction_pb2.Interaction, **options: Any) -> list[pb.RecordResult]:
-        response = await self.stub.RecordInteractions(pb.RecordInteractionsRequest(interactions=items), **options)
-        return list(response.results)
-
-    async def history(self, customer_id: str) -> list[Recorded]:
-        return await self.store.read(f"customer-{customer_id}")
-
-
-@contextlib.asynccontextmanager
-async def front_door(data: Path) -> AsyncIterator[FrontDoor]:
-    async with (
-        running(["ingest"], data=data) as cluster,
-        grpc.aio.insecure_channel(cluster.address("ingest")) as channel,
-    ):
-        store = await EventStore.connect(cluster.environment["RECORRIDO_EVENTSTORE_URI"])
-        try:
-            yield FrontDoor(cluster, store, channel)
-        finally:
-            await store.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def door(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[FrontDoor]:
     async with front_door(tmp_path_factory.mktemp("ingest")) as opened:
         yield opened
-
-
-def of(customer_id: str, number: int = 1, **options: Any) -> interaction_pb2.Interaction:
-    made = interaction(number, **options)
-    made.customer.customer_id = customer_id
-    return made
 
 
 async def test_keeps_what_it_was_given_in_the_customers_stream(door: FrontDoor) -> None:
