@@ -73,7 +73,7 @@ bench: $(DEV_READY) $(TRITON_READY) ## Run every benchmark
 .PHONY: lock
 lock: ## Pin requirements*.in, with hashes and without registry addresses (needs uv)
 	@for name in requirements requirements-dev infra/triton/requirements; do \
-		uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11 \
+		uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 \
 			"$$name.in" --output-file "$$name.lock"; \
 	done
 
