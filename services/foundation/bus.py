@@ -55,9 +55,13 @@ REPLAY_AGE_S = 7 * 24 * 3600.0
 #: After a consumer died its messages come again this much later; while it lives it keeps telling that it works on them.
 ACK_WAIT_S = 10.0
 DUPLICATE_WINDOW_S = 1.0
+#: Stores take events of 1 MiB; what a message has besides (headers, a long stream id) is far from another one.
+MIN_PAYLOAD_BYTES = 2 * 1024 * 1024
 #: A batch that does not follow the stream's end is refused by its sequence, or before that by an id that was just seen.
 _WRONG_LAST_SEQUENCE = 10071
 _DUPLICATE_IN_BATCH = 10201
+#: The names of a message's headers, and what a batch adds to them, at most.
+_HEADER_NAMES_BYTES = 1024
 #: NATS ends the connection of whoever names a subject of more than 4 KiB.
 _MAX_SUBJECT_TOKEN = 1024
 
@@ -218,18 +222,31 @@ class Reaction:
     description: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """How much of the history the bus keeps, and how often. None: as it is; what is made has no limit and one copy."""
+
+    max_bytes: int | None = None
+    replicas: int | None = None
+
+
 class Bus:
     """A connection to NATS with the stream that holds every public event."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, limits: StreamLimits) -> None:
         self._client = client
+        self._limits = limits
         self._js: JetStreamContext = client.jetstream(timeout=10.0)
         self._failures: Counter[tuple[str, int]] = Counter()
         self._handled = telemetry.METER.create_counter("recorrido.reaction.messages", description="by durable, answer")
 
     @classmethod
-    async def connect(cls, url: str, *, name: str) -> Self:
-        """Connect, waiting until the server answers, and make sure that both streams exist."""
+    async def connect(cls, url: str, *, name: str, limits: StreamLimits | None = None) -> Self:
+        """Connect, waiting until the server answers, and make sure that both streams exist, within `limits`.
+
+        Raises:
+            RefusedError: PAYLOAD_TOO_SMALL, the server takes no messages as large as events may be.
+        """
         client = await nats.connect(
             url,
             name=name,
@@ -240,7 +257,14 @@ class Bus:
             disconnected_cb=_log_disconnected,
             reconnected_cb=_log_reconnected,
         )
-        bus = cls(client)
+        if client.max_payload < MIN_PAYLOAD_BYTES:
+            await client.close()
+            raise RefusedError(
+                "PAYLOAD_TOO_SMALL",
+                f"NATS takes messages of at most {client.max_payload} bytes, and events can be larger:"
+                f" set its max_payload to 8MB, at least to {MIN_PAYLOAD_BYTES}",
+            )
+        bus = cls(client, limits or StreamLimits())
         delay = 0.1
         while True:
             try:
@@ -268,7 +292,7 @@ class Bus:
             await asyncio.wait_for(self._client.close(), 2.0)
 
     async def ensure_streams(self) -> None:
-        """Make both streams, unless they are there. Raises UnavailableError."""
+        """Make both streams, unless they are there, and keep them to the limits. Raises UnavailableError."""
         events = api.StreamConfig(
             name=STREAM,
             subjects=["recorrido.>"],
@@ -282,13 +306,21 @@ class Bus:
         )
         dead = api.StreamConfig(name=DEAD_LETTERS, subjects=["recorrido_dead.>"], storage=api.StorageType.FILE)
         try:
-            for config in (events, dead):
-                try:
-                    await self._js.stream_info(config.name or "")
-                except NotFoundError:
-                    await self._js.add_stream(config)
+            # Dead letters wait for somebody to look at them: nothing pushes them out.
+            await self._ensure(events, {"max_bytes": self._limits.max_bytes, "num_replicas": self._limits.replicas})
+            await self._ensure(dead, {"num_replicas": self._limits.replicas})
         except (NatsError, TimeoutError, OSError) as error:
             raise UnavailableError("NATS", repr(error)) from error
+
+    async def _ensure(self, config: api.StreamConfig, limits: Mapping[str, int | None]) -> None:
+        wanted = {name: limit for name, limit in limits.items() if limit is not None}
+        try:
+            present = (await self._js.stream_info(config.name or "")).config
+        except NotFoundError:
+            await self._js.add_stream(config.evolve(**wanted))
+        else:
+            if any(getattr(present, name) != limit for name, limit in wanted.items()):
+                await self._js.update_stream(present.evolve(**wanted))
 
     # -- publishing: the relay's side ------------------------------------------------------------------------------
 
@@ -377,8 +409,10 @@ class Bus:
 
         Raises:
             NotTheWriterError: the stream does not end at sequence `expected_last`.
+            RefusedError: MESSAGE_TOO_LARGE, the server takes no message as large as one of them.
             UnavailableError: no answer; whether they were published is for `last` to tell.
         """
+        self._check_sizes(batch)
         batch_id = uuid.uuid4().hex
         try:
             for number, (to, body, headers) in enumerate(batch, 1):
@@ -436,6 +470,17 @@ class Bus:
                 with contextlib.suppress(NotFoundError):
                     await self._js.delete_msg(name, sequence)
                 count += 1
+
+    def _check_sizes(self, batch: Sequence[tuple[str, bytes, Mapping[str, str]]]) -> None:
+        # The server would end the connection, again and again.
+        for to, body, headers in batch:
+            size = len(body) + len("".join(headers.values())) + _HEADER_NAMES_BYTES
+            if size > self._client.max_payload:
+                raise RefusedError(
+                    "MESSAGE_TOO_LARGE",
+                    f"event {headers.get('ce-id')} comes to a message of {size} bytes on {to[:200]}, and NATS takes at"
+                    f" most {self._client.max_payload}: raise its max_payload",
+                )
 
     # -- reacting --------------------------------------------------------------------------------------------------
 

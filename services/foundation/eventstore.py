@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import grpc
 import structlog
 from kurrentdbclient import (
     AsyncKurrentDBClient,
@@ -103,7 +104,11 @@ class EventStore:
 
     @classmethod
     async def connect(cls, uri: str) -> Self:
-        """Connect, waiting until the store answers; only being cancelled ends the wait."""
+        """Connect, waiting until the store answers; only being cancelled ends the wait.
+
+        Raises:
+            RefusedError: STORE_TOO_OLD, it has no atomic append to many streams.
+        """
         delay = 0.1
         while True:
             client = AsyncKurrentDBClient(uri=uri)
@@ -119,6 +124,7 @@ class EventStore:
                 await client.connect()
                 # Connecting is lazy where no node has to be discovered; only an answer proves that one is there.
                 await client.get_commit_position(timeout=TIMEOUT_S)
+                await _require_append_records(client)
             except (*_UNAVAILABLE, kurrent.KurrentDBClientError) as error:
                 LOG.warning("waiting for the event store", error=type(error).__name__)
                 await client.close()
@@ -346,6 +352,19 @@ class _AppendSpans:
             if error is not None:
                 span.set_status(Status(StatusCode.ERROR, type(error).__name__))
             span.end()
+
+
+async def _require_append_records(client: AsyncKurrentDBClient) -> None:
+    # Asked for itself, with nothing to append: ServerFeatures list the calls of the first protocol version only.
+    try:
+        await client.append_records([], [], timeout=TIMEOUT_S)
+    except kurrent.KurrentDBClientError as error:
+        cause = error.__cause__
+        if isinstance(cause, grpc.RpcError) and cause.code() is grpc.StatusCode.UNIMPLEMENTED:
+            await client.close()
+            raise RefusedError(
+                "STORE_TOO_OLD", "the event store has no AppendRecords: KurrentDB 26.1 or later is needed"
+            ) from None
 
 
 def _patterns(type_names: Iterable[str]) -> list[str]:

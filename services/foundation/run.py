@@ -14,6 +14,7 @@ import uvloop
 
 from services.foundation import telemetry
 from services.foundation.config import ServiceSettings, load
+from services.foundation.errors import RefusedError
 from services.foundation.rpc import RpcServer
 
 LOG = structlog.get_logger()
@@ -91,7 +92,7 @@ class Process:
             await wiring
         except asyncio.CancelledError:
             pass
-        except OSError as error:
+        except (OSError, RefusedError) as error:
             LOG.error("cannot start", error=str(error))  # noqa: TRY400 - the text says it all
             self._failure = error
         except Exception as error:

@@ -162,7 +162,8 @@ class Relay:
                 recorded = [item for item in batch if isinstance(item, Recorded)]
                 if recorded:
                     sequence = await self._publish(recorded, sequence)
-                able(True)
+                if recorded or any(isinstance(item, CaughtUp) for item in batch):
+                    able(True)
 
     async def _publish(self, batch: Sequence[Recorded], sequence: int) -> int:
         sequence = await publish(self._bus, batch, sequence)
