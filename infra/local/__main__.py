@@ -22,7 +22,7 @@ NOT_RUNNING = 3
 
 
 def main() -> int:
-    """0: stopped, or all are ready; 1: a part failed or nothing started; 2: no usable data; 3: `status`, not ready."""
+    """0: stopped, or all are ready; 1: a part failed or nothing started; 2: a bad setting; 3: `status`, not ready."""
     options = _options()
     data = Path(options.data or os.environ.get("RECORRIDO_DATA") or ROOT / "var").absolute()
     console = Console(quiet=getattr(options, "quiet", False))
@@ -30,7 +30,7 @@ def main() -> int:
         if options.command == "status":
             return status(data, as_json=options.json)
         return asyncio.run(up(options.part, data, console))
-    except directory.UnusableError as error:
+    except (directory.UnusableError, port_numbers.BadPortError) as error:
         console.complain(str(error))
         return BAD_SETTING
 
@@ -41,8 +41,8 @@ async def up(parts: list[str], data: Path, console: Console) -> int:
     asked = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, asked.set)
+    ports = port_numbers.from_environment(os.environ)
     try:
-        ports = port_numbers.from_environment(os.environ)
         began = time.monotonic()
         async with started(parts, data=data, ports=ports, console=console) as cluster:
             failure = await _until_ended(cluster, asked, began, console)

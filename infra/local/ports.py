@@ -10,7 +10,11 @@ _VARIABLE = "RECORRIDO_PORT_"
 
 
 class PortError(Exception):
-    """A port is no port, is given twice or is taken; the text names the port, the part and the variable."""
+    """A port is given twice or is taken; the text names the port, the part and the variable."""
+
+
+class BadPortError(PortError):
+    """What a variable holds is no port; the text names both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +47,7 @@ def from_environment(environment: Mapping[str, str]) -> Ports:
     """The ports, each moved by its variable `RECORRIDO_PORT_<NAME>` where that is set.
 
     Raises:
-        PortError: a value is no port.
+        BadPortError: a value is no port.
     """
     moved = {}
     for field in fields(Ports):
@@ -51,7 +55,7 @@ def from_environment(environment: Mapping[str, str]) -> Ports:
         if not value:
             continue
         if not (value.isascii() and value.isdigit() and 0 < int(value) < 65536):
-            raise PortError(f"{variable(field.name)} must be a port from 1 to 65535, not {value!r}")
+            raise BadPortError(f"{variable(field.name)} must be a port from 1 to 65535, not {value!r}")
         moved[field.name] = int(value)
     return Ports(**moved)
 

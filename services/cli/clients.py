@@ -12,7 +12,7 @@ from recorrido.actions.v1.actions_service_pb2_grpc import ActionsServiceStub
 from recorrido.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from recorrido.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 from recorrido.journey.v1.journey_service_pb2_grpc import JourneyServiceStub
-from services.cli.failures import CommandError, explain
+from services.cli.failures import CommandError, SettingError, explain
 
 if TYPE_CHECKING:
     # Only the type stubs tell the asynchronous client from the blocking one.
@@ -50,10 +50,18 @@ class Addresses:
 
     @classmethod
     def local(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """The parts on this machine, each moved by `RECORRIDO_PORT_<NAME>` where that is set."""
+        """The parts on this machine, each moved by `RECORRIDO_PORT_<NAME>` where that is set.
+
+        Raises:
+            SettingError: a value is no port.
+        """
 
         def at(name: str) -> str:
-            return f"127.0.0.1:{environment.get(f'RECORRIDO_PORT_{name.upper()}') or _PORTS[name]}"
+            variable = f"RECORRIDO_PORT_{name.upper()}"
+            value = environment.get(variable) or str(_PORTS[name])
+            if not (value.isascii() and value.isdigit() and 0 < int(value) < 65536):
+                raise SettingError(f"{variable} must be a port from 1 to 65535, not {value!r}")
+            return f"127.0.0.1:{value}"
 
         return cls(
             **{name: at(name) for name in ("relay", "ingest", "inference", "journey", "actions")},

@@ -8,7 +8,15 @@ CORRELATION_HEADER = "x-correlation-id"
 
 
 class CommandError(Exception):
-    """Ends the command with exit code 1; the text is all that the person sees."""
+    """Ends the command with `exit_code`; the text is all that the person sees."""
+
+    exit_code = 1
+
+
+class SettingError(CommandError):
+    """A variable of the environment holds what cannot be used; the text names it."""
+
+    exit_code = 2
 
 
 def explain(error: grpc.aio.AioRpcError, service: str, address: str) -> str:

@@ -28,6 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: A program of its own, told by its name: a client imports no infrastructure.
 _SUPERVISOR = (sys.executable, "-m", "infra.local")
+# When we are killed, the kernel asks it to stop. The shell closes the gap before that request: if we were gone by then,
+# it has another parent than us and does not start the program.
+_TIED_TO_US = ("setpriv", "--pdeathsig=TERM", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
 _LINE_LIMIT_BYTES = 1024 * 1024
 _POLL_S = 0.25
 
@@ -53,6 +56,8 @@ async def _run(*, with_sample: bool, with_report: bool, quiet: bool) -> int:
     addresses = Addresses.local()
     out = show.console()
     supervisor = await asyncio.create_subprocess_exec(
+        *_TIED_TO_US,
+        str(os.getpid()),
         *_SUPERVISOR,
         "up",
         *(["--quiet"] if quiet else []),

@@ -32,12 +32,12 @@ app.command()(analyze.analyze)
 
 
 def main() -> None:
-    """0: done; 1: it failed, and one line on stderr tells why; 2: it was called wrongly; 130: Ctrl-C."""
+    """0: done; 1: it failed, and one line on stderr tells why; 2: it was called or set up wrongly; 130: Ctrl-C."""
     try:
         app()
     except CommandError as error:
         show.console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
-        sys.exit(1)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

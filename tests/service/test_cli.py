@@ -322,6 +322,15 @@ async def test_calling_it_wrongly_is_2(cluster: Cluster, arguments: tuple[str, .
     assert (await recorrido(cluster, *arguments)).code == 2
 
 
+@pytest.mark.parametrize("command", [("overview",), ("run", "--no-sample")])
+async def test_a_port_that_is_none_is_2(command: tuple[str, ...], tmp_path: Path) -> None:
+    env = {"RECORRIDO_PORT_JOURNEY": "fifty", "RECORRIDO_DATA": str(tmp_path)}
+    process = await start(command, {**environment(port_numbers.free()), **env})
+    out, err = await process.communicate()
+    line = _one_line(Result(process.returncode or 0, out.decode(), err.decode()), 2)
+    assert "RECORRIDO_PORT_JOURNEY must be a port from 1 to 65535, not 'fifty'" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "service"),
     [

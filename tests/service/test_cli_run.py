@@ -3,10 +3,11 @@
 import asyncio
 import time
 from pathlib import Path
-from signal import SIGINT
+from signal import SIGINT, SIGKILL
 
 import pytest
 
+from infra.local import directory, processes
 from infra.local import ports as port_numbers
 from infra.local.ports import Ports
 from services.cli import sample
@@ -108,6 +109,19 @@ async def test_a_port_that_is_taken_ends_the_run_with_its_message(tmp_path: Path
         await refused.reading
     assert code == 1
     assert f"port {ports.nats} of nats is taken" in refused.text
+
+
+async def test_nothing_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
+    killed = await run(tmp_path, port_numbers.free(), "--no-sample", "--no-report")
+    await until(lambda: "nats is ready" in killed.text, 30, what="a part")
+    record = directory.read(tmp_path)
+    groups = [record["pid"], *(part["pid"] for part in record["parts"] if part["pid"])]
+    assert len(groups) > 2
+    killed.process.send_signal(SIGKILL)
+    await killed.process.wait()
+    await until(lambda: not any(map(processes.members, groups)), 20, what="the end of all parts")
+    await killed.reading
+    assert not directory.is_held(tmp_path), "the next run can begin"
 
 
 async def test_an_interrupt_while_it_starts_ends_it_too(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from infra.local import ports as port_numbers
 from infra.local import processes
 from infra.local.logs import Console, PartLog
 from infra.local.parts import Part, UnknownPartError, with_needs
-from infra.local.ports import PortError, Ports
+from infra.local.ports import BadPortError, PortError, Ports
 from infra.local.probes import NotReadyError
 from infra.local.supervisor import PartFailedError, Restarts, State
 from tests.support.cluster import running
@@ -183,7 +183,7 @@ async def test_one_part_can_be_stopped_and_started_frozen_and_thawed(tmp_path: P
 
 @pytest.mark.parametrize("value", ["nats", "0", "65536", "-1", "\u0664\u0662"])
 def test_a_port_that_is_none_names_its_variable(value: str) -> None:
-    with pytest.raises(PortError, match="RECORRIDO_PORT_NATS_MONITOR must be a port from 1 to 65535"):
+    with pytest.raises(BadPortError, match="RECORRIDO_PORT_NATS_MONITOR must be a port from 1 to 65535"):
         port_numbers.from_environment({"RECORRIDO_PORT_NATS_MONITOR": value})
 
 

@@ -203,7 +203,7 @@ async def test_a_taken_port_is_told_once_and_before_anything_starts(machine: Mac
 
 async def test_a_wrong_port_is_told(machine: Machine) -> None:
     code, text = await (await machine.start("up", RECORRIDO_PORT_NATS="http")).ended()
-    assert code == 1
+    assert code == 2
     assert "RECORRIDO_PORT_NATS must be a port from 1 to 65535, not 'http'" in text
 
 

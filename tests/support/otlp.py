@@ -27,6 +27,8 @@ class Receiver:
     endpoint: str = ""
     spans: list[Seen] = field(default_factory=list)
     metrics: set[tuple[str, str]] = field(default_factory=set)
+    #: The last told value of each sum, over all its attributes.
+    sums: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def trace(self, trace_id: str) -> dict[str, Seen]:
         return {s.span_id: s for s in list(self.spans) if s.trace_id == trace_id}
@@ -69,9 +71,11 @@ class _Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
     async def Export(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802 - gRPC's names
         for resource in request.resource_metrics:
             service = _text(resource.resource.attributes).get("service.name", "")
-            self._receiver.metrics.update(
-                (service, metric.name) for scope in resource.scope_metrics for metric in scope.metrics
-            )
+            for metric in (metric for scope in resource.scope_metrics for metric in scope.metrics):
+                self._receiver.metrics.add((service, metric.name))
+                if metric.HasField("sum"):
+                    told = sum(point.as_int + point.as_double for point in metric.sum.data_points)
+                    self._receiver.sums[service, metric.name] = told
         return metrics_service_pb2.ExportMetricsServiceResponse()
 
 
