@@ -164,6 +164,15 @@ class GroupCommit(Generic[StateT]):
         self._taken.clear()
         return group
 
+    def _give_up(self, error: UnavailableError) -> None:
+        """Tell all who wait: who came while the store did not answer must not wait as long again for the same."""
+        self._waiting.add(-len(self._queue), self._attributes)
+        while self._queue:
+            self._queue.popleft().settle(error)
+        self._bytes = 0
+        self._taken.set()
+        self._taken.clear()
+
     async def _commit(self, group: list[_Item[StateT]]) -> None:
         """Execute a group; what is wrong with some of it is told to those alone."""
         while group:
@@ -172,6 +181,7 @@ class GroupCommit(Generic[StateT]):
             except UnavailableError as error:
                 for item in group:
                     item.settle(error)
+                self._give_up(error)
                 return
             except Exception as error:  # noqa: BLE001 - it is raised to the caller that it belongs to
                 if len(group) == 1:

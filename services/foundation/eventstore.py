@@ -9,7 +9,7 @@ import contextlib
 import json
 import sys
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -39,8 +39,11 @@ EXISTS = -4
 #: Told in a conflict: the stream was closed for good.
 TOMBSTONED = -6
 
-#: How long one call may take; a node that does not answer in that time is down for our purposes.
+#: How long one call may take, with the client's own second try; a node that does not answer in that time is down for
+#: our purposes.
 TIMEOUT_S = 10.0
+#: How long a connection may be silent before it is asked for a sign of life, and how long that may take.
+SILENCE_MS = 4_000
 
 #: A refused append names every stream that stood in its way, in the call's trailing metadata; gRPC's own limit of
 #: 8 KiB is met at some fifty streams, and what does not fit arrives as no error that anybody could read.
@@ -119,6 +122,12 @@ class EventStore:
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.min_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 1000),
+                # One that is frozen, or behind a network that is cut, is given up though nothing says so: who only
+                # listens would do so for ever.
+                ("grpc.keepalive_time_ms", SILENCE_MS),
+                ("grpc.keepalive_timeout_ms", SILENCE_MS),
+                ("grpc.http2.ping_timeout_ms", SILENCE_MS),
+                ("grpc.http2.max_pings_without_data", 0),
             )
             try:
                 await client.connect()
@@ -159,25 +168,23 @@ class EventStore:
         checks = [StreamStateCheck(a.stream, _STATES.get(a.expected, a.expected)) for a in appends if a.expected != ANY]
         with spans:
             try:
-                result = await self._client.append_records(records, checks, timeout=TIMEOUT_S)
+                async with _in_time():
+                    result = await self._client.append_records(records, checks, timeout=TIMEOUT_S)
             except kurrent.ConsistencyChecksFailedError as error:
                 failed = [f.stream_state_failure for f in error.failures if f.stream_state_failure]
                 raise ConflictError({f.stream_name: _actual_revision(f.actual_state) for f in failed}) from error
-            except _TOO_LARGE as error:
-                raise RefusedError("TOO_LARGE", "more than the event store takes in one append") from error
-            except _UNAVAILABLE as error:
-                raise UnavailableError("event store", type(error).__name__) from error
         return result.commit_position
 
     async def read(self, stream: str, after: int = NO_STREAM, limit: int = sys.maxsize) -> list[Recorded]:
         """Return at most `limit` events of `stream` behind revision `after`, oldest first; none without a stream."""
         try:
-            response = await self._client.read_stream(stream, stream_position=after + 1, limit=limit, timeout=TIMEOUT_S)
-            return [_recorded(event) async for event in response]
+            async with _in_time():
+                response = await self._client.read_stream(
+                    stream, stream_position=after + 1, limit=limit, timeout=TIMEOUT_S
+                )
+                return [_recorded(event) async for event in response]
         except (kurrent.NotFoundError, kurrent.StreamIsDeletedError):
             return []
-        except _UNAVAILABLE as error:
-            raise UnavailableError("event store", type(error).__name__) from error
 
     async def wipe(self, stream: str, last: Recorded) -> None:
         """Delete a stream whose last event is `last`: nothing can be read of it, and a scavenge takes it off the disk.
@@ -195,18 +202,15 @@ class EventStore:
             await self.append([StreamAppend(stream, revision, [Pending(Blank(), uuid.uuid4())])])
             revision += 1
         try:
-            await self._client.delete_stream(stream, current_version=revision, timeout=TIMEOUT_S)
+            async with _in_time():
+                await self._client.delete_stream(stream, current_version=revision, timeout=TIMEOUT_S)
         except kurrent.WrongCurrentVersionError as error:
             raise ConflictError({stream: revision}) from error
-        except _UNAVAILABLE as error:
-            raise UnavailableError("event store", type(error).__name__) from error
 
     async def truncate(self, stream: str, before: int) -> None:
         """Take the events below revision `before` out of a stream, as `wipe` does with all. Raises UnavailableError."""
-        try:
+        async with _in_time():
             await self._client.set_stream_metadata(stream, metadata={"$tb": before}, timeout=TIMEOUT_S)
-        except _UNAVAILABLE as error:
-            raise UnavailableError("event store", type(error).__name__) from error
 
     async def ping(self) -> bool:
         """Return whether the store answers within two seconds."""
@@ -219,10 +223,8 @@ class EventStore:
 
     async def head(self) -> int:
         """Return the commit position of the last event of the store; 0 in an empty one."""
-        try:
+        async with _in_time():
             return await self._client.get_commit_position(timeout=TIMEOUT_S)
-        except _UNAVAILABLE as error:
-            raise UnavailableError("event store", type(error).__name__) from error
 
     async def read_all(
         self, start: int | None, type_names: Iterable[str] = (), limit: int = sys.maxsize
@@ -260,20 +262,19 @@ class EventStore:
         if place is None:
             return
         try:
-            # With a filter, though it lets all through: only then does a position beyond the end have an error class.
-            response = await self._client.read_all(
-                commit_position=place.position, filter_include=[".*"], limit=1, timeout=TIMEOUT_S
-            )
-            found = [event async for event in response]
-            if found and found[0].commit_position == place.position:
-                same = found[0].id == place.event_id
-            else:
-                # A deletion is itself an event: the history goes on behind what was deleted.
-                same = bool(found) and await self._was_deleted(place)
+            async with _in_time():
+                # With a filter, though it lets all through: only then has a position beyond the end an error class.
+                response = await self._client.read_all(
+                    commit_position=place.position, filter_include=[".*"], limit=1, timeout=TIMEOUT_S
+                )
+                found = [event async for event in response]
+                if found and found[0].commit_position == place.position:
+                    same = found[0].id == place.event_id
+                else:
+                    # A deletion is itself an event: the history goes on behind what was deleted.
+                    same = bool(found) and await self._was_deleted(place)
         except kurrent.InvalidCommitPositionError:
             same = False
-        except _UNAVAILABLE as error:
-            raise UnavailableError("event store", type(error).__name__) from error
         if not same:
             raise OtherHistoryError(f"event {place.event_id} at position {place.position}")
 
@@ -322,6 +323,23 @@ class EventStore:
                 LOG.warning("event store subscription lost, resuming", after=last, error=type(error).__name__)
             await asyncio.sleep(delay)
             delay = min(delay * 2, 2.0)
+
+
+@contextlib.asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    """Let the block have TIMEOUT_S; what the client raises of a store that cannot answer comes out as ours.
+
+    Raises:
+        RefusedError: TOO_LARGE.
+        UnavailableError: no answer, or not in time.
+    """
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            yield
+    except _TOO_LARGE as error:
+        raise RefusedError("TOO_LARGE", "more than the event store takes in one append") from error
+    except (TimeoutError, *_UNAVAILABLE) as error:
+        raise UnavailableError("event store", type(error).__name__) from error
 
 
 class _AppendSpans:

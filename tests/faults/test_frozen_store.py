@@ -1,0 +1,69 @@
+"""The event store hangs: it takes connections and answers nobody, as behind a network that is cut."""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from pathlib import Path
+from signal import SIGCONT, SIGSTOP
+from typing import Any
+
+import grpc
+import pytest
+from grpc import StatusCode
+
+from recorrido.ingest.v1 import identity_service_pb2, identity_service_pb2_grpc
+from services.foundation.errors import UnavailableError
+from services.foundation.events import stream_name
+from services.foundation.eventstore import TIMEOUT_S
+from tests.support.front_door import DUPLICATE, RECORDED, front_door, of
+from tests.support.rpc_errors import info
+from tests.support.wait import until
+
+#: What a busy machine may add.
+GRACE_S = 3.0
+
+
+async def _refused(call: Awaitable[Any]) -> tuple[grpc.aio.AioRpcError, float]:
+    """Return how a call fails, and after how many seconds."""
+    began = time.monotonic()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value, time.monotonic() - began
+
+
+async def test_callers_hear_of_it_in_time_and_repeat(tmp_path: Path) -> None:
+    """However many wait, and whatever for: UNAVAILABLE within the store's deadline, or their own where that is less."""
+    async with front_door(tmp_path) as door:
+        await door.one(of("early"))
+        identities: Any = identity_service_pb2_grpc.IdentityServiceStub(door.channel)
+        asked = identity_service_pb2.ListIdentitiesRequest(customer_id="early")
+        await identities.ListIdentities(asked)
+        door.cluster.kill("eventstore", SIGSTOP)
+        # The first is in an append, the others come while that is under way.
+        first = asyncio.create_task(_refused(door.one(of("first"), timeout=30)))
+        patient = [_refused(door.one(of("patient", n), timeout=30)) for n in range(20)]
+        hasty = _refused(door.one(of("hasty"), timeout=1))
+        reader = _refused(identities.ListIdentities(asked, timeout=30))
+        batch = asyncio.create_task(door.many(*(of("batch", n) for n in range(3)), timeout=30))
+        read_store = asyncio.create_task(door.store.read(stream_name("customer", "early")))
+        answers = await asyncio.gather(first, reader, *patient)
+        for error, took_s in answers:
+            assert (error.code(), info(error).reason) == (StatusCode.UNAVAILABLE, "UNAVAILABLE")
+            assert took_s < TIMEOUT_S + GRACE_S
+        error, took_s = await hasty
+        assert error.code() is StatusCode.DEADLINE_EXCEEDED
+        assert took_s < 1 + GRACE_S
+        assert {r.problem.reason for r in await batch} == {"UNAVAILABLE"}
+        with pytest.raises(UnavailableError):
+            await read_store
+        door.cluster.kill("eventstore", SIGCONT)
+
+        async def again(item: Any) -> Any:
+            # Whether the append that was under way happened, nobody knew: repeating it settles that.
+            return (await door.one(item, timeout=10)).status
+
+        assert await until(lambda: again(of("first")), 20, ignoring=(grpc.aio.AioRpcError,)) in {RECORDED, DUPLICATE}
+        assert {await again(of("patient", n)) for n in range(20)} <= {RECORDED, DUPLICATE}
+        for customer_id, count in (("first", 1), ("patient", 20), ("early", 1)):
+            assert len(await door.history(customer_id)) == count
+        assert list((await identities.ListIdentities(asked)).identities) == []
