@@ -1,8 +1,9 @@
 """Group commit: commands of many callers that are under way at the same time share one append.
 
-There is no timer. While one append is in flight, what comes gathers; when it is answered, what gathered goes. An idle
-service therefore commits at once, and a busy one in large groups. One append at a time keeps every stream in the order
-in which its commands came, and no two of ours ever conflict.
+There is no timer. While an append is in flight, what comes gathers; when it is answered, what gathered goes. An idle
+service therefore commits at once, and a busy one in large groups. What fills a group of its own meanwhile does not
+wait: it is made ready and sent while the store works on the one before. Streams of an append in flight are left alone,
+which keeps every stream in the order in which its commands came, and no two appends of ours ever conflict.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import contextvars
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from services.foundation import telemetry
@@ -22,6 +24,10 @@ StateT = TypeVar("StateT")
 RETRY_AFTER_S = 1.0
 #: A store limits what one append may hold; KurrentDB's default for a whole append was 1 MiB for years.
 APPEND_BYTES = 1024 * 1024
+#: Fewer commands than these cost less in the next append than in one of their own.
+GROUP_ITEMS = 256
+#: Appends in flight: one at the store and one on its way.
+IN_FLIGHT = 2
 #: What event type, metadata and envelope add to each event.
 _ENVELOPE_BYTES = 512
 
@@ -85,6 +91,7 @@ class GroupCommit(Generic[StateT]):
         max_items: int = 10_000,
         max_bytes: int = 64 * 1024 * 1024,
         append_bytes: int = APPEND_BYTES,
+        group_items: int = GROUP_ITEMS,
     ) -> None:
         """Commit through `executor`.
 
@@ -94,14 +101,18 @@ class GroupCommit(Generic[StateT]):
             max_items: commands that may wait. A single submission may be larger while nothing else waits.
             max_bytes: the same in bytes of what they will append.
             append_bytes: about how much goes into one append.
+            group_items: so many commands, or `append_bytes`, are worth an append of their own while one is in flight.
         """
         self._executor = executor
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._append_bytes = append_bytes
+        self._group_items = group_items
+        self._busy: set[str] = set()
         self._queue: deque[_Item[StateT]] = deque()
         self._bytes = 0
-        self._worker: asyncio.Task[None] | None = None
+        self._starting = False
+        self._under_way: set[asyncio.Task[None]] = set()
         self._taken = asyncio.Event()
         self._attributes = {"queue": name}
         self._sizes = telemetry.METER.create_histogram("recorrido.commit.group", unit="{command}")
@@ -125,9 +136,11 @@ class GroupCommit(Generic[StateT]):
             self._queue.append(_Item(submission, index, intent, bytes_ + _ENVELOPE_BYTES))
         self._bytes += size
         self._waiting.add(len(intents), self._attributes)
-        if self._worker is None and self._queue:
-            # In a context of its own: the worker outlives the call that happens to start it.
-            self._worker = asyncio.create_task(self._work(), context=contextvars.Context())
+        if not self._starting:
+            # Soon, so that what comes in the same moment goes together; in a context of its own, because the append
+            # outlives the call that happens to start it.
+            self._starting = True
+            asyncio.get_running_loop().call_soon(self._start, context=contextvars.Context())
         return submission
 
     async def submit_when_room(self, intents: Sequence[Intent], sizes: Sequence[int]) -> Submission[StateT]:
@@ -138,20 +151,38 @@ class GroupCommit(Generic[StateT]):
             except ExhaustedError:
                 await self._taken.wait()
 
-    async def _work(self) -> None:
-        try:
-            while self._queue:
-                if group := self._take():
-                    self._sizes.record(len(group), self._attributes)
-                    await self._commit(group)
-        finally:
-            self._worker = None
+    def _start(self) -> None:
+        self._starting = False
+        while self._queue and (not self._under_way or self._worth_another()):
+            group = self._take()
+            if not group:
+                return
+            self._sizes.record(len(group), self._attributes)
+            streams = {item.intent.stream for item in group}
+            self._busy |= streams
+            task = asyncio.create_task(self._commit(group))
+            self._under_way.add(task)
+            task.add_done_callback(partial(self._finished, streams))
+
+    def _worth_another(self) -> bool:
+        full = len(self._queue) >= self._group_items or self._bytes >= self._append_bytes
+        return full and len(self._under_way) < IN_FLIGHT
+
+    def _finished(self, streams: set[str], task: asyncio.Task[None]) -> None:
+        self._busy -= streams
+        self._under_way.discard(task)
+        self._start()
 
     def _take(self) -> list[_Item[StateT]]:
+        """Take what goes into one append, in order; what is for streams in flight stays."""
         group: list[_Item[StateT]] = []
+        stays: list[_Item[StateT]] = []
         size = taken = 0
         while self._queue and (not group or size + self._queue[0].size <= self._append_bytes):
             item = self._queue.popleft()
+            if item.intent.stream in self._busy:
+                stays.append(item)
+                continue
             self._bytes -= item.size
             taken += 1
             if item.submission.lost is not None:
@@ -159,6 +190,7 @@ class GroupCommit(Generic[StateT]):
             elif not item.submission.abandoned:
                 group.append(item)
                 size += item.size
+        self._queue.extendleft(reversed(stays))
         self._waiting.add(-taken, self._attributes)
         self._taken.set()
         self._taken.clear()

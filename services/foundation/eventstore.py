@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import grpc
+import msgspec
 import structlog
 from kurrentdbclient import (
     AsyncKurrentDBClient,
@@ -159,7 +160,7 @@ class EventStore:
                 stream_name=append.stream,
                 type=pending.event.type_name,
                 data=encode(pending.event),
-                metadata=json.dumps({**pending.metadata, **spans.headers(append, pending)}).encode(),
+                metadata=msgspec.json.encode({**pending.metadata, **spans.headers(append, pending)}),
                 id=pending.event_id,
             )
             for append in appends

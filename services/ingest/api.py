@@ -23,6 +23,7 @@ from services.ingest.masking import Masker
 LOG = structlog.get_logger()
 
 MAX_INTERACTIONS = 1000
+_OUTCOMES = frozenset(interaction_pb2.Outcome.values())
 #: Batches of one stream that are accepted and not yet answered.
 STREAM_WINDOW = 8
 
@@ -140,7 +141,7 @@ def _attempt(message: interaction_pb2.Interaction, now: datetime, masker: Masker
 def command_of(message: interaction_pb2.Interaction, now: datetime, masker: Masker) -> RecordInteraction:
     """Return the command to record what `message` tells. Raises InvalidError."""
     unreadable = []
-    if message.outcome not in interaction_pb2.Outcome.values():
+    if message.outcome not in _OUTCOMES:
         unreadable.append(Violation("outcome", "one of the known outcomes, or none"))
     try:
         interaction = Interaction.from_proto(message)

@@ -171,7 +171,8 @@ def _optional_name(field: str, value: str, most: int) -> Iterator[Violation]:
 
 
 def _no_control(field: str, value: str, pattern: re.Pattern[str], rule: str) -> Iterator[Violation]:
-    found = pattern.search(value)
+    # What can be printed holds no control character; asking that of a text is many times faster than the pattern.
+    found = None if value.isprintable() else pattern.search(value)
     if found:
         yield Violation(field, f"{rule}, has U+{ord(found[0]):04X} at character {found.start()}")
 

@@ -109,6 +109,41 @@ async def test_what_comes_while_an_append_is_under_way_goes_with_the_next(store:
     assert await words(store, "notes-1") == list("abcd")
 
 
+async def test_a_full_group_does_not_wait_for_the_append_before_it(store: Gated) -> None:
+    store.open.clear()
+    commit = group(store, group_items=4)
+    first = commit.submit(*note("notes-1", "a"))
+    await until(lambda: store.appends)
+    same = commit.submit(*note("notes-1", "b", "c"))
+    others = [commit.submit(*note(f"notes-{n}", "a")) for n in (2, 3)]
+    await until(lambda: len(store.appends) == 2)
+    # What is for the stream in flight stays behind, so that it comes in order and never conflicts.
+    assert store.appends == [1, 2]
+    store.open.set()
+    for submission in (first, same, *others):
+        await submission.results()
+    assert store.appends == [1, 2, 2]
+    assert await words(store, "notes-1") == list("abc")
+
+
+async def test_no_more_than_two_appends_are_in_flight(store: Gated) -> None:
+    store.open.clear()
+    commit = group(store, group_items=1)
+    submissions = []
+    for n in range(2):
+        submissions.append(commit.submit(*note(f"notes-{n}", "a")))
+        await until(lambda n=n: len(store.appends) == n + 1)
+    submissions += [commit.submit(*note(f"notes-{n}", "a")) for n in range(2, 6)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert store.appends == [1, 1]
+    store.open.set()
+    for submission in submissions:
+        await submission.results()
+    assert sum(store.appends) == 6
+    assert len(store.appends) <= 4
+
+
 async def test_a_large_submission_goes_in_portions_in_order(store: Gated) -> None:
     commit = group(store, append_bytes=10 * 700)
     many = [str(n) for n in range(100)]

@@ -252,7 +252,13 @@ async def test_what_was_recorded_is_known_after_a_kill(tmp_path: Path) -> None:
         assert {r.status for r in after} == {DUPLICATE}
         assert [r.event_id for r in after] == [r.event_id for r in before]
         await door.cluster.kill_and_restart("eventstore")
-        assert [r.event_id for r in await door.many(*items)] == [r.event_id for r in before]
+
+        async def known() -> bool:
+            again = await door.many(*items)
+            assert RECORDED not in {r.status for r in again}
+            return [r.event_id for r in again] == [r.event_id for r in before]
+
+        await until(known, what="recorded before, with the same ids")
         assert len(await door.history("customer 7")) == 5
 
 

@@ -4,6 +4,7 @@ import asyncio
 import io
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 
@@ -132,7 +133,8 @@ async def test_children_of_a_killed_part_go_before_it_is_started_again(tmp_path:
 
 
 async def test_a_part_that_keeps_dying_ends_the_run_with_its_last_words(tmp_path: Path) -> None:
-    parts = known(part(tmp_path, "store"), failing("kettle", "echo out of beans >&2; exit 7"))
+    kettle = replace(failing("kettle", "echo out of beans >&2; exit 7"), needs=("store",))
+    parts = known(part(tmp_path, "store"), kettle)
     with pytest.raises(PartFailedError) as failure:
         async with running(data=tmp_path / "var", known=parts, restarts=Restarts(limit=3, first_pause_s=0.01)):
             pytest.fail("it is never ready")
