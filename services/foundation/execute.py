@@ -82,23 +82,29 @@ class Folded(Generic[StateT]):
     state: StateT
     revision: int
 
+    @property
+    def events(self) -> int:
+        """How many it was folded from, at most, and one for itself."""
+        return self.revision + 2
+
 
 class Executor(Generic[StateT]):
     """Executes commands of one decider.
 
-    A command is first decided on what is known of its stream: the latest fold, kept for `cache_size` streams, or that
-    there is none. What comes to events the append proves, at the expected revision; what comes to nothing, or is
-    refused, is decided again on the stream as it is read.
+    A command is first decided on what is known of its stream: the latest fold, kept while the folds in the cache hold
+    no more than `cache_events` events in all, or that there is none. What comes to events the append proves, at the
+    expected revision; what comes to nothing, or is refused, is decided again on the stream as it is read.
     """
 
     def __init__(
-        self, store: EventStore, decider: Decider[StateT], *, attempts: int = 8, cache_size: int = 20_000
+        self, store: EventStore, decider: Decider[StateT], *, attempts: int = 8, cache_events: int = 400_000
     ) -> None:
         self._store = store
         self._decider = decider
         self._registry = Registry(decider.types)
         self._attempts = attempts
-        self._cache_size = cache_size
+        self._cache_events = cache_events
+        self._cached_events = 0
         self._cache: OrderedDict[str, Folded[StateT]] = OrderedDict()
 
     async def execute(self, intent: Intent) -> Executed[StateT]:
@@ -116,7 +122,7 @@ class Executor(Generic[StateT]):
             overlap = known.revision != NO_STREAM
             news = await self._store.read(stream, after=known.revision - overlap, limit=PAGE)
             if overlap and (not news or news[0].revision != known.revision):
-                self._cache.pop(stream, None)
+                self._forget(stream)
                 known = Folded(self._decider.initial(), NO_STREAM)
                 continue
             # Kept page by page: however long the stream, a call that fails half way has not read for nothing.
@@ -258,11 +264,17 @@ class Executor(Generic[StateT]):
         """Return the newer of what is given and what is cached: a slow read must not undo a quicker one."""
         cached = self._cache.get(stream)
         newest = cached if cached is not None and cached.revision > folded.revision else folded
+        self._forget(stream)
         self._cache[stream] = newest
-        self._cache.move_to_end(stream)
-        while len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
+        self._cached_events += newest.events
+        # A state may be as large as its history. The last one stays, however large: it is likely to be asked for again.
+        while self._cached_events > self._cache_events and len(self._cache) > 1:
+            self._forget(next(iter(self._cache)))
         return newest
+
+    def _forget(self, stream: str) -> None:
+        if (forgotten := self._cache.pop(stream, None)) is not None:
+            self._cached_events -= forgotten.events
 
 
 def _conditions(

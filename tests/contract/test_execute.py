@@ -275,13 +275,13 @@ async def test_a_refused_command_hinders_no_other(store: EventStore, stream: str
     assert (await causes(store, one), await causes(store, two)) == (["a", "c"], ["b"])
 
 
-@pytest.mark.parametrize("cache_size", [1, 7, 1000])
-async def test_streams_guessed_to_be_new_are_proven(store: EventStore, stream: str, cache_size: int) -> None:
+@pytest.mark.parametrize("cache_events", [1, 7, 1000])
+async def test_streams_guessed_to_be_new_are_proven(store: EventStore, stream: str, cache_events: int) -> None:
     old, new = [f"{stream}-old-{n}" for n in range(20)], [f"{stream}-new-{n}" for n in range(20)]
     await executor(store).execute_all([Intent(s, Count("a")) for s in old])
     await rival(store, old[3], "b")
     mixed = [s for pair in zip(old, new, strict=True) for s in pair]
-    guessing = executor(store, cache_size=cache_size)
+    guessing = executor(store, cache_events=cache_events)
     for _ in range(2):
         await guessing.execute_all([Intent(s, Count("a")) for s in mixed])
         results = await guessing.execute_all([Intent(s, Count("c")) for s in mixed])
@@ -290,6 +290,42 @@ async def test_streams_guessed_to_be_new_are_proven(store: EventStore, stream: s
     expected = [["a", "c"]] * 20
     expected[3] = ["a", "b", "c"]
     assert [await causes(store, s) for s in old] == expected
+
+
+class Tracked(EventStore):
+    """The real store; tells which streams were read from their beginning."""
+
+    def __init__(self, store: EventStore) -> None:
+        super().__init__(store._client)
+        self.folded: list[str] = []
+
+    async def read(self, stream: str, after: int = NO_STREAM, limit: int = sys.maxsize) -> list[Recorded]:
+        if after == NO_STREAM:
+            self.folded.append(stream)
+        return await super().read(stream, after, limit)
+
+
+async def test_the_cache_is_bounded_by_events_not_by_streams(store: EventStore, stream: str) -> None:
+    """What a state holds grows with its history, so a bound in streams would be none."""
+    watched = Tracked(store)
+    one = executor(watched, cache_events=10)
+    long, short, other = f"{stream}-long", f"{stream}-short", f"{stream}-other"
+    for cause in "abcdefgh":
+        await one.execute(Intent(long, Count(cause)))
+    for cause in "ab":
+        await one.execute(Intent(short, Count(cause)))
+    watched.folded.clear()
+    await one.load(short)
+    assert watched.folded == []
+    await one.load(long)
+    assert watched.folded == [long], "two streams do not fit: the older one went"
+    await rival(store, long, *map(str, range(20)))
+    await one.load(long)
+    await one.load(long)
+    assert watched.folded == [long], "the last one stays, however long"
+    await one.load(other)
+    await one.load(long)
+    assert watched.folded[1:] == [other, long]
 
 
 async def test_a_repetition_guessed_to_be_new_is_told_as_one(store: EventStore, stream: str) -> None:
@@ -343,13 +379,13 @@ async def test_a_long_stream_is_read_in_pages(store: EventStore, stream: str, mo
 # -- many writers --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("executors", "cache_size"), [(1, 1000), (4, 1000), (3, 1)])
+@pytest.mark.parametrize(("executors", "cache_events"), [(1, 1000), (4, 1000), (3, 1)])
 async def test_of_many_writers_nobody_loses_and_nothing_doubles(
-    store: EventStore, stream: str, executors: int, cache_size: int
+    store: EventStore, stream: str, executors: int, cache_events: int
 ) -> None:
     """Writers of several processes, who repeat what was aborted, each command also sent twice."""
     streams = [f"{stream}-{number}" for number in range(3)]
-    processes = [executor(store, cache_size=cache_size) for _ in range(executors)]
+    processes = [executor(store, cache_events=cache_events) for _ in range(executors)]
     chance = random.Random(7)
     wanted = [(chance.choice(streams), f"cause {number}") for number in range(60)]
 

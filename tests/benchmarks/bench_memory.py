@@ -1,0 +1,131 @@
+"""Whether the memory of every process stays flat while the history grows, over the whole path.
+
+    python tests/benchmarks/bench_memory.py [--events 1000000] [--customers 20000] [--samples 10] [--every 50]
+
+Interactions go in through RecordInteractions (one in `--every` with words, which inference has analysed), and all parts
+run. After each tenth the figures are taken when relay and read models have caught up with the store: proportional
+set size (PSS) of each part's process group, in MiB. `growth` is what a part has at the end over what it had after the
+first three tenths, when its caches are full; the store's own page cache and PostgreSQL's shared buffers are part of it.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import grpc
+import uvloop
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "proto/gen")]
+
+from infra.local.cluster import Cluster
+from recorrido.ingest.v1.interaction_pb2 import Interaction
+from services.foundation.eventstore import EventStore
+from tests.support.cluster import running
+from tests.support.interactions import interaction, record
+from tests.support.wait import until
+
+BATCH = 500
+CALLERS = 4
+WORDS = "The parcel came two days late and nobody told me why; I had to call three times to learn where it was."
+
+
+def pss_mib(pid: int) -> float:
+    """Proportional set size of a process and all that descend from it: memory that is shared is counted once."""
+    children: dict[int, list[int]] = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (place / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(place.name))
+    total, open_pids = 0, [pid]
+    while open_pids:
+        each_pid = open_pids.pop()
+        open_pids += children.get(each_pid, [])
+        try:
+            rollup = Path(f"/proc/{each_pid}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    return round(total / 1024, 1)
+
+
+def made(number: int, customers: int, every: int) -> Interaction:
+    return interaction(number, customers=customers, csat=1 + number % 5, text=WORDS if number % every == 0 else "")
+
+
+async def feed(channel: grpc.aio.Channel, numbers: range, customers: int, every: int) -> float:
+    """Record the interactions of these numbers; return how many a second."""
+    starts = iter(range(numbers.start, numbers.stop, BATCH))
+
+    async def caller() -> None:
+        for start in starts:
+            items = [made(n, customers, every) for n in range(start, min(start + BATCH, numbers.stop))]
+            await record(channel, items)
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(CALLERS)))
+    return len(numbers) / (time.perf_counter() - begun)
+
+
+async def caught_up(cluster: Cluster, store: EventStore) -> float:
+    """Wait until every read model is where the store ends now; return how long that took, in seconds."""
+    head, begun = await store.head(), time.perf_counter()
+    database = await asyncpg.connect(cluster.environment["RECORRIDO_POSTGRES_DSN"])
+    schemas = await database.fetch("SELECT table_schema FROM information_schema.tables WHERE table_name = 'checkpoint'")
+    lowest = " UNION ALL ".join(f'SELECT min(position) AS at FROM "{row[0]}".checkpoint' for row in schemas)
+
+    async def there() -> bool:
+        return bool(await database.fetchval(f"SELECT min(at) FROM ({lowest}) AS each") >= head)
+
+    await until(there, 1_200)
+    await database.close()
+    return time.perf_counter() - begun
+
+
+async def measure(events: int, customers: int, samples: int, every: int, directory: Path) -> dict[str, Any]:
+    figures: dict[str, Any] = {"events": [], "fed per second": [], "caught up after s": []}
+    memory: dict[str, list[float]] = {}
+    async with (
+        running([], data=directory) as cluster,
+        grpc.aio.insecure_channel(cluster.address("ingest")) as channel,
+    ):
+        store = await EventStore.connect(cluster.environment["RECORRIDO_EVENTSTORE_URI"])
+        for sample in range(samples):
+            numbers = range(events * sample // samples, events * (sample + 1) // samples)
+            rate = await feed(channel, numbers, customers, every)
+            took = await caught_up(cluster, store)
+            figures["events"].append(numbers.stop)
+            figures["fed per second"].append(round(rate))
+            figures["caught up after s"].append(round(took, 1))
+            for part in cluster.parts:
+                memory.setdefault(part, []).append(pss_mib(cluster.pid(part)))
+            print(numbers.stop, round(rate), round(took, 1), {p: m[-1] for p, m in memory.items()}, flush=True)
+        await store.close()
+    settled = min(2, samples - 1)
+    figures["PSS in MiB"] = memory
+    figures["growth"] = {part: round(each[-1] / each[settled], 2) for part, each in memory.items()}
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--customers", type=int, default=20_000)
+    parser.add_argument("--samples", type=int, default=10)
+    parser.add_argument("--every", type=int, default=50, help="one interaction in so many has words")
+    told = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=".", prefix="bench-") as directory:
+        place = Path(directory).resolve()
+        figures = uvloop.run(measure(told.events, told.customers, told.samples, told.every, place))
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
