@@ -1,4 +1,7 @@
-"""Run PostgreSQL in the foreground: `python -m infra.postgres --data DIR --port N`."""
+"""Run PostgreSQL in the foreground: `python -m infra.postgres --data DIR --port N`.
+
+`--scrub` in place of a port: take what was deleted off the disk. The server must be stopped.
+"""
 
 import argparse
 import os
@@ -13,7 +16,9 @@ def main() -> NoReturn:
     """Become the server; the process ends with a line that says why where that fails."""
     parser = argparse.ArgumentParser(prog="infra.postgres", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="data directory; made on the first start")
-    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--port", type=int, help="port on 127.0.0.1")
+    task.add_argument("--scrub", action="store_true", help="take what was deleted off the disk, and end")
     options = parser.parse_args()
     data = options.data.absolute()
     data.parent.mkdir(parents=True, exist_ok=True)
@@ -22,6 +27,9 @@ def main() -> NoReturn:
         runner = account.able_to_reach(account.choose(data), enter=[data.parent], read=[found.postgres, found.initdb])
         cluster.initialise(data, found, runner)
         cluster.settle(data)
+        if options.scrub:
+            cluster.scrub(data, found, runner)
+            sys.exit(0)
     except (account.AccountError, cluster.ClusterError, programs.ProgramsNotFoundError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -23,6 +23,9 @@ _HBA = f"""\
 host all {ROLE} 127.0.0.1/32 trust
 """
 
+# A log is removed once a checkpoint lies behind it; the one in use is left by a switch to the next.
+_SCRUB = "VACUUM FULL\n" + "SELECT pg_switch_wal()\nCHECKPOINT\n" * 2
+
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -84,6 +87,16 @@ def settle(data: Path) -> None:
             raise ClusterError(f"processes {sorted(users)} of an earlier PostgreSQL still use {data}")
         time.sleep(0.02)
     pid_file.unlink(missing_ok=True)
+
+
+def scrub(data: Path, programs: Programs, account: Account) -> None:
+    """Take what was deleted off the disk: rewrite every table, and leave no write-ahead log that still holds it.
+
+    Raises:
+        ClusterError: it did not succeed; nothing is lost.
+    """
+    single = [programs.postgres, "--single", "-D", data, "-c", "exit_on_error=true", "-c", "wal_recycle=off", DATABASE]
+    _run([*account.prefix, *map(str, single)], _SCRUB)
 
 
 def server(data: Path, port: int, programs: Programs, account: Account) -> list[str]:

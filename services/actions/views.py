@@ -17,7 +17,7 @@ from recorrido.actions.v1.events import (
     ActionResult,
     ActionState,
 )
-from recorrido.ingest.v1.events import IdentityLinked, IdentityUnlinked
+from recorrido.ingest.v1.events import AnonymousAction, CustomerAnonymized, IdentityLinked, IdentityUnlinked
 from services.actions.domain import (
     MAX_CUSTOMER_ID,
     MAX_ID,
@@ -31,13 +31,16 @@ from services.actions.domain import (
 )
 from services.foundation import telemetry
 from services.foundation.errors import InvalidError, UnavailableError, Violation
-from services.foundation.events import Event, Registry
+from services.foundation.events import Event, Registry, derived_id
 from services.foundation.eventstore import EventStore
 from services.foundation.execute import Folded
-from services.foundation.projection import POSTGRES_DOWN, Fact
+from services.foundation.projection import POSTGRES_DOWN, Fact, in_order
 
 MAX_PAGE = 1_000
 DEFAULT_PAGE = 100
+
+#: Title of what is left of an action whose customer was erased.
+ERASED = "(erased)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ class ActionsProjection:
     """Table `action`: each action as its stream folds to. `opened_position` orders them, oldest first."""
 
     name = "actions"
-    types: Sequence[type[Event]] = (*ActionDecider.types, IdentityLinked, IdentityUnlinked)
+    types: Sequence[type[Event]] = (*ActionDecider.types, IdentityLinked, IdentityUnlinked, CustomerAnonymized)
     ddl = """
         CREATE TABLE action (
             action_id text PRIMARY KEY,
@@ -158,6 +161,17 @@ class ActionsProjection:
     """
 
     async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
+        await in_order(connection, facts, CustomerAnonymized, self._add, self._replace)
+
+    async def _replace(self, connection: Any, fact: Fact) -> None:
+        """Forget the erased customer's actions; what statistics need of them stays under a pseudonym."""
+        event: CustomerAnonymized = fact.event
+        positions = [int(position) for position in event.erased_positions]
+        await connection.execute("DELETE FROM action WHERE opened_position = ANY($1::bigint[])", positions)
+        await connection.execute("DELETE FROM identity_link WHERE position = ANY($1::bigint[])", positions)
+        await connection.executemany(_UPSERT, [_anonymous_row(event.receipt_id, action) for action in event.actions])
+
+    async def _add(self, connection: Any, facts: Sequence[Fact]) -> None:
         changes = [fact for fact in facts if isinstance(fact.event, IdentityLinked | IdentityUnlinked)]
         await connection.executemany(
             """INSERT INTO identity_link VALUES ($1, $2, $3) ON CONFLICT (identity_id)
@@ -196,6 +210,22 @@ _UPSERT = (
     f"VALUES ({', '.join(f'${number}' for number in range(1, len(_WRITTEN) + 1))}) "
     f"ON CONFLICT (action_id) DO UPDATE SET {', '.join(f'{column} = excluded.{column}' for column in _WRITTEN)}"
 )
+
+
+def _anonymous_row(receipt_id: str, left: AnonymousAction) -> Sequence[Any]:
+    action = Action(
+        action_id=str(derived_id("anonymous", receipt_id, left.position)),
+        kind=left.kind,
+        state=left.state,
+        customer_id=left.pseudonym,
+        title=ERASED,
+        touchpoint=left.touchpoint,
+        need_path=left.need_path,
+        result=left.result,
+        opened_at=left.opened_at,
+        updated_at=left.updated_at,
+    )
+    return (*(getattr(action, column) for column in _COLUMNS), 0, int(left.position))
 
 
 def _state(row: Any) -> Action:

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -435,8 +435,8 @@ class Bus:
 
     # -- erasing ---------------------------------------------------------------------------------------------------
 
-    async def erase(self, streams: Iterable[str], *, upto: int) -> int:
-        """Overwrite and remove every message about these streams of the store, up to store position `upto`.
+    async def erase(self, streams: Iterable[str], positions: Container[int]) -> int:
+        """Overwrite and remove the messages about these streams whose event stands at one of `positions` in the store.
 
         Dead letters and replays, too. Returns how many there were. Repeating it finds what is left. It must not take
         the main stream's last message, for the relay goes on from there: so something has to be published behind.
@@ -451,12 +451,12 @@ class Bus:
                 before = _SUBJECTS_BEFORE.get(name, "recorrido_replay.*." if name.startswith(REPLAYS) else None)
                 if before is not None:
                     for stream in streams:
-                        count += await self._erase(name, f"{before}recorrido.*.*.*.{_token(stream)}", upto)
+                        count += await self._erase(name, f"{before}recorrido.*.*.*.{_token(stream)}", positions)
         except (NatsError, TimeoutError, OSError) as error:
             raise UnavailableError("NATS", repr(error)) from error
         return count
 
-    async def _erase(self, name: str, filter_subject: str, upto: int) -> int:
+    async def _erase(self, name: str, filter_subject: str, positions: Container[int]) -> int:
         sequence = count = 0
         while True:
             try:
@@ -465,7 +465,7 @@ class Bus:
                 return count
             assert message.seq is not None
             sequence = message.seq
-            if int((message.headers or {}).get(POSITION, 0)) <= upto:
+            if int((message.headers or {}).get(POSITION, 0)) in positions:
                 # Unlike a purge this overwrites the message on the disk.
                 with contextlib.suppress(NotFoundError):
                     await self._js.delete_msg(name, sequence)

@@ -40,6 +40,9 @@ EXISTS = -4
 #: Told in a conflict: the stream was closed for good.
 TOMBSTONED = -6
 
+#: Events read at once; every page has the deadline for itself.
+PAGE = 4_096
+
 #: How long one call may take, with the client's own second try; a node that does not answer in that time is down for
 #: our purposes.
 TIMEOUT_S = 10.0
@@ -186,6 +189,16 @@ class EventStore:
                 return [_recorded(event) async for event in response]
         except (kurrent.NotFoundError, kurrent.StreamIsDeletedError):
             return []
+
+    async def read_through(self, stream: str) -> AsyncGenerator[Recorded, None]:
+        """Yield the events of a stream of any length, oldest first. Raises UnavailableError."""
+        after = NO_STREAM
+        while page := await self.read(stream, after, PAGE):
+            for recorded in page:
+                yield recorded
+            after = page[-1].revision
+            if len(page) < PAGE:
+                return
 
     async def wipe(self, stream: str, last: Recorded) -> None:
         """Delete a stream whose last event is `last`: nothing can be read of it, and a scavenge takes it off the disk.

@@ -14,12 +14,9 @@ from opentelemetry.context import Context
 
 from services.foundation.errors import ConflictError, ErasedError, RecorridoError, RefusedError
 from services.foundation.events import Event, Pending, Recorded, Registry, derived_id
-from services.foundation.eventstore import EXISTS, NO_STREAM, TOMBSTONED, EventStore, StreamAppend
+from services.foundation.eventstore import EXISTS, NO_STREAM, PAGE, TOMBSTONED, EventStore, StreamAppend
 
 StateT = TypeVar("StateT")
-
-#: Events read at once; every page has the store's deadline for itself.
-PAGE = 4_096
 
 
 class Command(Protocol):

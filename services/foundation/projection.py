@@ -7,8 +7,9 @@ read model is always exactly the fold of the history up to its checkpoint, whate
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol
 
 import asyncpg
@@ -50,6 +51,25 @@ class Fact:
 
     event: Any
     recorded: Recorded
+
+
+async def in_order(
+    connection: Any,
+    facts: Sequence[Fact],
+    apart: type[Event],
+    apply: Callable[[Any, Sequence[Fact]], Awaitable[None]],
+    apply_one: Callable[[Any, Fact], Awaitable[None]],
+) -> None:
+    """Apply the facts in their order: those of type `apart` one by one, those between them together.
+
+    An erased event may come again, with the id it had: what is before its erasure must not be mixed with what is after.
+    """
+    for is_apart, some in groupby(facts, key=lambda fact: isinstance(fact.event, apart)):
+        if not is_apart:
+            await apply(connection, list(some))
+            continue
+        for fact in some:
+            await apply_one(connection, fact)
 
 
 class Projection(Protocol):

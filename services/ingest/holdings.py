@@ -12,10 +12,19 @@ from typing import Any
 import asyncpg
 
 from recorrido.actions.v1.events import ActionOpened
-from recorrido.ingest.v1.events import Identity, IdentityKind, IdentityLinked, IdentityUnlinked
+from recorrido.ingest.v1.events import (
+    CustomerAnonymized,
+    CustomerErased,
+    Identity,
+    IdentityKind,
+    IdentityLinked,
+    IdentityUnlinked,
+    InteractionRejected,
+    RejectionResubmitted,
+)
 from recorrido.journey.v1.events import SignalRaised
 from services.foundation.errors import UnavailableError
-from services.foundation.events import Event
+from services.foundation.events import Event, stream_name
 from services.foundation.eventstore import EventStore
 from services.foundation.projection import POSTGRES_DOWN, Fact, ProjectionRunner
 
@@ -41,6 +50,8 @@ CREATE TABLE identity_link (
 CREATE INDEX ON identity_link (customer_id);
 CREATE INDEX ON identity_link (stream, position);
 
+CREATE INDEX ON identity_link (identity_id);
+
 -- A stream that is about one customer, by the event that says so.
 CREATE TABLE holding (
     position bigint PRIMARY KEY,
@@ -48,20 +59,41 @@ CREATE TABLE holding (
     stream text NOT NULL
 );
 CREATE INDEX ON holding (customer_id);
+
+-- Events of an erasure that is under way. Its rows are needed until the very end, to find again what is to be erased.
+CREATE TABLE erasing (
+    receipt_id text NOT NULL,
+    position bigint NOT NULL,
+    PRIMARY KEY (receipt_id, position)
+);
 """
+
+
+About = SignalRaised | ActionOpened | InteractionRejected | RejectionResubmitted
 
 
 class HoldingsProjection:
     """Folds links, signals and actions into the tables above."""
 
     name = "ingest"
-    types: Sequence[type[Event]] = (IdentityLinked, IdentityUnlinked, SignalRaised, ActionOpened)
+    types: Sequence[type[Event]] = (
+        IdentityLinked,
+        IdentityUnlinked,
+        SignalRaised,
+        ActionOpened,
+        InteractionRejected,
+        RejectionResubmitted,
+        CustomerAnonymized,
+        CustomerErased,
+    )
     ddl = DDL
 
     async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
         await _insert_links(connection, [f for f in facts if isinstance(f.event, IdentityLinked)])
         await _end_links(connection, [f for f in facts if isinstance(f.event, IdentityUnlinked)])
-        await _insert_holdings(connection, [f for f in facts if isinstance(f.event, SignalRaised | ActionOpened)])
+        await _insert_holdings(connection, [f for f in facts if isinstance(f.event, About)])
+        await _begin_erasing(connection, [f.event for f in facts if isinstance(f.event, CustomerAnonymized)])
+        await _erase(connection, [f.event.receipt_id for f in facts if isinstance(f.event, CustomerErased)])
 
 
 async def _insert_links(connection: Any, facts: Sequence[Fact]) -> None:
@@ -97,8 +129,34 @@ async def _end_links(connection: Any, facts: Sequence[Fact]) -> None:
 
 
 async def _insert_holdings(connection: Any, facts: Sequence[Fact]) -> None:
-    rows = [(f.recorded.position, _text(f.event.customer_id), f.recorded.stream) for f in facts if f.event.customer_id]
-    await connection.executemany("INSERT INTO holding VALUES ($1, $2, $3) ON CONFLICT DO NOTHING", rows)
+    rows = [(f.recorded.position, _text(_customer_of(f.event)), f.recorded.stream) for f in facts]
+    await connection.executemany(
+        "INSERT INTO holding VALUES ($1, $2, $3) ON CONFLICT DO NOTHING", [row for row in rows if row[1]]
+    )
+
+
+def _customer_of(event: About) -> str:
+    if isinstance(event, InteractionRejected):
+        customer = event.interaction.customer if event.interaction else None
+        return customer.customer_id if customer else ""
+    return event.customer_id
+
+
+async def _begin_erasing(connection: Any, events: Sequence[CustomerAnonymized]) -> None:
+    rows = [(event.receipt_id, int(position)) for event in events for position in event.erased_positions]
+    await connection.executemany("INSERT INTO erasing VALUES ($1, $2) ON CONFLICT DO NOTHING", rows)
+
+
+async def _erase(connection: Any, receipt_ids: Sequence[str]) -> None:
+    if not receipt_ids:
+        return
+    for table in ("identity_link", "holding"):
+        await connection.execute(
+            f"""DELETE FROM {table} WHERE position IN
+                (SELECT position FROM erasing WHERE receipt_id = ANY($1::text[]))""",  # noqa: S608 - constants of ours
+            receipt_ids,
+        )
+    await connection.execute("DELETE FROM erasing WHERE receipt_id = ANY($1::text[])", receipt_ids)
 
 
 def _text(value: str) -> str:
@@ -120,6 +178,20 @@ class LinkRow:
     unlinked_by: str
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is held about a customer: under which ids, and in which streams.
+
+    `owner` is the customer that the id asked for is linked to, if any. `ids` are the customer's and those of the
+    identities linked to them now. `shared` are the streams of identities that were theirs once, and are not now.
+    """
+
+    owner: str
+    ids: Sequence[str]
+    streams: Sequence[str]
+    shared: Sequence[str]
+
+
 class Holdings:
     """Answers from the read model, with all that the store knew when it was asked."""
 
@@ -135,6 +207,38 @@ class Holdings:
                 "SELECT * FROM ingest.identity_link WHERE customer_id = $1 ORDER BY position", customer_id
             )
         return [_row(row) for row in rows]
+
+    async def held(self, customer_id: str) -> Held:
+        """Return what is held about a customer. Raises UnavailableError."""
+        async with self._connection() as connection:
+            owner = await connection.fetchval(
+                "SELECT customer_id FROM ingest.identity_link WHERE identity_id = $1 AND unlinked_position IS NULL",
+                customer_id,
+            )
+            linked = await connection.fetch(
+                """SELECT identity_id, stream FROM ingest.identity_link
+                   WHERE customer_id = $1 AND unlinked_position IS NULL ORDER BY position""",
+                customer_id,
+            )
+            ids = [customer_id, *(row["identity_id"] for row in linked)]
+            own = await connection.fetch(
+                "SELECT DISTINCT stream FROM ingest.identity_link WHERE identity_id = ANY($1::text[])", ids
+            )
+            once = await connection.fetch(
+                "SELECT DISTINCT stream FROM ingest.identity_link WHERE customer_id = ANY($1::text[])", ids
+            )
+            about = await connection.fetch(
+                """SELECT stream FROM ingest.holding WHERE customer_id = ANY($1::text[])
+                   GROUP BY stream ORDER BY min(position)""",
+                ids,
+            )
+        mine = [row["stream"] for row in own]
+        return Held(
+            owner=owner or "",
+            ids=ids,
+            streams=[*(stream_name("customer", each) for each in ids), *mine, *(row["stream"] for row in about)],
+            shared=sorted({row["stream"] for row in once} - set(mine)),
+        )
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:

@@ -11,10 +11,13 @@ from recorrido.ingest.v1 import (
     identity_service_pb2_grpc,
     ingest_service_pb2,
     ingest_service_pb2_grpc,
+    privacy_service_pb2,
+    privacy_service_pb2_grpc,
     rejection_service_pb2,
     rejection_service_pb2_grpc,
 )
 from services.foundation import projection
+from services.foundation.bus import Bus
 from services.foundation.commit import GroupCommit
 from services.foundation.config import PostgresDsn, ServiceSettings
 from services.foundation.eventstore import EventStore
@@ -25,11 +28,13 @@ from services.foundation.run import Process, run
 from services.ingest import masking
 from services.ingest.api import IngestServicer
 from services.ingest.domain import History
+from services.ingest.erasure import Erasures
 from services.ingest.handlers import Recorder, RejectionHandlers
 from services.ingest.holdings import Holdings, HoldingsProjection
 from services.ingest.identity import Links
 from services.ingest.identity_api import IdentityServicer
 from services.ingest.masking import Masker
+from services.ingest.privacy_api import PrivacyServicer
 from services.ingest.rejection import Rejections
 from services.ingest.rejection_api import RejectionServicer
 from services.ingest.views import RejectionQueries, RejectionsProjection
@@ -66,7 +71,7 @@ async def wire(settings: IngestSettings, process: Process) -> None:
     pool = await projection.lazy_pool(settings.postgres_dsn)
     process.on_close(pool.close)
     wire_front_door(settings, process, store, pool)
-    wire_customers(process, store, pool)
+    wire_customers(settings, process, store, pool)
 
 
 def wire_front_door(settings: IngestSettings, process: Process, store: EventStore, pool: Any) -> None:
@@ -96,11 +101,25 @@ def wire_front_door(settings: IngestSettings, process: Process, store: EventStor
     )
 
 
-def wire_customers(process: Process, store: EventStore, pool: Any) -> None:
+async def _erase(process: Process, settings: IngestSettings, erasures: Erasures) -> None:
+    # The front door does not wait for the bus either.
+    bus = await Bus.connect(settings.nats_url, name="ingest")
+    process.on_close(bus.close)
+    await erasures.run(bus)
+
+
+def wire_customers(settings: IngestSettings, process: Process, store: EventStore, pool: Any) -> None:
     """Wire what is asked about customers."""
     runner = ProjectionRunner(store, pool, HoldingsProjection())
     process.background("holdings", runner.run())
     holdings = Holdings(store, pool, runner)
+    erasures = Erasures(store, holdings)
+    process.background("erasures", _erase(process, settings, erasures))
+    process.server.register(
+        privacy_service_pb2_grpc.add_PrivacyServiceServicer_to_server,
+        PrivacyServicer(store, holdings, erasures),
+        privacy_service_pb2.DESCRIPTOR.services_by_name["PrivacyService"].full_name,
+    )
     process.server.register(
         identity_service_pb2_grpc.add_IdentityServiceServicer_to_server,
         IdentityServicer(Executor(store, Links()), holdings),

@@ -13,6 +13,7 @@ import asyncpg
 import msgspec
 
 from recorrido.ingest.v1.events import (
+    CustomerAnonymized,
     Interaction,
     InteractionRejected,
     RejectionDiscarded,
@@ -22,7 +23,7 @@ from recorrido.ingest.v1.events import (
 from services.foundation.errors import InvalidError, UnavailableError, Violation
 from services.foundation.events import Event, Registry, encode
 from services.foundation.eventstore import EventStore
-from services.foundation.projection import POSTGRES_DOWN, Fact
+from services.foundation.projection import POSTGRES_DOWN, Fact, in_order
 from services.ingest.rejection import Rejection, Rejections, check_id, evolve, stream_of, unknown
 
 MAX_PAGE = 1_000
@@ -97,7 +98,7 @@ class RejectionsProjection:
     """Table `rejection`: one row each. `position` is that of its event in the store, and orders them."""
 
     name = "rejections"
-    types: Sequence[type[Event]] = Rejections.types
+    types: Sequence[type[Event]] = (*Rejections.types, CustomerAnonymized)
     ddl = """
         CREATE TABLE rejection (
             rejection_id text PRIMARY KEY,
@@ -125,11 +126,17 @@ class RejectionsProjection:
     """
 
     async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
+        await in_order(connection, facts, CustomerAnonymized, self._add, self._erase)
+
+    async def _erase(self, connection: Any, fact: Fact) -> None:
+        positions = [int(position) for position in fact.event.erased_positions]
+        await connection.execute("DELETE FROM rejection WHERE position = ANY($1::bigint[])", positions)
+
+    async def _add(self, connection: Any, facts: Sequence[Fact]) -> None:
         await connection.executemany(_INSERT, [_row(f) for f in facts if isinstance(f.event, InteractionRejected)])
         # After all of them: what resolves a rejection comes behind it.
-        await connection.executemany(
-            _RESOLVE, [_resolution(f) for f in facts if not isinstance(f.event, InteractionRejected)]
-        )
+        resolved = [f for f in facts if isinstance(f.event, RejectionResubmitted | RejectionDiscarded)]
+        await connection.executemany(_RESOLVE, [_resolution(f) for f in resolved])
 
 
 _INSERT = """

@@ -59,6 +59,14 @@ async def insert_links(connection: Any, facts: Sequence[Fact], customer_ids: Seq
     await connection.execute(_IN_FORCE, identity_ids)
 
 
+async def forget(connection: Any, positions: Sequence[int]) -> None:
+    """Delete the changes that stand at these positions of the store."""
+    rows = await connection.fetch(
+        "DELETE FROM identity_link WHERE position = ANY($1::bigint[]) RETURNING identity_id", positions
+    )
+    await connection.execute(_IN_FORCE, [row["identity_id"] for row in rows])
+
+
 async def whole_customer(snapshot: Snapshot, customer_id: str, upto: int) -> tuple[str, list[str]]:
     """Return whose `customer_id` is, and all ids that this customer's history is recorded under, that one first.
 

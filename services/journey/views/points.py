@@ -38,7 +38,7 @@ _POINTS = f"""
 WITH mention AS (
     SELECT a.point, a.need_path, p.touchpoint_id,
            CASE WHEN p.touchpoint_id IS NULL THEN r.touchpoint END AS raw_name,
-           a.sentiment_score, {links.CUSTOMER} AS customer_id, i.event_id, i.occurred_at, i.position
+           a.sentiment_score, {links.CUSTOMER} AS customer_id, i.event_id, i.occurred_at, i.position, i.is_anonymous
     FROM analysis a
     JOIN interaction i ON i.event_id = a.interaction_id
     JOIN raw_touchpoint r USING (raw_id)
@@ -48,7 +48,8 @@ WITH mention AS (
 )
 SELECT point, need_path, touchpoint_id, raw_name,
        count(DISTINCT customer_id) AS customers, count(*) AS mentions, avg(sentiment_score) AS mean_sentiment,
-       (array_agg(event_id ORDER BY occurred_at DESC, position DESC))[1:3] AS examples
+       COALESCE((array_agg(event_id ORDER BY occurred_at DESC, position DESC)
+                 FILTER (WHERE NOT is_anonymous))[1:3], '{{}}') AS examples
 FROM mention
 GROUP BY point, need_path, touchpoint_id, raw_name
 ORDER BY customers DESC, mentions DESC, point, need_path, touchpoint_id, raw_name

@@ -15,6 +15,7 @@ from recorrido.inference.v1.events import Analysis, FeedbackAnalysisFailed, Feed
 from recorrido.ingest.v1.events import (
     Channel,
     Customer,
+    CustomerAnonymized,
     IdentityLinked,
     IdentityUnlinked,
     Interaction,
@@ -24,10 +25,10 @@ from recorrido.ingest.v1.events import (
 )
 from recorrido.journey.v1.events import JourneyMap, JourneyMapPublished, SignalRaised
 from services.foundation.events import Event
-from services.foundation.projection import Fact
+from services.foundation.projection import Fact, in_order
 from services.journey.domain.placement import place
 from services.journey.domain.scores import answer
-from services.journey.views import links
+from services.journey.views import erasure, links
 
 DDL = """
 -- Touchpoints as sources name them: few, however many interactions there are. Maps place these, never interactions, so
@@ -60,7 +61,8 @@ CREATE TABLE placement (
     PRIMARY KEY (map_id, version, raw_id)
 );
 
--- Body is the event's proto JSON, as recorded. The answers are those on the standard scales.
+-- Body is the event's proto JSON, as recorded. The answers are those on the standard scales. Of an erased customer only
+-- these and the like are left; there were words then, but there are none to show.
 CREATE TABLE interaction (
     event_id uuid PRIMARY KEY,
     position bigint NOT NULL,
@@ -73,7 +75,8 @@ CREATE TABLE interaction (
     nps smallint,
     csat smallint,
     ces smallint,
-    body bytea NOT NULL
+    body bytea NOT NULL,
+    is_anonymous boolean NOT NULL DEFAULT false
 );
 -- A customer's timeline, page by page, in its order.
 CREATE INDEX ON interaction (customer_id, occurred_at, position);
@@ -149,11 +152,20 @@ class JourneyProjection:
         SignalRaised,
         IdentityLinked,
         IdentityUnlinked,
+        CustomerAnonymized,
     )
     ddl = DDL + links.DDL
 
     async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
-        """Insert a batch; what was inserted before stays as it is."""
+        """Insert a batch; what was inserted before stays as it is, but for what was erased."""
+        await in_order(connection, facts, CustomerAnonymized, self._add, self._replace)
+
+    async def _replace(self, connection: Any, fact: Fact) -> None:
+        await erasure.forget(connection, fact.event)
+        await self._add(connection, erasure.in_their_place(fact))
+        await erasure.mark(connection, fact.event)
+
+    async def _add(self, connection: Any, facts: Sequence[Fact]) -> None:
         interactions = [f for f in facts if isinstance(f.event, InteractionRecorded)]
         analyses = [f for f in facts if isinstance(f.event, FeedbackAnalyzed | FeedbackAnalysisFailed)]
         maps = [f for f in facts if isinstance(f.event, JourneyMapPublished) and f.event.map is not None]

@@ -22,28 +22,33 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from recorrido.ingest.v1 import anonymous_pb2 as recorrido_dot_ingest_dot_v1_dot_anonymous__pb2
 from recorrido.ingest.v1 import identity_pb2 as recorrido_dot_ingest_dot_v1_dot_identity__pb2
 from recorrido.ingest.v1 import interaction_pb2 as recorrido_dot_ingest_dot_v1_dot_interaction__pb2
 from recorrido.ingest.v1 import rejection_pb2 as recorrido_dot_ingest_dot_v1_dot_rejection__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n recorrido/ingest/v1/events.proto\x12\x13recorrido.ingest.v1\x1a\"recorrido/ingest/v1/identity.proto\x1a%recorrido/ingest/v1/interaction.proto\x1a#recorrido/ingest/v1/rejection.proto\"\\\n\x13InteractionRecorded\x12\x35\n\x0binteraction\x18\x01 \x01(\x0b\x32 .recorrido.ingest.v1.Interaction\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\x97\x01\n\x0eIdentityLinked\x12/\n\x08identity\x18\x01 \x01(\x0b\x32\x1d.recorrido.ingest.v1.Identity\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x1c\n\x14identity_customer_id\x18\x05 \x01(\t\"\x99\x01\n\x10IdentityUnlinked\x12/\n\x08identity\x18\x01 \x01(\x0b\x32\x1d.recorrido.ingest.v1.Identity\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x1c\n\x14identity_customer_id\x18\x05 \x01(\t\"\xff\x01\n\x13InteractionRejected\x12\x14\n\x0crejection_id\x18\x01 \x01(\t\x12\x35\n\x0binteraction\x18\x02 \x01(\x0b\x32 .recorrido.ingest.v1.Interaction\x12\x32\n\x07\x61ltered\x18\x03 \x03(\x0b\x32!.recorrido.ingest.v1.AlteredValue\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x33\n\nviolations\x18\x06 \x03(\x0b\x32\x1f.recorrido.ingest.v1.BrokenRule\x12\x11\n\tclient_id\x18\x07 \x01(\t\"\x9d\x01\n\x14RejectionResubmitted\x12\x14\n\x0crejection_id\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x16\n\x0einteraction_id\x18\x04 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x05 \x01(\t\x12\x11\n\tcorrected\x18\x06 \x01(\x08\x12\r\n\x05\x61\x63tor\x18\x07 \x01(\t\"I\n\x12RejectionDiscarded\x12\x14\n\x0crejection_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n recorrido/ingest/v1/events.proto\x12\x13recorrido.ingest.v1\x1a#recorrido/ingest/v1/anonymous.proto\x1a\"recorrido/ingest/v1/identity.proto\x1a%recorrido/ingest/v1/interaction.proto\x1a#recorrido/ingest/v1/rejection.proto\"\\\n\x13InteractionRecorded\x12\x35\n\x0binteraction\x18\x01 \x01(\x0b\x32 .recorrido.ingest.v1.Interaction\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\x97\x01\n\x0eIdentityLinked\x12/\n\x08identity\x18\x01 \x01(\x0b\x32\x1d.recorrido.ingest.v1.Identity\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x1c\n\x14identity_customer_id\x18\x05 \x01(\t\"\x99\x01\n\x10IdentityUnlinked\x12/\n\x08identity\x18\x01 \x01(\x0b\x32\x1d.recorrido.ingest.v1.Identity\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x1c\n\x14identity_customer_id\x18\x05 \x01(\t\"\xff\x01\n\x13InteractionRejected\x12\x14\n\x0crejection_id\x18\x01 \x01(\t\x12\x35\n\x0binteraction\x18\x02 \x01(\x0b\x32 .recorrido.ingest.v1.Interaction\x12\x32\n\x07\x61ltered\x18\x03 \x03(\x0b\x32!.recorrido.ingest.v1.AlteredValue\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x33\n\nviolations\x18\x06 \x03(\x0b\x32\x1f.recorrido.ingest.v1.BrokenRule\x12\x11\n\tclient_id\x18\x07 \x01(\t\"\x9d\x01\n\x14RejectionResubmitted\x12\x14\n\x0crejection_id\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x16\n\x0einteraction_id\x18\x04 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x05 \x01(\t\x12\x11\n\tcorrected\x18\x06 \x01(\x08\x12\r\n\x05\x61\x63tor\x18\x07 \x01(\t\"I\n\x12RejectionDiscarded\x12\x14\n\x0crejection_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\"\xb8\x02\n\x12\x43ustomerAnonymized\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12\x18\n\x10\x65rased_positions\x18\x02 \x03(\t\x12?\n\x0cinteractions\x18\x03 \x03(\x0b\x32).recorrido.ingest.v1.AnonymousInteraction\x12\x35\n\x07signals\x18\x04 \x03(\x0b\x32$.recorrido.ingest.v1.AnonymousSignal\x12\x35\n\x07\x61\x63tions\x18\x05 \x03(\x0b\x32$.recorrido.ingest.v1.AnonymousAction\x12\x31\n\x05links\x18\x06 \x03(\x0b\x32\".recorrido.ingest.v1.AnonymousLink\x12\x12\n\nrejections\x18\x07 \x01(\r\"\xa6\x01\n\x0e\x43ustomerErased\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12\x14\n\x0cinteractions\x18\x02 \x01(\r\x12\x10\n\x08\x61nalyses\x18\x03 \x01(\r\x12\x0f\n\x07signals\x18\x04 \x01(\r\x12\x0f\n\x07\x61\x63tions\x18\x05 \x01(\r\x12\x12\n\nidentities\x18\x06 \x01(\r\x12\x12\n\nrejections\x18\x07 \x01(\r\x12\x0e\n\x06\x65vents\x18\x08 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'recorrido.ingest.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INTERACTIONRECORDED']._serialized_start=169
-  _globals['_INTERACTIONRECORDED']._serialized_end=261
-  _globals['_IDENTITYLINKED']._serialized_start=264
-  _globals['_IDENTITYLINKED']._serialized_end=415
-  _globals['_IDENTITYUNLINKED']._serialized_start=418
-  _globals['_IDENTITYUNLINKED']._serialized_end=571
-  _globals['_INTERACTIONREJECTED']._serialized_start=574
-  _globals['_INTERACTIONREJECTED']._serialized_end=829
-  _globals['_REJECTIONRESUBMITTED']._serialized_start=832
-  _globals['_REJECTIONRESUBMITTED']._serialized_end=989
-  _globals['_REJECTIONDISCARDED']._serialized_start=991
-  _globals['_REJECTIONDISCARDED']._serialized_end=1064
+  _globals['_INTERACTIONRECORDED']._serialized_start=206
+  _globals['_INTERACTIONRECORDED']._serialized_end=298
+  _globals['_IDENTITYLINKED']._serialized_start=301
+  _globals['_IDENTITYLINKED']._serialized_end=452
+  _globals['_IDENTITYUNLINKED']._serialized_start=455
+  _globals['_IDENTITYUNLINKED']._serialized_end=608
+  _globals['_INTERACTIONREJECTED']._serialized_start=611
+  _globals['_INTERACTIONREJECTED']._serialized_end=866
+  _globals['_REJECTIONRESUBMITTED']._serialized_start=869
+  _globals['_REJECTIONRESUBMITTED']._serialized_end=1026
+  _globals['_REJECTIONDISCARDED']._serialized_start=1028
+  _globals['_REJECTIONDISCARDED']._serialized_end=1101
+  _globals['_CUSTOMERANONYMIZED']._serialized_start=1104
+  _globals['_CUSTOMERANONYMIZED']._serialized_end=1416
+  _globals['_CUSTOMERERASED']._serialized_start=1419
+  _globals['_CUSTOMERERASED']._serialized_end=1585
 # @@protoc_insertion_point(module_scope)

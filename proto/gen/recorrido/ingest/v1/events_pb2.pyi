@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from recorrido.ingest.v1 import anonymous_pb2 as _anonymous_pb2
 from recorrido.ingest.v1 import identity_pb2 as _identity_pb2
 from recorrido.ingest.v1 import interaction_pb2 as _interaction_pb2
 from recorrido.ingest.v1 import rejection_pb2 as _rejection_pb2
@@ -237,3 +238,95 @@ class RejectionDiscarded(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RejectionDiscarded: _TypeAlias = RejectionDiscarded  # noqa: Y015
+
+@_typing.final
+class CustomerAnonymized(_message.Message):
+    """A part of what a customer's erasure takes away and leaves, recorded before anything is deleted. Whoever keeps anything
+    by an event forgets what came of those erased, and may count the anonymous facts in their place. Stream:
+    erasure-<receipt id>.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIPT_ID_FIELD_NUMBER: _builtins.int
+    ERASED_POSITIONS_FIELD_NUMBER: _builtins.int
+    INTERACTIONS_FIELD_NUMBER: _builtins.int
+    SIGNALS_FIELD_NUMBER: _builtins.int
+    ACTIONS_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    REJECTIONS_FIELD_NUMBER: _builtins.int
+    receipt_id: _builtins.str
+    rejections: _builtins.int
+    """Rejected interactions among what is erased."""
+    @_builtins.property
+    def erased_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Positions in the store of the events that are erased: a number that tells nothing to who does not hold the event."""
+
+    @_builtins.property
+    def interactions(self) -> _containers.RepeatedCompositeFieldContainer[_anonymous_pb2.AnonymousInteraction]: ...
+    @_builtins.property
+    def signals(self) -> _containers.RepeatedCompositeFieldContainer[_anonymous_pb2.AnonymousSignal]: ...
+    @_builtins.property
+    def actions(self) -> _containers.RepeatedCompositeFieldContainer[_anonymous_pb2.AnonymousAction]: ...
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[_anonymous_pb2.AnonymousLink]: ...
+    def __init__(
+        self,
+        *,
+        receipt_id: _builtins.str = ...,
+        erased_positions: _abc.Iterable[_builtins.str] | None = ...,
+        interactions: _abc.Iterable[_anonymous_pb2.AnonymousInteraction] | None = ...,
+        signals: _abc.Iterable[_anonymous_pb2.AnonymousSignal] | None = ...,
+        actions: _abc.Iterable[_anonymous_pb2.AnonymousAction] | None = ...,
+        links: _abc.Iterable[_anonymous_pb2.AnonymousLink] | None = ...,
+        rejections: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "erased_positions", b"erased_positions", "interactions", b"interactions", "links", b"links", "receipt_id", b"receipt_id", "rejections", b"rejections", "signals", b"signals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CustomerAnonymized: _TypeAlias = CustomerAnonymized  # noqa: Y015
+
+@_typing.final
+class CustomerErased(_message.Message):
+    """The receipt: store and bus hold nothing of the customer any more. Stream: erasure-<receipt id>, its last event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIPT_ID_FIELD_NUMBER: _builtins.int
+    INTERACTIONS_FIELD_NUMBER: _builtins.int
+    ANALYSES_FIELD_NUMBER: _builtins.int
+    SIGNALS_FIELD_NUMBER: _builtins.int
+    ACTIONS_FIELD_NUMBER: _builtins.int
+    IDENTITIES_FIELD_NUMBER: _builtins.int
+    REJECTIONS_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    receipt_id: _builtins.str
+    interactions: _builtins.int
+    analyses: _builtins.int
+    signals: _builtins.int
+    actions: _builtins.int
+    identities: _builtins.int
+    rejections: _builtins.int
+    events: _builtins.int
+    def __init__(
+        self,
+        *,
+        receipt_id: _builtins.str = ...,
+        interactions: _builtins.int = ...,
+        analyses: _builtins.int = ...,
+        signals: _builtins.int = ...,
+        actions: _builtins.int = ...,
+        identities: _builtins.int = ...,
+        rejections: _builtins.int = ...,
+        events: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "analyses", b"analyses", "events", b"events", "identities", b"identities", "interactions", b"interactions", "receipt_id", b"receipt_id", "rejections", b"rejections", "signals", b"signals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CustomerErased: _TypeAlias = CustomerErased  # noqa: Y015

@@ -1,0 +1,282 @@
+"""Export and erasure with every real part: store, bus, read models, and their files on the disk."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import pytest
+import pytest_asyncio
+from google.protobuf.json_format import MessageToDict
+
+from recorrido.actions.v1 import actions_service_pb2 as actions_pb
+from recorrido.actions.v1.action_pb2 import ACTION_KIND_RECOVERY
+from recorrido.ingest.v1 import privacy_service_pb2 as pb
+from recorrido.ingest.v1 import rejection_service_pb2
+from recorrido.ingest.v1.events import CustomerAnonymized
+from recorrido.journey.v1 import journey_service_pb2 as journey_pb
+from services.foundation.events import Registry
+from tests.support.company import Company, company
+from tests.support.interactions import interaction, record
+from tests.support.rpc_errors import info, violations
+from tests.support.truth import published
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Company]:
+    """One company for all; every test takes customers of its own."""
+    async with company(tmp_path_factory.mktemp("company")) as c:
+        yield c
+
+
+@dataclass(frozen=True)
+class People:
+    """Ana with two identities, one that was hers once, and others who stay; every name ends in `tag`."""
+
+    tag: str
+    rejection_id: str = ""
+
+    @property
+    def marker(self) -> str:
+        """In every text of Ana's."""
+        return f"MARKER-{self.tag}-of-her"
+
+    def __getattr__(self, name: str) -> str:
+        return f"{name}-{self.tag}"
+
+
+async def ana_and_others(c: Company, tag: str) -> People:
+    p = People(tag)
+    for number, customer in enumerate((p.bor, p.eva), 1):
+        event_id = await c.happened(customer, number, text=f"words of {customer}", csat=1)
+        await c.understood(customer, event_id, pain=True)
+    event_id = await c.happened(p.ana, 10, text=f"{p.marker} was angry", csat=1)
+    await c.understood(p.ana, event_id, pain=True)
+    event_id = await c.happened(f"device:{p.phone}", 11, text=f"{p.marker} was happy", csat=5)
+    await c.understood(f"device:{p.phone}", event_id, pain=False)
+    await c.happened(f"device:{p.tv}", 12, text="the family was here", csat=2)
+    rejection_id = await c.refused(p.ana, 13, f"{p.marker} was refused")
+    await c.link(p.phone, p.ana)
+    await c.link(p.tv, p.ana)
+    await c.link(p.tv, p.ana, unlink=True)
+    await c.link(p.tv, p.bor)
+    opened = await c.actions.OpenAction(
+        actions_pb.OpenActionRequest(
+            kind=ACTION_KIND_RECOVERY, customer_id=p.ana, title=f"call {p.marker}", actor="agent", request_id=tag
+        )
+    )
+    await c.actions.AcceptAction(
+        actions_pb.AcceptActionRequest(action_id=opened.action.action_id, actor="agent", request_id="accepted")
+    )
+    await c.settled(news=5)
+    return People(tag, rejection_id)
+
+
+async def failure(call: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+# -- export --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_export_holds_everything_of_a_customer_and_nothing_of_others(shared: Company) -> None:
+    c = shared
+    p = await ana_and_others(c, "export")
+    exported = await c.export(p.ana)
+    kinds = [event["type"].removeprefix("recorrido.") for event in exported]
+    assert sorted(kinds) == sorted(
+        ["ingest.v1.InteractionRecorded", "inference.v1.FeedbackAnalyzed"] * 2
+        + ["ingest.v1.IdentityLinked"] * 2
+        + ["ingest.v1.IdentityUnlinked", "ingest.v1.InteractionRejected", "journey.v1.SignalRaised"]
+        + ["actions.v1.ActionOpened"] * 2
+        + ["actions.v1.ActionAccepted"]
+    )
+    text = json.dumps(exported)
+    assert text.count(p.marker) >= 4
+    assert p.bor not in text
+    assert "the family" not in text
+    (recorded,) = [e for e in exported if e["subject"] == f"customer-{p.ana}" and "Interaction" in e["type"]]
+    assert recorded["specversion"] == "1.0"
+    assert recorded["data"]["interaction"]["verbatim"]["text"] == f"{p.marker} was angry"
+    assert datetime.fromisoformat(recorded["time"]) <= datetime.now(UTC)
+
+
+# -- erasure -------------------------------------------------------------------------------------------------------
+
+
+async def test_an_erased_customer_is_gone_everywhere_and_statistics_stay(shared: Company) -> None:
+    c = shared
+    p = await ana_and_others(c, "erase")
+    first = (await c.store.read(f"customer-{p.bor}"))[0].recorded_at
+    moments = [first, (await c.store.read(f"customer-device:{p.phone}"))[-1].recorded_at, datetime.now(UTC), None]
+    expected = await c.answers(as_of=moments)
+    others = [(await c.store.read(f"customer-{each}")) for each in (p.bor, p.eva, f"device:{p.tv}")]
+    secrets = [p.ana, p.phone, p.marker, p.rejection_id]
+    held = await c.rows()
+    assert all(secret in held for secret in secrets)
+    request_id = str(uuid4())
+
+    receipt = await c.erase(p.ana, request_id)
+
+    counts = MessageToDict(receipt)
+    assert counts.pop("receiptId") not in (request_id, "")
+    assert counts == {
+        "interactions": 2,
+        "analyses": 2,
+        "signals": 1,
+        "actions": 2,
+        "identities": 1,
+        "rejections": 1,
+        # Two interactions with an analysis each, a rejection, a signal, three of actions, a link; of the other identity
+        # a link and its end.
+        "events": 12,
+    }
+    # In the store.
+    for stream in (f"customer-{p.ana}", f"customer-device:{p.phone}"):
+        assert await c.store.read(stream) == []
+    assert [await c.store.read(f"customer-{each}") for each in (p.bor, p.eva, f"device:{p.tv}")] == others
+    assert info(await failure(c.export(p.ana))).reason == "CUSTOMER_UNKNOWN"
+    # What is recorded of the erasure names nobody.
+    receipts = await c.store.read(f"erasure-{receipt.receipt_id}")
+    told = b"".join(event.data for event in receipts).decode()
+    assert [secret for secret in (*secrets, p.bor, request_id) if secret in told] == []
+    # On the bus.
+    await c.settled()
+    anonymized = [Registry([CustomerAnonymized]).decode(each) for each in receipts[:-1]]
+    erased = {int(position) for each in anonymized for position in each.erased_positions}
+    on_bus = {message.position for message in await published(c.cluster.environment["RECORRIDO_NATS_URL"])}
+    assert len(erased) == 12
+    assert not erased & on_bus
+    assert {event.position for stream in others for event in stream} <= on_bus
+    assert receipts[-1].position in on_bus
+    # In the read models: nothing of Ana, all of the others, and every number as it was, as of any time.
+    live = await c.rows()
+    assert [secret for secret in secrets if secret in live] == []
+    assert f"words of {p.bor}" in live
+    assert await c.answers(as_of=moments) == expected
+    for call in (
+        c.journey.GetCustomerJourney(journey_pb.GetCustomerJourneyRequest(customer_id=p.ana)),
+        c.journey.GetCustomerJourney(journey_pb.GetCustomerJourneyRequest(customer_id=f"device:{p.phone}")),
+        c.rejections.GetRejected(rejection_service_pb2.GetRejectedRequest(rejection_id=p.rejection_id)),
+    ):
+        assert (await failure(call)).code() is grpc.StatusCode.NOT_FOUND
+    bor = await c.journey.GetCustomerJourney(journey_pb.GetCustomerJourneyRequest(customer_id=p.bor))
+    assert [entry.interaction.interaction_id for entry in bor.entries] == ["1", "12"]
+
+    # The read models made anew of the history are the same: while it still holds the erased events, and after.
+    for scavenge in (False, True):
+        if scavenge:
+            await c.scavenge()
+        await c.rebuild()
+        await c.settled()
+        assert await c.answers(as_of=moments) == expected
+        assert p.marker not in await c.rows()
+
+
+async def test_erased_is_physically_gone(tmp_path: Path) -> None:
+    async with company(tmp_path) as c:
+        p = await ana_and_others(c, "gone")
+        await c.erase(p.ana)
+        await c.settled()
+        await c.scavenge()
+    scrub = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "infra.postgres", "--data", str(tmp_path / "postgres"), "--scrub"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await asyncio.wait_for(scrub.communicate(), 60)
+    assert scrub.returncode == 0, output.decode()
+    for part in ("eventstore", "nats", "postgres"):
+        files = [path for path in (tmp_path / part).rglob("*") if path.is_file()]
+        assert any(f"words of {p.bor}".encode() in path.read_bytes() for path in files), part
+        found = [str(path.relative_to(tmp_path)) for path in files if p.marker.encode() in path.read_bytes()]
+        assert found == [], part
+
+
+async def test_an_erased_customer_who_comes_again_begins_anew(shared: Company) -> None:
+    c = shared
+    before = await c.journey.GetOverview(journey_pb.GetOverviewRequest())
+    await c.happened("vid", 10, text="the same words", csat=1)
+    await c.settled(news=1)
+    request_id = str(uuid4())
+    first = await c.erase("vid", request_id)
+    again = await c.happened("vid", 10, text="the same words", csat=1)
+    later = await c.happened("vid", 11, text="new words")
+    await c.settled(news=1)
+    mine = await c.journey.GetCustomerJourney(journey_pb.GetCustomerJourneyRequest(customer_id="vid"))
+    assert [entry.event_id for entry in mine.entries] == [again, later]
+    # The same request again erases nothing that came after its receipt; another one does.
+    assert await c.erase("vid", request_id) == first
+    assert len(await c.store.read("customer-vid")) == 2
+    # A request id that was used for one customer says nothing about another.
+    assert (await c.erase("nobody", request_id)).receipt_id != first.receipt_id
+    assert (await c.erase("vid")).interactions == 2
+    await c.settled()
+    for rebuild in (False, True):
+        if rebuild:
+            await c.rebuild()
+            await c.settled()
+        now = await c.journey.GetOverview(journey_pb.GetOverviewRequest())
+        # Who came again cannot be told to be the one who was erased.
+        assert (now.customers, now.interactions, now.signals) == (
+            before.customers + 2,
+            before.interactions + 3,
+            before.signals + 2,
+        )
+
+
+async def test_what_is_asked_wrongly_is_refused(shared: Company) -> None:
+    c = shared
+    for request, field in (
+        (pb.EraseCustomerRequest(customer_id="", request_id=str(uuid4())), "customer_id"),
+        (pb.EraseCustomerRequest(customer_id="ana", request_id="for Ana"), "request_id"),
+    ):
+        error = await failure(c.privacy.EraseCustomer(request))
+        assert [name for name, _ in violations(error)] == [field]
+    error = await failure(c.export("nobody at all"))
+    assert (error.code(), info(error).reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_UNKNOWN")
+    assert [name for name, _ in violations(await failure(c.export(" ")))] == ["customer_id"]
+    assert info(await failure(c.receipt(str(uuid4())))).reason == "RECEIPT_UNKNOWN"
+    await c.link("watch", "ivo")
+    error = await failure(c.erase("device:watch"))
+    assert (info(error).reason, info(error).metadata["customer_id"]) == ("IDENTITY_LINKED", "ivo")
+    empty = await c.erase("nobody at all")
+    assert MessageToDict(empty) == {"receiptId": empty.receipt_id}
+    assert await c.receipt(empty.receipt_id) == empty
+
+
+async def test_a_busy_customer_of_many_interactions_is_erased_while_they_go_on(shared: Company) -> None:
+    """In many parts, with interactions, signals and recoveries that come in between."""
+    c = shared
+    before = await c.journey.GetOverview(journey_pb.GetOverviewRequest())
+    made = [interaction(n, text=f"MARKER-busy {n}", csat=1 + n % 5) for n in range(240)]
+    for each in made:
+        each.customer.customer_id = "busy"
+    await record(c.ingest, made[:180])
+
+    async def go_on() -> None:
+        for each in made[180:]:
+            await record(c.ingest, [each])
+
+    going = asyncio.create_task(go_on())
+    await c.erase("busy")
+    await going
+    await c.erase("busy")
+    assert await c.store.read("customer-busy") == []
+    # How many signals were raised before their cause was erased is a matter of chance.
+    await c.settled(news=None)
+    now = await c.journey.GetOverview(journey_pb.GetOverviewRequest())
+    assert now.interactions - before.interactions == now.verbatims - before.verbatims == 240
+    rows = await c.rows()
+    assert "MARKER-busy" not in rows
+    assert "| busy" not in rows
