@@ -5,7 +5,20 @@ import sys
 import typer
 from rich.text import Text
 
-from services.cli import actions, analyze, events, journeymap, journeys, local, rejected, report, republish, show
+from services.cli import (
+    actions,
+    analyze,
+    events,
+    identity,
+    journeymap,
+    journeys,
+    local,
+    privacy,
+    rejected,
+    report,
+    republish,
+    show,
+)
 from services.cli.failures import CommandError
 from services.cli.importing import commands as importing_commands
 
@@ -24,6 +37,10 @@ app.command()(journeys.points)
 app.command()(journeys.signals)
 app.add_typer(actions.app, name="actions")
 app.add_typer(rejected.app, name="rejected")
+app.add_typer(identity.app, name="identity")
+app.command()(privacy.export)
+app.command()(privacy.erase)
+app.command()(privacy.scavenge)
 app.command()(events.events)
 app.command()(republish.republish)
 app.command()(journeys.overview)

@@ -1,6 +1,7 @@
 """Export and erasure with every real part: store, bus, read models, and their files on the disk."""
 
 import asyncio
+import hashlib
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -22,6 +23,7 @@ from recorrido.ingest.v1 import rejection_service_pb2
 from recorrido.ingest.v1.events import CustomerAnonymized
 from recorrido.journey.v1 import journey_service_pb2 as journey_pb
 from services.foundation.events import Registry
+from tests.support.cli import answer, recorrido
 from tests.support.company import Company, company
 from tests.support.interactions import interaction, record
 from tests.support.rpc_errors import info, violations
@@ -84,6 +86,10 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return caught.value
+
+
+def files_in(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
 
 
 # -- export --------------------------------------------------------------------------------------------------------
@@ -253,6 +259,52 @@ async def test_what_is_asked_wrongly_is_refused(shared: Company) -> None:
     empty = await c.erase("nobody at all")
     assert MessageToDict(empty) == {"receiptId": empty.receipt_id}
     assert await c.receipt(empty.receipt_id) == empty
+
+
+async def test_a_person_links_exports_and_erases(shared: Company, tmp_path: Path) -> None:
+    c = shared
+    email = hashlib.sha256(b"mia@example.com").hexdigest()
+    await c.happened(f"email:{email}", 1, text="hello there")
+    await c.happened("mia", 2, text="hello again")
+    linked = await recorrido(c.cluster, "identity", "link", "email", " Mia@Example.com", "mia")
+    assert (linked.code, linked.out) == (0, f"email:{email} is mia's\n")
+    shown = await answer(c.cluster, "identity", "show", "mia")
+    assert [each["linkedBy"] for each in shown["identities"]] == ["tester"]
+    assert f"email:{email}" in (await recorrido(c.cluster, "identity", "show", "mia")).out
+    taken = await recorrido(c.cluster, "identity", "link", "email", email, "zoe")
+    assert (taken.code, "IDENTITY_TAKEN" in taken.err) == (1, True)
+
+    file = tmp_path / "mia.jsonl"
+    written = await recorrido(c.cluster, "export", "mia", "--out", str(file))
+    assert (written.code, written.out) == (0, "")
+    assert file.stat().st_mode & 0o777 == 0o600
+    printed = await recorrido(c.cluster, "export", "mia")
+    assert printed.out == file.read_text()
+    assert sorted(json.loads(line)["type"] for line in printed.out.splitlines()) == [
+        "recorrido.ingest.v1.IdentityLinked",
+        *["recorrido.ingest.v1.InteractionRecorded"] * 2,
+    ]
+    nobody = await recorrido(c.cluster, "export", "who", "--out", str(tmp_path / "who.jsonl"))
+    assert (nobody.code, "CUSTOMER_UNKNOWN" in nobody.err) == (1, True)
+    assert files_in(tmp_path) == [file]
+
+    # Nobody answers the question, so nothing is erased.
+    unasked = await recorrido(c.cluster, "erase", "mia")
+    assert unasked.code == 1
+    assert len(await c.store.read("customer-mia")) == 1
+    request_id = str(uuid4())
+    receipt = (await answer(c.cluster, "erase", "mia", "--yes", "--request-id", request_id))["receipt"]
+    assert (receipt["interactions"], receipt["identities"], receipt["events"]) == (2, 1, 3)
+    again = await recorrido(c.cluster, "erase", "mia", "--yes", "--request-id", request_id)
+    assert receipt["receiptId"] in again.out
+    assert (await recorrido(c.cluster, "export", "mia")).code == 1
+    scavenged = await answer(c.cluster, "scavenge")
+    assert scavenged["eventsRemoved"] >= 3
+
+    await c.link("card", "ida")
+    unlinked = await recorrido(c.cluster, "identity", "unlink", "device", "card", "ida")
+    assert (unlinked.code, unlinked.out) == (0, "device:card is not ida's any more\n")
+    assert (await answer(c.cluster, "identity", "show", "ida"))["identities"][0]["unlinkedBy"] == "tester"
 
 
 async def test_a_busy_customer_of_many_interactions_is_erased_while_they_go_on(shared: Company) -> None:
