@@ -1,27 +1,73 @@
 """ActionsService: protobuf to domain and back."""
 
-from collections.abc import Callable
-from datetime import datetime
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from typing import Any, Protocol, Self, TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from recorrido.actions.v1 import action_pb2
 from recorrido.actions.v1 import actions_service_pb2 as pb
 from recorrido.actions.v1 import actions_service_pb2_grpc as pb_grpc
-from recorrido.actions.v1.events import ActionKind, ActionResult, ActionState
-from services.actions.domain import AcceptAction, Action, Command, CompleteAction, OpenAction
-from services.actions.handlers import ActionCommands
-from services.actions.views import DEFAULT_PAGE, ActionQueries, ActionQuery, HistoryEntry
+from recorrido.actions.v1.events import (
+    ActionKind,
+    ActionResult,
+    ActionState,
+    ContactChannel,
+    Priority,
+    RemedyKind,
+    Target,
+)
+from services.actions.domain.action import Action, allowed
+from services.actions.domain.commands import (
+    AcceptAction,
+    AssignAction,
+    Change,
+    CommentAction,
+    CompleteAction,
+    DeclineAction,
+    LinkActions,
+    OfferRemedy,
+    OpenAction,
+    RecordContact,
+    ReopenAction,
+    StartAction,
+    VerifyAction,
+)
+from services.actions.domain.rules import Rules
+from services.actions.handlers.commands import ActionCommands
+from services.actions.views.history import Histories, HistoryEntry
+from services.actions.views.queries import DEFAULT_PAGE, ActionQueries, ActionQuery, BoardLine
+from services.actions.views.watching import ActionChange, Watch, Watchers
 from services.foundation import rpc
 from services.foundation.errors import InvalidError, Violation
+from services.foundation.flow import until_set
+
+MAX_LINKS = 500
 
 
 class ActionsServicer(pb_grpc.ActionsServiceServicer):
-    """`clock` tells the present moment, UTC."""
+    """`clock` tells the present moment, UTC; `stopping` is set when the server ends."""
 
-    def __init__(self, commands: ActionCommands, queries: ActionQueries, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        *,
+        commands: ActionCommands,
+        queries: ActionQueries,
+        histories: Histories,
+        watchers: Watchers,
+        clock: Callable[[], datetime],
+        stopping: asyncio.Event,
+    ) -> None:
         self._commands = commands
         self._queries = queries
+        self._histories = histories
+        self._watchers = watchers
         self._clock = clock
+        self._stopping = stopping
+
+    # -- commands --------------------------------------------------------------------------------------------------
 
     async def OpenAction(self, request: pb.OpenActionRequest, _context: Any) -> pb.OpenActionResponse:  # noqa: N802
         command = OpenAction(
@@ -31,35 +77,94 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
             reasons=tuple(request.reasons),
             touchpoint=request.touchpoint,
             need_path=request.need_path,
+            priority=Priority.from_number(request.priority),
+            owner=request.owner,
+            due_at=_moment(request, "due_at"),
+            improvement_id=request.improvement_id,
+            target=Target.from_proto(request.target) if request.HasField("target") else None,
             actor=request.actor,
             request_id=request.request_id,
             occurred_at=self._clock(),
         )
-        return pb.OpenActionResponse(action=await self._execute(command))
+        done = await self._commands.execute(command, metadata=rpc.metadata())
+        return pb.OpenActionResponse(action=_action(done.state, done.revision))
 
     async def AcceptAction(self, request: pb.AcceptActionRequest, _context: Any) -> pb.AcceptActionResponse:  # noqa: N802
-        command = AcceptAction(
-            action_id=request.action_id,
-            actor=request.actor,
-            owner=request.owner,
-            request_id=request.request_id,
-            occurred_at=self._clock(),
-        )
-        return pb.AcceptActionResponse(action=await self._execute(command, _expected(request)))
+        done = await self._change(AcceptAction, request, owner=request.owner, reason=request.reason)
+        return pb.AcceptActionResponse(action=done)
+
+    async def DeclineAction(self, request: pb.DeclineActionRequest, _context: Any) -> pb.DeclineActionResponse:  # noqa: N802
+        return pb.DeclineActionResponse(action=await self._change(DeclineAction, request, reason=request.reason))
+
+    async def AssignAction(self, request: pb.AssignActionRequest, _context: Any) -> pb.AssignActionResponse:  # noqa: N802
+        done = await self._change(AssignAction, request, owner=request.owner, reason=request.reason)
+        return pb.AssignActionResponse(action=done)
+
+    async def StartAction(self, request: pb.StartActionRequest, _context: Any) -> pb.StartActionResponse:  # noqa: N802
+        return pb.StartActionResponse(action=await self._change(StartAction, request, reason=request.reason))
+
+    async def RecordContact(self, request: pb.RecordContactRequest, _context: Any) -> pb.RecordContactResponse:  # noqa: N802
+        channel = ContactChannel.from_number(request.channel)
+        done = await self._change(RecordContact, request, channel=channel, reached=request.reached, note=request.note)
+        return pb.RecordContactResponse(action=done)
+
+    async def OfferRemedy(self, request: pb.OfferRemedyRequest, _context: Any) -> pb.OfferRemedyResponse:  # noqa: N802
+        remedy = RemedyKind.from_number(request.remedy)
+        return pb.OfferRemedyResponse(action=await self._change(OfferRemedy, request, remedy=remedy, note=request.note))
 
     async def CompleteAction(self, request: pb.CompleteActionRequest, _context: Any) -> pb.CompleteActionResponse:  # noqa: N802
-        command = CompleteAction(
-            action_id=request.action_id,
-            actor=request.actor,
-            result=ActionResult.from_number(request.result),
-            note=request.note,
-            request_id=request.request_id,
-            occurred_at=self._clock(),
+        result = ActionResult.from_number(request.result)
+        done = await self._change(CompleteAction, request, result=result, note=request.note)
+        return pb.CompleteActionResponse(action=done)
+
+    async def VerifyAction(self, request: pb.VerifyActionRequest, _context: Any) -> pb.VerifyActionResponse:  # noqa: N802
+        return pb.VerifyActionResponse(action=await self._change(VerifyAction, request, reason=request.reason))
+
+    async def ReopenAction(self, request: pb.ReopenActionRequest, _context: Any) -> pb.ReopenActionResponse:  # noqa: N802
+        due_at = _moment(request, "due_at")
+        done = await self._change(ReopenAction, request, reason=request.reason, due_at=due_at)
+        return pb.ReopenActionResponse(action=done)
+
+    async def CommentAction(self, request: pb.CommentActionRequest, _context: Any) -> pb.CommentActionResponse:  # noqa: N802
+        return pb.CommentActionResponse(action=await self._change(CommentAction, request, text=request.text))
+
+    async def LinkActions(self, request: pb.LinkActionsRequest, _context: Any) -> pb.LinkActionsResponse:  # noqa: N802
+        ids = list(dict.fromkeys(request.action_ids))
+        if not 1 <= len(ids) <= MAX_LINKS:
+            raise InvalidError([Violation("action_ids", f"between 1 and {MAX_LINKS}")])
+        now = self._clock()
+        commands = [
+            LinkActions(
+                action_id=action_id,
+                improvement_id=request.improvement_id,
+                actor=request.actor,
+                reason=request.reason,
+                request_id=request.request_id,
+                occurred_at=now,
+            )
+            for action_id in ids
+        ]
+        done = await self._commands.link(commands, metadata=rpc.metadata())
+        return pb.LinkActionsResponse(actions=[_action(each.state, each.revision) for each in done])
+
+    async def _change(self, command: type[Change], request: Any, **fields: Any) -> pb.Action:
+        done = await self._commands.execute(
+            command(
+                action_id=request.action_id,
+                actor=request.actor,
+                request_id=request.request_id,
+                occurred_at=self._clock(),
+                **fields,
+            ),
+            metadata=rpc.metadata(),
+            expected_revision=request.expected_revision if request.HasField("expected_revision") else None,
         )
-        return pb.CompleteActionResponse(action=await self._execute(command, _expected(request)))
+        return _action(done.state, done.revision)
+
+    # -- questions -------------------------------------------------------------------------------------------------
 
     async def GetAction(self, request: pb.GetActionRequest, _context: Any) -> pb.GetActionResponse:  # noqa: N802
-        history = await self._queries.get(request.action_id)
+        history = await self._histories.get(request.action_id)
         return pb.GetActionResponse(
             action=_action(history.action.state, history.action.revision),
             history=[_entry(entry) for entry in history.entries],
@@ -71,6 +176,12 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
             kind=_filter(ActionKind, request.kind, "kind"),
             customer_id=request.customer_id,
             owner=request.owner,
+            touchpoint=request.touchpoint,
+            need_path=request.need_path,
+            priority=_filter(Priority, request.priority, "priority"),
+            improvement_id=request.improvement_id,
+            playbook_id=request.playbook_id,
+            overdue=request.overdue if request.HasField("overdue") else None,
             page_size=request.page_size or DEFAULT_PAGE,
             page_token=request.page_token,
         )
@@ -81,13 +192,25 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
             total=page.total,
         )
 
-    async def _execute(self, command: Command, expected_revision: int | None = None) -> pb.Action:
-        done = await self._commands.execute(command, metadata=rpc.metadata(), expected_revision=expected_revision)
-        return _action(done.state, done.revision)
+    async def GetBoard(self, request: pb.GetBoardRequest, _context: Any) -> pb.GetBoardResponse:  # noqa: N802
+        board = await self._queries.board(_filter(ActionKind, request.kind, "kind"), self._clock())
+        lines = {f"by_{dimension}": [_line(line) for line in found] for dimension, found in board.lines.items()}
+        return pb.GetBoardResponse(**lines, as_of=_timestamp(board.as_of))
 
-
-def _expected(request: pb.AcceptActionRequest | pb.CompleteActionRequest) -> int | None:
-    return request.expected_revision if request.HasField("expected_revision") else None
+    async def WatchActions(  # noqa: N802
+        self, request: pb.WatchActionsRequest, _context: Any
+    ) -> AsyncIterator[pb.WatchActionsResponse]:
+        watch = Watch(
+            action_id=request.action_id,
+            kind=_filter(ActionKind, request.kind, "kind"),
+            customer_id=request.customer_id,
+            owner=request.owner,
+            touchpoint=request.touchpoint,
+            improvement_id=request.improvement_id,
+            after_position=request.after_position,
+        )
+        async for changes, position in until_set(self._watchers.watch(watch), self._stopping):
+            yield pb.WatchActionsResponse(changes=[_change(each) for each in changes], position=position)
 
 
 class _Numbered(Protocol):
@@ -109,6 +232,26 @@ def _filter(enum: type[EnumT], number: int, field: str) -> EnumT | None:
     return value if number else None
 
 
+def _moment(request: Any, field: str) -> datetime | None:
+    """Return a moment that may be given, UTC."""
+    if not request.HasField(field):
+        return None
+    rules = Rules()
+    found = None
+    try:
+        found = getattr(request, field).ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        rules.require(False, field, "a time between the years 1 and 9999")
+    rules.enforce()
+    return found
+
+
+def _timestamp(at: datetime) -> Timestamp:
+    found = Timestamp()
+    found.FromDatetime(at)
+    return found
+
+
 def _action(action: Action, revision: int) -> pb.Action:
     message = pb.Action(
         action_id=action.action_id,
@@ -123,11 +266,22 @@ def _action(action: Action, revision: int) -> pb.Action:
         owner=action.owner,
         result=action_pb2.ActionResult.ValueType(action.result.number),
         revision=revision,
+        priority=action_pb2.Priority.ValueType(action.priority.number),
+        overdue=bool(action.late),
+        escalated_to=action.escalated_to,
+        improvement_id=action.improvement_id,
+        playbook_id=action.playbook_id,
+        playbook_version=action.playbook_version,
+        playbook_rule=action.playbook_rule,
+        cause_id=action.cause_id,
+        target=action.target.to_proto() if action.target else None,
+        reopened=action.reopened,
+        allowed=allowed(action.kind, action.state),
     )
-    if action.opened_at is not None:
-        message.opened_at.FromDatetime(action.opened_at)
-    if action.updated_at is not None:
-        message.updated_at.FromDatetime(action.updated_at)
+    for field in ("opened_at", "updated_at", "closed_at", "accept_by", "due_at"):
+        at = getattr(action, field)
+        if at is not None:
+            getattr(message, field).FromDatetime(at)
     return message
 
 
@@ -138,6 +292,30 @@ def _entry(entry: HistoryEntry) -> pb.HistoryEntry:
         actor=entry.actor,
         summary=entry.summary,
         trace_id=entry.trace_id,
+        reason=entry.reason,
+        revision=entry.revision,
     )
     message.recorded_at.FromDatetime(entry.recorded_at)
     return message
+
+
+def _change(change: ActionChange) -> pb.ActionChange:
+    if change.message is None:
+        change.message = pb.ActionChange(
+            action=_action(change.action, change.entry.revision),
+            change=_entry(change.entry),
+            position=change.position,
+        )
+    message: pb.ActionChange = change.message
+    return message
+
+
+def _line(line: BoardLine) -> pb.BoardLine:
+    return pb.BoardLine(
+        key=line.key,
+        kind=action_pb2.ActionKind.ValueType(line.kind.number),
+        count=line.count,
+        overdue=line.overdue,
+        mean_age_s=line.mean_age_s,
+        oldest_age_s=line.oldest_age_s,
+    )

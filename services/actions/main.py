@@ -7,9 +7,13 @@ from pydantic import Field
 from recorrido.actions.v1 import actions_service_pb2 as pb
 from recorrido.actions.v1 import actions_service_pb2_grpc as pb_grpc
 from services.actions.api import ActionsServicer
-from services.actions.domain import ActionDecider
-from services.actions.handlers import ActionCommands, Recoveries
-from services.actions.views import ActionQueries, ActionsProjection
+from services.actions.domain.action import ActionDecider
+from services.actions.handlers.commands import ActionCommands
+from services.actions.handlers.signals import Recoveries
+from services.actions.views.history import Histories
+from services.actions.views.projection import ActionsProjection
+from services.actions.views.queries import ActionQueries
+from services.actions.views.watching import Watchers
 from services.foundation import projection
 from services.foundation.bus import Bus
 from services.foundation.config import PostgresDsn, ServiceSettings
@@ -38,10 +42,19 @@ async def wire(settings: ActionsSettings, process: Process) -> None:
 
     runner = ProjectionRunner(store, pool, ActionsProjection())
     await runner.prepare()
+    watchers = Watchers(store)
+    process.background("watching", watchers.run(await runner.last()))
     executor = Executor(store, ActionDecider())
     process.server.register(
         pb_grpc.add_ActionsServiceServicer_to_server,
-        ActionsServicer(ActionCommands(executor), ActionQueries(store, pool), lambda: datetime.now(UTC)),
+        ActionsServicer(
+            commands=ActionCommands(executor),
+            queries=ActionQueries(pool),
+            histories=Histories(store),
+            watchers=watchers,
+            clock=lambda: datetime.now(UTC),
+            stopping=process.server.stopping,
+        ),
         pb.DESCRIPTOR.services_by_name["ActionsService"].full_name,
     )
     process.background("list of actions", runner.run(available=process.server.availability("read model")))

@@ -188,6 +188,14 @@ class ProjectionRunner:
                 await self._moved.wait_for(lambda: self.position >= position)
         return self.position >= position
 
+    async def last(self) -> Place | None:
+        """Return the last event in the rows; None where there is none. Raises UnavailableError."""
+        try:
+            await self._load()
+        except POSTGRES_DOWN as error:
+            raise UnavailableError("PostgreSQL", repr(error)) from error
+        return self._last
+
     async def _load(self) -> None:
         """Read where the rows stand. Going on is from their last event, whose history can be checked."""
         async with self._pool.acquire() as connection:

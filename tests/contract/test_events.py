@@ -124,8 +124,12 @@ def test_an_unknown_enum_value_reads_as_unspecified(event_type: Any, path: tuple
         at, inside = at[field.json_name], getattr(inside, field.name)
         if field.is_repeated:
             at, inside = at[0], inside[0]
-    at[path[-1].json_name] = "VALUE_OF_TOMORROW"
-    setattr(inside, path[-1].name, 77)
+    if path[-1].is_repeated:
+        at[path[-1].json_name][0] = "VALUE_OF_TOMORROW"
+        getattr(inside, path[-1].name)[0] = 77
+    else:
+        at[path[-1].json_name] = "VALUE_OF_TOMORROW"
+        setattr(inside, path[-1].name, 77)
 
     from_json = msgspec.json.decode(json.dumps(content), type=event_type)
     assert from_json == event_type.from_proto(message)

@@ -1,30 +1,43 @@
 """Commands check themselves when they are made: every broken rule, with its field."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recorrido.actions.v1.events import ActionKind, ActionResult
+from recorrido.actions.v1.events import ActionKind, ActionResult, ContactChannel, RemedyKind, Target
 from recorrido.journey.v1.events import SignalRaised
-from services.actions.domain import (
+from services.actions.domain.commands import (
+    CHANGES,
+    AcceptAction,
+    AssignAction,
+    CommentAction,
+    CompleteAction,
+    DeclineAction,
+    LinkActions,
+    OfferRemedy,
+    OpenAction,
+    OpenRecovery,
+    RecordContact,
+    ReopenAction,
+    StartAction,
+    VerifyAction,
+)
+from services.actions.domain.rules import (
     MAX_CUSTOMER_ID,
     MAX_ID,
     MAX_NOTE,
     MAX_REASON,
     MAX_REASONS,
     MAX_TITLE,
-    AcceptAction,
-    CompleteAction,
-    OpenAction,
-    OpenRecovery,
 )
 from services.foundation.errors import InvalidError
 
 NOW = datetime(2026, 3, 1, 9, 30, tzinfo=UTC)
 
+CHANGE = {"action_id": "a", "actor": "maja", "request_id": "r-9", "occurred_at": NOW}
 VALID: dict[type, dict[str, Any]] = {
     OpenAction: {
         "kind": ActionKind.RECOVERY,
@@ -38,6 +51,15 @@ VALID: dict[type, dict[str, Any]] = {
         "occurred_at": NOW,
     },
     AcceptAction: {"action_id": "a", "actor": "maja", "owner": "luka", "request_id": "r-2", "occurred_at": NOW},
+    DeclineAction: {**CHANGE, "reason": "no ground:\nshe had not paid"},
+    AssignAction: {**CHANGE, "owner": "luka", "reason": "knows her"},
+    StartAction: {**CHANGE, "reason": ""},
+    RecordContact: {**CHANGE, "channel": ContactChannel.PHONE, "reached": False, "note": "nobody home"},
+    OfferRemedy: {**CHANGE, "remedy": RemedyKind.REFUND, "note": "all of it"},
+    VerifyAction: {**CHANGE, "reason": "CSAT is up"},
+    ReopenAction: {**CHANGE, "reason": "it is late again", "due_at": NOW + timedelta(days=1)},
+    CommentAction: {**CHANGE, "text": "a colleague knows more"},
+    LinkActions: {**CHANGE, "improvement_id": "i", "reason": ""},
     CompleteAction: {
         "action_id": "a",
         "actor": "maja",
@@ -47,6 +69,17 @@ VALID: dict[type, dict[str, Any]] = {
         "occurred_at": NOW,
     },
 }
+
+
+def test_every_command_of_people_is_tried_here() -> None:
+    assert set(VALID) == {OpenAction, *CHANGES}
+
+
+@pytest.mark.parametrize("command", CHANGES)
+def test_an_event_tells_all_that_was_asked_for(command: type) -> None:
+    event = command(**VALID[command]).event()
+    for name, value in VALID[command].items():
+        assert getattr(event, name) == value
 
 
 @pytest.mark.parametrize("command", VALID)
@@ -79,6 +112,21 @@ BROKEN = [
     (CompleteAction, "note", "bell \a", "no control characters"),
     (CompleteAction, "actor", "", "required"),
     (CompleteAction, "request_id", "", "required"),
+    (OpenAction, "owner", "x" * (MAX_ID + 1), "at most 128 characters"),
+    (OpenAction, "due_at", NOW, "later than now"),
+    (OpenAction, "target", Target(metric="csat"), "only of an improvement"),
+    (DeclineAction, "reason", " ", "required"),
+    (DeclineAction, "reason", "x" * (MAX_REASON + 1), "at most 1,024 characters"),
+    (AssignAction, "owner", "", "required"),
+    (StartAction, "reason", "\0", "no control characters"),
+    (RecordContact, "channel", ContactChannel.UNSPECIFIED, "a channel, such as PHONE"),
+    (RecordContact, "note", "x" * (MAX_NOTE + 1), "at most 4,096 characters"),
+    (OfferRemedy, "remedy", RemedyKind.UNSPECIFIED, "a remedy, such as APOLOGY or REFUND"),
+    (VerifyAction, "reason", "", "required"),
+    (ReopenAction, "reason", "", "required"),
+    (ReopenAction, "due_at", NOW - timedelta(seconds=1), "later than now"),
+    (CommentAction, "text", "\n", "required"),
+    (LinkActions, "improvement_id", "x" * (MAX_ID + 1), "at most 128 characters"),
 ]
 
 
@@ -103,6 +151,17 @@ def test_everything_broken_is_told_at_once() -> None:
     with pytest.raises(InvalidError) as caught:
         OpenAction(kind=ActionKind.UNSPECIFIED, title="", actor="", request_id="", occurred_at=NOW)
     assert {v.field for v in caught.value.violations} == {"kind", "title", "actor", "request_id"}
+
+
+def test_an_improvement_has_a_target_and_no_improvement_of_its_own() -> None:
+    improvement = {**VALID[OpenAction], "kind": ActionKind.IMPROVEMENT, "customer_id": ""}
+    assert OpenAction(**improvement, target=Target(metric="csat", touchpoint="delivery")).event().target is not None
+    with pytest.raises(InvalidError) as caught:
+        OpenAction(**improvement, target=Target(metric="joy"), improvement_id="i")
+    assert [(v.field, v.rule) for v in caught.value.violations] == [
+        ("improvement_id", "only of a recovery"),
+        ("target.metric", "one of nps, csat, ces, sentiment, bad_moments"),
+    ]
 
 
 def test_an_improvement_needs_no_customer() -> None:

@@ -191,12 +191,14 @@ async def test_an_action_lives_from_open_to_completed(cluster: Cluster) -> None:
     )
     accepted = await answer(cluster, "actions", "accept", action_id, "--owner", "maja", "--expected-revision", "0")
     assert accepted["owner"] == "maja"
+    started = await answer(cluster, "actions", "start", action_id, "--reason", "the till is here")
+    assert started["state"] == "ACTION_STATE_IN_PROGRESS"
     lost = await recorrido(cluster, "actions", "complete", action_id, "--result", "helped", "--expected-revision", "0")
     assert lost.code == 1
     done = await answer(cluster, "actions", "complete", action_id, "--result", "no_change", "--note", "opened a till")
     assert done["result"] == "ACTION_RESULT_NO_CHANGE"
     shown = await answer(cluster, "actions", "show", action_id)
-    assert [entry["actor"] for entry in shown["history"]] == ["tester"] * 3
+    assert [entry["actor"] for entry in shown["history"]] == ["tester"] * 4
     text = (await recorrido(cluster, "actions", "show", action_id)).out
     assert "Shorten the queue" in text
     refused = await recorrido(cluster, "actions", "accept", action_id)

@@ -26,7 +26,7 @@ from recorrido.ingest.v1.privacy_service_pb2_grpc import PrivacyServiceStub
 from recorrido.ingest.v1.rejection_service_pb2_grpc import RejectionServiceStub
 from recorrido.journey.v1 import journey_service_pb2 as journey_pb
 from recorrido.journey.v1.journey_service_pb2_grpc import JourneyServiceStub
-from services.actions.views import ActionsProjection
+from services.actions.views.projection import ActionsProjection
 from services.foundation.events import Pending, Recorded
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
 from services.ingest.holdings import HoldingsProjection

@@ -4,15 +4,17 @@ isort:skip_file
 """
 
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 10):
-    from typing import TypeAlias as _TypeAlias
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    from typing_extensions import TypeAlias as _TypeAlias
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -46,15 +48,38 @@ class _ActionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ActionSta
     DESCRIPTOR: _descriptor.EnumDescriptor
     ACTION_STATE_UNSPECIFIED: _ActionState.ValueType  # 0
     ACTION_STATE_OPEN: _ActionState.ValueType  # 1
+    """Nobody took it yet; an improvement is proposed."""
     ACTION_STATE_ACCEPTED: _ActionState.ValueType  # 2
+    """Somebody promised to work on it."""
     ACTION_STATE_COMPLETED: _ActionState.ValueType  # 3
+    """A recovery has the customer's answer and is closed; an improvement is done, and to be verified."""
+    ACTION_STATE_DECLINED: _ActionState.ValueType  # 4
+    """It will not be done; the reason was told."""
+    ACTION_STATE_IN_PROGRESS: _ActionState.ValueType  # 5
+    """It is worked on; of a recovery the customer was spoken to."""
+    ACTION_STATE_REMEDIED: _ActionState.ValueType  # 6
+    """Recoveries only: a remedy was offered, the customer's answer is awaited."""
+    ACTION_STATE_VERIFIED: _ActionState.ValueType  # 7
+    """Improvements only: it was seen to help."""
 
-class ActionState(_ActionState, metaclass=_ActionStateEnumTypeWrapper): ...
+class ActionState(_ActionState, metaclass=_ActionStateEnumTypeWrapper):
+    """Where an action stands. docs/actions.md has the way from each to each, for both kinds."""
 
 ACTION_STATE_UNSPECIFIED: ActionState.ValueType  # 0
 ACTION_STATE_OPEN: ActionState.ValueType  # 1
+"""Nobody took it yet; an improvement is proposed."""
 ACTION_STATE_ACCEPTED: ActionState.ValueType  # 2
+"""Somebody promised to work on it."""
 ACTION_STATE_COMPLETED: ActionState.ValueType  # 3
+"""A recovery has the customer's answer and is closed; an improvement is done, and to be verified."""
+ACTION_STATE_DECLINED: ActionState.ValueType  # 4
+"""It will not be done; the reason was told."""
+ACTION_STATE_IN_PROGRESS: ActionState.ValueType  # 5
+"""It is worked on; of a recovery the customer was spoken to."""
+ACTION_STATE_REMEDIED: ActionState.ValueType  # 6
+"""Recoveries only: a remedy was offered, the customer's answer is awaited."""
+ACTION_STATE_VERIFIED: ActionState.ValueType  # 7
+"""Improvements only: it was seen to help."""
 Global___ActionState: _TypeAlias = ActionState  # noqa: Y015
 
 class _ActionResult:
@@ -65,7 +90,9 @@ class _ActionResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ActionRe
     DESCRIPTOR: _descriptor.EnumDescriptor
     ACTION_RESULT_UNSPECIFIED: _ActionResult.ValueType  # 0
     ACTION_RESULT_HELPED: _ActionResult.ValueType  # 1
+    """The customer is glad; the measure is better."""
     ACTION_RESULT_NO_CHANGE: _ActionResult.ValueType  # 2
+    """The customer is not glad; the measure is as before."""
     ACTION_RESULT_WORSE: _ActionResult.ValueType  # 3
     ACTION_RESULT_UNREACHABLE: _ActionResult.ValueType  # 4
 
@@ -74,7 +101,211 @@ class ActionResult(_ActionResult, metaclass=_ActionResultEnumTypeWrapper):
 
 ACTION_RESULT_UNSPECIFIED: ActionResult.ValueType  # 0
 ACTION_RESULT_HELPED: ActionResult.ValueType  # 1
+"""The customer is glad; the measure is better."""
 ACTION_RESULT_NO_CHANGE: ActionResult.ValueType  # 2
+"""The customer is not glad; the measure is as before."""
 ACTION_RESULT_WORSE: ActionResult.ValueType  # 3
 ACTION_RESULT_UNREACHABLE: ActionResult.ValueType  # 4
 Global___ActionResult: _TypeAlias = ActionResult  # noqa: Y015
+
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    PRIORITY_LOW: _Priority.ValueType  # 1
+    PRIORITY_NORMAL: _Priority.ValueType  # 2
+    PRIORITY_HIGH: _Priority.ValueType  # 3
+    PRIORITY_URGENT: _Priority.ValueType  # 4
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper): ...
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+PRIORITY_LOW: Priority.ValueType  # 1
+PRIORITY_NORMAL: Priority.ValueType  # 2
+PRIORITY_HIGH: Priority.ValueType  # 3
+PRIORITY_URGENT: Priority.ValueType  # 4
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
+class _ContactChannel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ContactChannelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ContactChannel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONTACT_CHANNEL_UNSPECIFIED: _ContactChannel.ValueType  # 0
+    CONTACT_CHANNEL_PHONE: _ContactChannel.ValueType  # 1
+    CONTACT_CHANNEL_EMAIL: _ContactChannel.ValueType  # 2
+    CONTACT_CHANNEL_CHAT: _ContactChannel.ValueType  # 3
+    CONTACT_CHANNEL_MESSAGE: _ContactChannel.ValueType  # 4
+    CONTACT_CHANNEL_LETTER: _ContactChannel.ValueType  # 5
+    CONTACT_CHANNEL_IN_PERSON: _ContactChannel.ValueType  # 6
+    CONTACT_CHANNEL_SOCIAL: _ContactChannel.ValueType  # 7
+
+class ContactChannel(_ContactChannel, metaclass=_ContactChannelEnumTypeWrapper):
+    """How somebody tried to reach a customer."""
+
+CONTACT_CHANNEL_UNSPECIFIED: ContactChannel.ValueType  # 0
+CONTACT_CHANNEL_PHONE: ContactChannel.ValueType  # 1
+CONTACT_CHANNEL_EMAIL: ContactChannel.ValueType  # 2
+CONTACT_CHANNEL_CHAT: ContactChannel.ValueType  # 3
+CONTACT_CHANNEL_MESSAGE: ContactChannel.ValueType  # 4
+CONTACT_CHANNEL_LETTER: ContactChannel.ValueType  # 5
+CONTACT_CHANNEL_IN_PERSON: ContactChannel.ValueType  # 6
+CONTACT_CHANNEL_SOCIAL: ContactChannel.ValueType  # 7
+Global___ContactChannel: _TypeAlias = ContactChannel  # noqa: Y015
+
+class _RemedyKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RemedyKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RemedyKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REMEDY_KIND_UNSPECIFIED: _RemedyKind.ValueType  # 0
+    REMEDY_KIND_APOLOGY: _RemedyKind.ValueType  # 1
+    REMEDY_KIND_INFORMATION: _RemedyKind.ValueType  # 2
+    REMEDY_KIND_REFUND: _RemedyKind.ValueType  # 3
+    REMEDY_KIND_REPLACEMENT: _RemedyKind.ValueType  # 4
+    REMEDY_KIND_REPAIR: _RemedyKind.ValueType  # 5
+    REMEDY_KIND_SUBSTITUTE: _RemedyKind.ValueType  # 6
+    REMEDY_KIND_ASSISTANCE: _RemedyKind.ValueType  # 7
+    REMEDY_KIND_COMPENSATION: _RemedyKind.ValueType  # 8
+    REMEDY_KIND_GOODWILL: _RemedyKind.ValueType  # 9
+    REMEDY_KIND_OTHER: _RemedyKind.ValueType  # 10
+
+class RemedyKind(_RemedyKind, metaclass=_RemedyKindEnumTypeWrapper):
+    """What was offered to the customer, after the responses that ISO 10002 lists."""
+
+REMEDY_KIND_UNSPECIFIED: RemedyKind.ValueType  # 0
+REMEDY_KIND_APOLOGY: RemedyKind.ValueType  # 1
+REMEDY_KIND_INFORMATION: RemedyKind.ValueType  # 2
+REMEDY_KIND_REFUND: RemedyKind.ValueType  # 3
+REMEDY_KIND_REPLACEMENT: RemedyKind.ValueType  # 4
+REMEDY_KIND_REPAIR: RemedyKind.ValueType  # 5
+REMEDY_KIND_SUBSTITUTE: RemedyKind.ValueType  # 6
+REMEDY_KIND_ASSISTANCE: RemedyKind.ValueType  # 7
+REMEDY_KIND_COMPENSATION: RemedyKind.ValueType  # 8
+REMEDY_KIND_GOODWILL: RemedyKind.ValueType  # 9
+REMEDY_KIND_OTHER: RemedyKind.ValueType  # 10
+Global___RemedyKind: _TypeAlias = RemedyKind  # noqa: Y015
+
+class _Obligation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ObligationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Obligation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OBLIGATION_UNSPECIFIED: _Obligation.ValueType  # 0
+    OBLIGATION_ACCEPTANCE: _Obligation.ValueType  # 1
+    """Somebody takes the action, or declines it."""
+    OBLIGATION_RESOLUTION: _Obligation.ValueType  # 2
+    """The action is completed."""
+
+class Obligation(_Obligation, metaclass=_ObligationEnumTypeWrapper):
+    """What has to happen in time."""
+
+OBLIGATION_UNSPECIFIED: Obligation.ValueType  # 0
+OBLIGATION_ACCEPTANCE: Obligation.ValueType  # 1
+"""Somebody takes the action, or declines it."""
+OBLIGATION_RESOLUTION: Obligation.ValueType  # 2
+"""The action is completed."""
+Global___Obligation: _TypeAlias = Obligation  # noqa: Y015
+
+class _DeadlineKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeadlineKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeadlineKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DEADLINE_KIND_UNSPECIFIED: _DeadlineKind.ValueType  # 0
+    DEADLINE_KIND_DUE_SOON: _DeadlineKind.ValueType  # 1
+    DEADLINE_KIND_OVERDUE: _DeadlineKind.ValueType  # 2
+    DEADLINE_KIND_ESCALATION: _DeadlineKind.ValueType  # 3
+
+class DeadlineKind(_DeadlineKind, metaclass=_DeadlineKindEnumTypeWrapper): ...
+
+DEADLINE_KIND_UNSPECIFIED: DeadlineKind.ValueType  # 0
+DEADLINE_KIND_DUE_SOON: DeadlineKind.ValueType  # 1
+DEADLINE_KIND_OVERDUE: DeadlineKind.ValueType  # 2
+DEADLINE_KIND_ESCALATION: DeadlineKind.ValueType  # 3
+Global___DeadlineKind: _TypeAlias = DeadlineKind  # noqa: Y015
+
+@_typing.final
+class Deadline(_message.Message):
+    """A moment at which something is recorded unless the obligation was met before. Reckoned once, when the action is
+    opened or reopened, in the business hours of its playbook's calendar.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEADLINE_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    OBLIGATION_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    DUE_AT_FIELD_NUMBER: _builtins.int
+    ESCALATE_TO_FIELD_NUMBER: _builtins.int
+    REASSIGN_FIELD_NUMBER: _builtins.int
+    deadline_id: _builtins.str
+    """Names it within its action, such as "1:resolution:overdue"."""
+    kind: Global___DeadlineKind.ValueType
+    obligation: Global___Obligation.ValueType
+    escalate_to: _builtins.str
+    """Escalations: who is told."""
+    reassign: _builtins.bool
+    """Escalations: whether the action becomes theirs."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def due_at(self) -> _timestamp_pb2.Timestamp:
+        """When the obligation itself falls due."""
+
+    def __init__(
+        self,
+        *,
+        deadline_id: _builtins.str = ...,
+        kind: Global___DeadlineKind.ValueType = ...,
+        obligation: Global___Obligation.ValueType = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        due_at: _timestamp_pb2.Timestamp | None = ...,
+        escalate_to: _builtins.str = ...,
+        reassign: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "due_at", b"due_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "deadline_id", b"deadline_id", "due_at", b"due_at", "escalate_to", b"escalate_to", "kind", b"kind", "obligation", b"obligation", "reassign", b"reassign"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Deadline: _TypeAlias = Deadline  # noqa: Y015
+
+@_typing.final
+class Target(_message.Message):
+    """The measure that an improvement is to move."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: _builtins.int
+    TOUCHPOINT_FIELD_NUMBER: _builtins.int
+    NEED_PATH_FIELD_NUMBER: _builtins.int
+    metric: _builtins.str
+    """"nps", "csat", "ces", "sentiment" or "bad_moments"."""
+    touchpoint: _builtins.str
+    """Empty: every touchpoint."""
+    need_path: _builtins.str
+    """Empty: every need."""
+    def __init__(
+        self,
+        *,
+        metric: _builtins.str = ...,
+        touchpoint: _builtins.str = ...,
+        need_path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metric", b"metric", "need_path", b"need_path", "touchpoint", b"touchpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Target: _TypeAlias = Target  # noqa: Y015

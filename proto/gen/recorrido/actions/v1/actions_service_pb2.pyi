@@ -32,6 +32,11 @@ class OpenActionRequest(_message.Message):
     NEED_PATH_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    DUE_AT_FIELD_NUMBER: _builtins.int
+    IMPROVEMENT_ID_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
     kind: _action_pb2.ActionKind.ValueType
     customer_id: _builtins.str
     """Required for a recovery."""
@@ -41,8 +46,22 @@ class OpenActionRequest(_message.Message):
     actor: _builtins.str
     request_id: _builtins.str
     """The action's id derives from it: repeating it answers the same action. 1 to 128 characters, best a UUID."""
+    priority: _action_pb2.Priority.ValueType
+    """UNSPECIFIED: NORMAL."""
+    owner: _builtins.str
+    """Whose it is before anybody accepted it."""
+    improvement_id: _builtins.str
+    """The improvement that this recovery belongs to."""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def due_at(self) -> _timestamp_pb2.Timestamp:
+        """When it has to be completed; later than now."""
+
+    @_builtins.property
+    def target(self) -> _action_pb2.Target:
+        """The measure that an improvement is to move."""
+
     def __init__(
         self,
         *,
@@ -54,10 +73,15 @@ class OpenActionRequest(_message.Message):
         need_path: _builtins.str = ...,
         actor: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        priority: _action_pb2.Priority.ValueType = ...,
+        owner: _builtins.str = ...,
+        due_at: _timestamp_pb2.Timestamp | None = ...,
+        improvement_id: _builtins.str = ...,
+        target: _action_pb2.Target | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["due_at", b"due_at", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "customer_id", b"customer_id", "kind", b"kind", "need_path", b"need_path", "reasons", b"reasons", "request_id", b"request_id", "title", b"title", "touchpoint", b"touchpoint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "customer_id", b"customer_id", "due_at", b"due_at", "improvement_id", b"improvement_id", "kind", b"kind", "need_path", b"need_path", "owner", b"owner", "priority", b"priority", "reasons", b"reasons", "request_id", b"request_id", "target", b"target", "title", b"title", "touchpoint", b"touchpoint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -92,6 +116,7 @@ class AcceptActionRequest(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     actor: _builtins.str
     owner: _builtins.str
@@ -99,6 +124,7 @@ class AcceptActionRequest(_message.Message):
     request_id: _builtins.str
     expected_revision: _builtins.int
     """When given, ABORTED if somebody changed the action since that revision."""
+    reason: _builtins.str
     def __init__(
         self,
         *,
@@ -107,10 +133,11 @@ class AcceptActionRequest(_message.Message):
         owner: _builtins.str = ...,
         request_id: _builtins.str = ...,
         expected_revision: _builtins.int | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "action_id", b"action_id", "actor", b"actor", "expected_revision", b"expected_revision", "owner", b"owner", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "action_id", b"action_id", "actor", b"actor", "expected_revision", b"expected_revision", "owner", b"owner", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_revision: _TypeAlias = _typing.Literal["expected_revision"]  # noqa: Y015
     _WhichOneofArgType__expected_revision: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision"]  # noqa: Y015
@@ -137,6 +164,286 @@ class AcceptActionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AcceptActionResponse: _TypeAlias = AcceptActionResponse  # noqa: Y015
+
+@_typing.final
+class DeclineActionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    actor: _builtins.str
+    reason: _builtins.str
+    """Required."""
+    request_id: _builtins.str
+    expected_revision: _builtins.int
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        expected_revision: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "action_id", b"action_id", "actor", b"actor", "expected_revision", b"expected_revision", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_revision: _TypeAlias = _typing.Literal["expected_revision"]  # noqa: Y015
+    _WhichOneofArgType__expected_revision: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_revision) -> _WhichOneofReturnType__expected_revision | None: ...
+
+Global___DeclineActionRequest: _TypeAlias = DeclineActionRequest  # noqa: Y015
+
+@_typing.final
+class DeclineActionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def action(self) -> Global___Action: ...
+    def __init__(
+        self,
+        *,
+        action: Global___Action | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeclineActionResponse: _TypeAlias = DeclineActionResponse  # noqa: Y015
+
+@_typing.final
+class AssignActionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    actor: _builtins.str
+    owner: _builtins.str
+    """Required: who has it from now on."""
+    reason: _builtins.str
+    request_id: _builtins.str
+    expected_revision: _builtins.int
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        expected_revision: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "action_id", b"action_id", "actor", b"actor", "expected_revision", b"expected_revision", "owner", b"owner", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_revision: _TypeAlias = _typing.Literal["expected_revision"]  # noqa: Y015
+    _WhichOneofArgType__expected_revision: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_revision) -> _WhichOneofReturnType__expected_revision | None: ...
+
+Global___AssignActionRequest: _TypeAlias = AssignActionRequest  # noqa: Y015
+
+@_typing.final
+class AssignActionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def action(self) -> Global___Action: ...
+    def __init__(
+        self,
+        *,
+        action: Global___Action | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssignActionResponse: _TypeAlias = AssignActionResponse  # noqa: Y015
+
+@_typing.final
+class StartActionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    actor: _builtins.str
+    reason: _builtins.str
+    request_id: _builtins.str
+    expected_revision: _builtins.int
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        expected_revision: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "action_id", b"action_id", "actor", b"actor", "expected_revision", b"expected_revision", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_revision: _TypeAlias = _typing.Literal["expected_revision"]  # noqa: Y015
+    _WhichOneofArgType__expected_revision: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_revision) -> _WhichOneofReturnType__expected_revision | None: ...
+
+Global___StartActionRequest: _TypeAlias = StartActionRequest  # noqa: Y015
+
+@_typing.final
+class StartActionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def action(self) -> Global___Action: ...
+    def __init__(
+        self,
+        *,
+        action: Global___Action | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartActionResponse: _TypeAlias = StartActionResponse  # noqa: Y015
+
+@_typing.final
+class RecordContactRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    REACHED_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    actor: _builtins.str
+    channel: _action_pb2.ContactChannel.ValueType
+    reached: _builtins.bool
+    """Whether the customer was reached."""
+    note: _builtins.str
+    request_id: _builtins.str
+    expected_revision: _builtins.int
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        channel: _action_pb2.ContactChannel.ValueType = ...,
+        reached: _builtins.bool = ...,
+        note: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        expected_revision: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "action_id", b"action_id", "actor", b"actor", "channel", b"channel", "expected_revision", b"expected_revision", "note", b"note", "reached", b"reached", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_revision: _TypeAlias = _typing.Literal["expected_revision"]  # noqa: Y015
+    _WhichOneofArgType__expected_revision: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_revision) -> _WhichOneofReturnType__expected_revision | None: ...
+
+Global___RecordContactRequest: _TypeAlias = RecordContactRequest  # noqa: Y015
+
+@_typing.final
+class RecordContactResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def action(self) -> Global___Action: ...
+    def __init__(
+        self,
+        *,
+        action: Global___Action | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordContactResponse: _TypeAlias = RecordContactResponse  # noqa: Y015
+
+@_typing.final
+class OfferRemedyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    actor: _builtins.str
+    remedy: _action_pb2.RemedyKind.ValueType
+    note: _builtins.str
+    request_id: _builtins.str
+    expected_revision: _builtins.int
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        remedy: _action_pb2.RemedyKind.ValueType = ...,
+        note: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        expected_revision: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "action_id", b"action_id", "actor", b"actor", "expected_revision", b"expected_revision", "note", b"note", "remedy", b"remedy", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_revision: _TypeAlias = _typing.Literal["expected_revision"]  # noqa: Y015
+    _WhichOneofArgType__expected_revision: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_revision) -> _WhichOneofReturnType__expected_revision | None: ...
+
+Global___OfferRemedyRequest: _TypeAlias = OfferRemedyRequest  # noqa: Y015
+
+@_typing.final
+class OfferRemedyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def action(self) -> Global___Action: ...
+    def __init__(
+        self,
+        *,
+        action: Global___Action | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfferRemedyResponse: _TypeAlias = OfferRemedyResponse  # noqa: Y015
 
 @_typing.final
 class CompleteActionRequest(_message.Message):
@@ -196,6 +503,231 @@ class CompleteActionResponse(_message.Message):
 Global___CompleteActionResponse: _TypeAlias = CompleteActionResponse  # noqa: Y015
 
 @_typing.final
+class VerifyActionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    actor: _builtins.str
+    reason: _builtins.str
+    """Required: what shows that it helped."""
+    request_id: _builtins.str
+    expected_revision: _builtins.int
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        expected_revision: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "action_id", b"action_id", "actor", b"actor", "expected_revision", b"expected_revision", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_revision: _TypeAlias = _typing.Literal["expected_revision"]  # noqa: Y015
+    _WhichOneofArgType__expected_revision: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_revision) -> _WhichOneofReturnType__expected_revision | None: ...
+
+Global___VerifyActionRequest: _TypeAlias = VerifyActionRequest  # noqa: Y015
+
+@_typing.final
+class VerifyActionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def action(self) -> Global___Action: ...
+    def __init__(
+        self,
+        *,
+        action: Global___Action | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyActionResponse: _TypeAlias = VerifyActionResponse  # noqa: Y015
+
+@_typing.final
+class ReopenActionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    DUE_AT_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    actor: _builtins.str
+    reason: _builtins.str
+    """Required."""
+    request_id: _builtins.str
+    expected_revision: _builtins.int
+    @_builtins.property
+    def due_at(self) -> _timestamp_pb2.Timestamp:
+        """When it has to be completed now; not set: as long after this moment as its playbook says, else whenever."""
+
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        expected_revision: _builtins.int | None = ...,
+        due_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "due_at", b"due_at", "expected_revision", b"expected_revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "action_id", b"action_id", "actor", b"actor", "due_at", b"due_at", "expected_revision", b"expected_revision", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_revision: _TypeAlias = _typing.Literal["expected_revision"]  # noqa: Y015
+    _WhichOneofArgType__expected_revision: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_revision) -> _WhichOneofReturnType__expected_revision | None: ...
+
+Global___ReopenActionRequest: _TypeAlias = ReopenActionRequest  # noqa: Y015
+
+@_typing.final
+class ReopenActionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def action(self) -> Global___Action: ...
+    def __init__(
+        self,
+        *,
+        action: Global___Action | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReopenActionResponse: _TypeAlias = ReopenActionResponse  # noqa: Y015
+
+@_typing.final
+class CommentActionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    actor: _builtins.str
+    text: _builtins.str
+    """Required."""
+    request_id: _builtins.str
+    expected_revision: _builtins.int
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        text: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        expected_revision: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "action_id", b"action_id", "actor", b"actor", "expected_revision", b"expected_revision", "request_id", b"request_id", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_revision: _TypeAlias = _typing.Literal["expected_revision"]  # noqa: Y015
+    _WhichOneofArgType__expected_revision: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_revision) -> _WhichOneofReturnType__expected_revision | None: ...
+
+Global___CommentActionRequest: _TypeAlias = CommentActionRequest  # noqa: Y015
+
+@_typing.final
+class CommentActionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def action(self) -> Global___Action: ...
+    def __init__(
+        self,
+        *,
+        action: Global___Action | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommentActionResponse: _TypeAlias = CommentActionResponse  # noqa: Y015
+
+@_typing.final
+class LinkActionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMPROVEMENT_ID_FIELD_NUMBER: _builtins.int
+    ACTION_IDS_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    improvement_id: _builtins.str
+    """Empty: the recoveries belong to none any more."""
+    actor: _builtins.str
+    reason: _builtins.str
+    request_id: _builtins.str
+    @_builtins.property
+    def action_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Recoveries, 1 to 500."""
+
+    def __init__(
+        self,
+        *,
+        improvement_id: _builtins.str = ...,
+        action_ids: _abc.Iterable[_builtins.str] | None = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_ids", b"action_ids", "actor", b"actor", "improvement_id", b"improvement_id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkActionsRequest: _TypeAlias = LinkActionsRequest  # noqa: Y015
+
+@_typing.final
+class LinkActionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def actions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Action]:
+        """The recoveries, in the order of the request. All are linked, or none."""
+
+    def __init__(
+        self,
+        *,
+        actions: _abc.Iterable[Global___Action] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkActionsResponse: _TypeAlias = LinkActionsResponse  # noqa: Y015
+
+@_typing.final
 class GetActionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -248,6 +780,12 @@ class ListActionsRequest(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOUCHPOINT_FIELD_NUMBER: _builtins.int
+    NEED_PATH_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    IMPROVEMENT_ID_FIELD_NUMBER: _builtins.int
+    PLAYBOOK_ID_FIELD_NUMBER: _builtins.int
+    OVERDUE_FIELD_NUMBER: _builtins.int
     state: _action_pb2.ActionState.ValueType
     """UNSPECIFIED: every state."""
     kind: _action_pb2.ActionKind.ValueType
@@ -258,6 +796,15 @@ class ListActionsRequest(_message.Message):
     """At most 1,000; 0 means 100."""
     page_token: _builtins.str
     """next_page_token of a response to the same filters."""
+    touchpoint: _builtins.str
+    need_path: _builtins.str
+    priority: _action_pb2.Priority.ValueType
+    """UNSPECIFIED: every priority."""
+    improvement_id: _builtins.str
+    """The recoveries of this improvement."""
+    playbook_id: _builtins.str
+    overdue: _builtins.bool
+    """Whether something about it is overdue; not set: either."""
     def __init__(
         self,
         *,
@@ -267,12 +814,20 @@ class ListActionsRequest(_message.Message):
         owner: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        touchpoint: _builtins.str = ...,
+        need_path: _builtins.str = ...,
+        priority: _action_pb2.Priority.ValueType = ...,
+        improvement_id: _builtins.str = ...,
+        playbook_id: _builtins.str = ...,
+        overdue: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_overdue", b"_overdue", "overdue", b"overdue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "kind", b"kind", "owner", b"owner", "page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_overdue", b"_overdue", "customer_id", b"customer_id", "improvement_id", b"improvement_id", "kind", b"kind", "need_path", b"need_path", "overdue", b"overdue", "owner", b"owner", "page_size", b"page_size", "page_token", b"page_token", "playbook_id", b"playbook_id", "priority", b"priority", "state", b"state", "touchpoint", b"touchpoint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__overdue: _TypeAlias = _typing.Literal["overdue"]  # noqa: Y015
+    _WhichOneofArgType__overdue: _TypeAlias = _typing.Literal["_overdue", b"_overdue"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__overdue) -> _WhichOneofReturnType__overdue | None: ...
 
 Global___ListActionsRequest: _TypeAlias = ListActionsRequest  # noqa: Y015
 
@@ -323,6 +878,20 @@ class Action(_message.Message):
     OPENED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    ACCEPT_BY_FIELD_NUMBER: _builtins.int
+    DUE_AT_FIELD_NUMBER: _builtins.int
+    OVERDUE_FIELD_NUMBER: _builtins.int
+    ESCALATED_TO_FIELD_NUMBER: _builtins.int
+    IMPROVEMENT_ID_FIELD_NUMBER: _builtins.int
+    PLAYBOOK_ID_FIELD_NUMBER: _builtins.int
+    PLAYBOOK_VERSION_FIELD_NUMBER: _builtins.int
+    PLAYBOOK_RULE_FIELD_NUMBER: _builtins.int
+    CAUSE_ID_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    REOPENED_FIELD_NUMBER: _builtins.int
+    CLOSED_AT_FIELD_NUMBER: _builtins.int
+    ALLOWED_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     kind: _action_pb2.ActionKind.ValueType
     state: _action_pb2.ActionState.ValueType
@@ -334,12 +903,36 @@ class Action(_message.Message):
     owner: _builtins.str
     result: _action_pb2.ActionResult.ValueType
     revision: _builtins.int
+    priority: _action_pb2.Priority.ValueType
+    overdue: _builtins.bool
+    """An obligation that still stands was not met in time."""
+    escalated_to: _builtins.str
+    """Who was told last that it is late."""
+    improvement_id: _builtins.str
+    playbook_id: _builtins.str
+    playbook_version: _builtins.int
+    playbook_rule: _builtins.str
+    cause_id: _builtins.str
+    reopened: _builtins.int
+    """How often it was reopened."""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def opened_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def accept_by(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def due_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def target(self) -> _action_pb2.Target: ...
+    @_builtins.property
+    def closed_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def allowed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What may be asked for now: names of calls of this service."""
+
     def __init__(
         self,
         *,
@@ -357,10 +950,24 @@ class Action(_message.Message):
         opened_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        priority: _action_pb2.Priority.ValueType = ...,
+        accept_by: _timestamp_pb2.Timestamp | None = ...,
+        due_at: _timestamp_pb2.Timestamp | None = ...,
+        overdue: _builtins.bool = ...,
+        escalated_to: _builtins.str = ...,
+        improvement_id: _builtins.str = ...,
+        playbook_id: _builtins.str = ...,
+        playbook_version: _builtins.int = ...,
+        playbook_rule: _builtins.str = ...,
+        cause_id: _builtins.str = ...,
+        target: _action_pb2.Target | None = ...,
+        reopened: _builtins.int = ...,
+        closed_at: _timestamp_pb2.Timestamp | None = ...,
+        allowed: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["opened_at", b"opened_at", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_by", b"accept_by", "closed_at", b"closed_at", "due_at", b"due_at", "opened_at", b"opened_at", "target", b"target", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "customer_id", b"customer_id", "kind", b"kind", "need_path", b"need_path", "opened_at", b"opened_at", "owner", b"owner", "reasons", b"reasons", "result", b"result", "revision", b"revision", "signal_id", b"signal_id", "state", b"state", "title", b"title", "touchpoint", b"touchpoint", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_by", b"accept_by", "action_id", b"action_id", "allowed", b"allowed", "cause_id", b"cause_id", "closed_at", b"closed_at", "customer_id", b"customer_id", "due_at", b"due_at", "escalated_to", b"escalated_to", "improvement_id", b"improvement_id", "kind", b"kind", "need_path", b"need_path", "opened_at", b"opened_at", "overdue", b"overdue", "owner", b"owner", "playbook_id", b"playbook_id", "playbook_rule", b"playbook_rule", "playbook_version", b"playbook_version", "priority", b"priority", "reasons", b"reasons", "reopened", b"reopened", "result", b"result", "revision", b"revision", "signal_id", b"signal_id", "state", b"state", "target", b"target", "title", b"title", "touchpoint", b"touchpoint", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -376,6 +983,8 @@ class HistoryEntry(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     event_type: _builtins.str
     """Full name of the event's type."""
     event_id: _builtins.str
@@ -384,6 +993,10 @@ class HistoryEntry(_message.Message):
     """What happened, in words for people."""
     trace_id: _builtins.str
     """W3C trace id of the change; empty when it was not traced."""
+    reason: _builtins.str
+    """Why, in the words of the actor."""
+    revision: _builtins.int
+    """The action's revision after it."""
     @_builtins.property
     def recorded_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -395,11 +1008,205 @@ class HistoryEntry(_message.Message):
         actor: _builtins.str = ...,
         summary: _builtins.str = ...,
         trace_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["recorded_at", b"recorded_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "event_id", b"event_id", "event_type", b"event_type", "recorded_at", b"recorded_at", "summary", b"summary", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "event_id", b"event_id", "event_type", b"event_type", "reason", b"reason", "recorded_at", b"recorded_at", "revision", b"revision", "summary", b"summary", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HistoryEntry: _TypeAlias = HistoryEntry  # noqa: Y015
+
+@_typing.final
+class WatchActionsRequest(_message.Message):
+    """The filters are those of ListActions. A watch ends after an hour, and with RESOURCE_EXHAUSTED where its reader is too
+    slow: go on from the last position.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    TOUCHPOINT_FIELD_NUMBER: _builtins.int
+    IMPROVEMENT_ID_FIELD_NUMBER: _builtins.int
+    AFTER_POSITION_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    kind: _action_pb2.ActionKind.ValueType
+    customer_id: _builtins.str
+    owner: _builtins.str
+    """Whose it is after the change."""
+    touchpoint: _builtins.str
+    improvement_id: _builtins.str
+    after_position: _builtins.int
+    """Go on behind the position of a response; 0: from now on."""
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        kind: _action_pb2.ActionKind.ValueType = ...,
+        customer_id: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        touchpoint: _builtins.str = ...,
+        improvement_id: _builtins.str = ...,
+        after_position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "after_position", b"after_position", "customer_id", b"customer_id", "improvement_id", b"improvement_id", "kind", b"kind", "owner", b"owner", "touchpoint", b"touchpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchActionsRequest: _TypeAlias = WatchActionsRequest  # noqa: Y015
+
+@_typing.final
+class WatchActionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """Where to go on after the connection was lost."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ActionChange]:
+        """Oldest first; none in the first response, which only tells that the watch began."""
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___ActionChange] | None = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchActionsResponse: _TypeAlias = WatchActionsResponse  # noqa: Y015
+
+@_typing.final
+class ActionChange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    @_builtins.property
+    def action(self) -> Global___Action:
+        """As it was after the change."""
+
+    @_builtins.property
+    def change(self) -> Global___HistoryEntry: ...
+    def __init__(
+        self,
+        *,
+        action: Global___Action | None = ...,
+        change: Global___HistoryEntry | None = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "change", b"change", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActionChange: _TypeAlias = ActionChange  # noqa: Y015
+
+@_typing.final
+class GetBoardRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    kind: _action_pb2.ActionKind.ValueType
+    """UNSPECIFIED: both kinds."""
+    def __init__(
+        self,
+        *,
+        kind: _action_pb2.ActionKind.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBoardRequest: _TypeAlias = GetBoardRequest  # noqa: Y015
+
+@_typing.final
+class GetBoardResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BY_STATE_FIELD_NUMBER: _builtins.int
+    BY_OWNER_FIELD_NUMBER: _builtins.int
+    BY_TOUCHPOINT_FIELD_NUMBER: _builtins.int
+    BY_NEED_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def by_state(self) -> _containers.RepeatedCompositeFieldContainer[Global___BoardLine]: ...
+    @_builtins.property
+    def by_owner(self) -> _containers.RepeatedCompositeFieldContainer[Global___BoardLine]:
+        """Largest first, of what is not closed; at most 100 each."""
+
+    @_builtins.property
+    def by_touchpoint(self) -> _containers.RepeatedCompositeFieldContainer[Global___BoardLine]: ...
+    @_builtins.property
+    def by_need(self) -> _containers.RepeatedCompositeFieldContainer[Global___BoardLine]: ...
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        by_state: _abc.Iterable[Global___BoardLine] | None = ...,
+        by_owner: _abc.Iterable[Global___BoardLine] | None = ...,
+        by_touchpoint: _abc.Iterable[Global___BoardLine] | None = ...,
+        by_need: _abc.Iterable[Global___BoardLine] | None = ...,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "by_need", b"by_need", "by_owner", b"by_owner", "by_state", b"by_state", "by_touchpoint", b"by_touchpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBoardResponse: _TypeAlias = GetBoardResponse  # noqa: Y015
+
+@_typing.final
+class BoardLine(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    OVERDUE_FIELD_NUMBER: _builtins.int
+    MEAN_AGE_S_FIELD_NUMBER: _builtins.int
+    OLDEST_AGE_S_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """State, owner, touchpoint or need; empty: nobody's, of none."""
+    kind: _action_pb2.ActionKind.ValueType
+    count: _builtins.int
+    overdue: _builtins.int
+    mean_age_s: _builtins.float
+    """Since they were opened, in seconds."""
+    oldest_age_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        kind: _action_pb2.ActionKind.ValueType = ...,
+        count: _builtins.int = ...,
+        overdue: _builtins.int = ...,
+        mean_age_s: _builtins.float = ...,
+        oldest_age_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "key", b"key", "kind", b"kind", "mean_age_s", b"mean_age_s", "oldest_age_s", b"oldest_age_s", "overdue", b"overdue"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BoardLine: _TypeAlias = BoardLine  # noqa: Y015

@@ -26,8 +26,12 @@ if _version_not_supported:
 
 
 class ActionsServiceStub:
-    """What do we do about it, and did it help? Repeating a command with its request_id changes nothing and answers the
-    present state; ALREADY_EXISTS tells that the request_id was used for something else.
+    """What do we do about it, and did it help?
+
+    Every change names who makes it (`actor`) and its `request_id`: repeating a command with its request_id changes
+    nothing and answers the present state; ALREADY_EXISTS tells that the request_id was used for something else.
+    FAILED_PRECONDITION (ILLEGAL_TRANSITION) tells what is allowed now. With `expected_revision` it is ABORTED if somebody
+    changed the action since that revision.
     """
 
     def __init__(self, channel):
@@ -46,10 +50,55 @@ class ActionsServiceStub:
                 request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.AcceptActionRequest.SerializeToString,
                 response_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.AcceptActionResponse.FromString,
                 _registered_method=True)
+        self.DeclineAction = channel.unary_unary(
+                '/recorrido.actions.v1.ActionsService/DeclineAction',
+                request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.DeclineActionRequest.SerializeToString,
+                response_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.DeclineActionResponse.FromString,
+                _registered_method=True)
+        self.AssignAction = channel.unary_unary(
+                '/recorrido.actions.v1.ActionsService/AssignAction',
+                request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.AssignActionRequest.SerializeToString,
+                response_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.AssignActionResponse.FromString,
+                _registered_method=True)
+        self.StartAction = channel.unary_unary(
+                '/recorrido.actions.v1.ActionsService/StartAction',
+                request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.StartActionRequest.SerializeToString,
+                response_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.StartActionResponse.FromString,
+                _registered_method=True)
+        self.RecordContact = channel.unary_unary(
+                '/recorrido.actions.v1.ActionsService/RecordContact',
+                request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.RecordContactRequest.SerializeToString,
+                response_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.RecordContactResponse.FromString,
+                _registered_method=True)
+        self.OfferRemedy = channel.unary_unary(
+                '/recorrido.actions.v1.ActionsService/OfferRemedy',
+                request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.OfferRemedyRequest.SerializeToString,
+                response_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.OfferRemedyResponse.FromString,
+                _registered_method=True)
         self.CompleteAction = channel.unary_unary(
                 '/recorrido.actions.v1.ActionsService/CompleteAction',
                 request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.CompleteActionRequest.SerializeToString,
                 response_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.CompleteActionResponse.FromString,
+                _registered_method=True)
+        self.VerifyAction = channel.unary_unary(
+                '/recorrido.actions.v1.ActionsService/VerifyAction',
+                request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.VerifyActionRequest.SerializeToString,
+                response_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.VerifyActionResponse.FromString,
+                _registered_method=True)
+        self.ReopenAction = channel.unary_unary(
+                '/recorrido.actions.v1.ActionsService/ReopenAction',
+                request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.ReopenActionRequest.SerializeToString,
+                response_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.ReopenActionResponse.FromString,
+                _registered_method=True)
+        self.CommentAction = channel.unary_unary(
+                '/recorrido.actions.v1.ActionsService/CommentAction',
+                request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.CommentActionRequest.SerializeToString,
+                response_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.CommentActionResponse.FromString,
+                _registered_method=True)
+        self.LinkActions = channel.unary_unary(
+                '/recorrido.actions.v1.ActionsService/LinkActions',
+                request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.LinkActionsRequest.SerializeToString,
+                response_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.LinkActionsResponse.FromString,
                 _registered_method=True)
         self.GetAction = channel.unary_unary(
                 '/recorrido.actions.v1.ActionsService/GetAction',
@@ -61,29 +110,106 @@ class ActionsServiceStub:
                 request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.ListActionsRequest.SerializeToString,
                 response_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.ListActionsResponse.FromString,
                 _registered_method=True)
+        self.WatchActions = channel.unary_stream(
+                '/recorrido.actions.v1.ActionsService/WatchActions',
+                request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.WatchActionsRequest.SerializeToString,
+                response_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.WatchActionsResponse.FromString,
+                _registered_method=True)
+        self.GetBoard = channel.unary_unary(
+                '/recorrido.actions.v1.ActionsService/GetBoard',
+                request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.GetBoardRequest.SerializeToString,
+                response_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.GetBoardResponse.FromString,
+                _registered_method=True)
 
 
 class ActionsServiceServicer:
-    """What do we do about it, and did it help? Repeating a command with its request_id changes nothing and answers the
-    present state; ALREADY_EXISTS tells that the request_id was used for something else.
+    """What do we do about it, and did it help?
+
+    Every change names who makes it (`actor`) and its `request_id`: repeating a command with its request_id changes
+    nothing and answers the present state; ALREADY_EXISTS tells that the request_id was used for something else.
+    FAILED_PRECONDITION (ILLEGAL_TRANSITION) tells what is allowed now. With `expected_revision` it is ABORTED if somebody
+    changed the action since that revision.
     """
 
     def OpenAction(self, request, context):
-        """Opens a recovery or an improvement by hand; signals open recoveries by themselves.
+        """Opens a recovery or an improvement by hand; signals open them by themselves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AcceptAction(self, request, context):
-        """FAILED_PRECONDITION tells what is allowed now.
+        """Promises to work on it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeclineAction(self, request, context):
+        """It will not be done, for a reason.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AssignAction(self, request, context):
+        """Gives it to somebody.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartAction(self, request, context):
+        """Work begins.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordContact(self, request, context):
+        """Recoveries: somebody tried to speak to the customer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OfferRemedy(self, request, context):
+        """Recoveries: the customer was offered something.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CompleteAction(self, request, context):
+        """A recovery ends with the customer's answer; an improvement is done, and to be verified.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyAction(self, request, context):
+        """Improvements: it was seen to help.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReopenAction(self, request, context):
+        """It is taken up again, for a reason.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommentAction(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LinkActions(self, request, context):
+        """Puts recoveries under the improvement that removes their cause.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -101,6 +227,20 @@ class ActionsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchActions(self, request, context):
+        """Every change, as soon as it is recorded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBoard(self, request, context):
+        """How many there are and how old they are, by state, owner, touchpoint and need.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ActionsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -114,10 +254,55 @@ def add_ActionsServiceServicer_to_server(servicer, server):
                     request_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.AcceptActionRequest.FromString,
                     response_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.AcceptActionResponse.SerializeToString,
             ),
+            'DeclineAction': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeclineAction,
+                    request_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.DeclineActionRequest.FromString,
+                    response_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.DeclineActionResponse.SerializeToString,
+            ),
+            'AssignAction': grpc.unary_unary_rpc_method_handler(
+                    servicer.AssignAction,
+                    request_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.AssignActionRequest.FromString,
+                    response_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.AssignActionResponse.SerializeToString,
+            ),
+            'StartAction': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartAction,
+                    request_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.StartActionRequest.FromString,
+                    response_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.StartActionResponse.SerializeToString,
+            ),
+            'RecordContact': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordContact,
+                    request_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.RecordContactRequest.FromString,
+                    response_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.RecordContactResponse.SerializeToString,
+            ),
+            'OfferRemedy': grpc.unary_unary_rpc_method_handler(
+                    servicer.OfferRemedy,
+                    request_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.OfferRemedyRequest.FromString,
+                    response_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.OfferRemedyResponse.SerializeToString,
+            ),
             'CompleteAction': grpc.unary_unary_rpc_method_handler(
                     servicer.CompleteAction,
                     request_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.CompleteActionRequest.FromString,
                     response_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.CompleteActionResponse.SerializeToString,
+            ),
+            'VerifyAction': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyAction,
+                    request_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.VerifyActionRequest.FromString,
+                    response_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.VerifyActionResponse.SerializeToString,
+            ),
+            'ReopenAction': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReopenAction,
+                    request_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.ReopenActionRequest.FromString,
+                    response_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.ReopenActionResponse.SerializeToString,
+            ),
+            'CommentAction': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommentAction,
+                    request_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.CommentActionRequest.FromString,
+                    response_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.CommentActionResponse.SerializeToString,
+            ),
+            'LinkActions': grpc.unary_unary_rpc_method_handler(
+                    servicer.LinkActions,
+                    request_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.LinkActionsRequest.FromString,
+                    response_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.LinkActionsResponse.SerializeToString,
             ),
             'GetAction': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAction,
@@ -129,6 +314,16 @@ def add_ActionsServiceServicer_to_server(servicer, server):
                     request_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.ListActionsRequest.FromString,
                     response_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.ListActionsResponse.SerializeToString,
             ),
+            'WatchActions': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchActions,
+                    request_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.WatchActionsRequest.FromString,
+                    response_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.WatchActionsResponse.SerializeToString,
+            ),
+            'GetBoard': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBoard,
+                    request_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.GetBoardRequest.FromString,
+                    response_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.GetBoardResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'recorrido.actions.v1.ActionsService', rpc_method_handlers)
@@ -138,8 +333,12 @@ def add_ActionsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ActionsService:
-    """What do we do about it, and did it help? Repeating a command with its request_id changes nothing and answers the
-    present state; ALREADY_EXISTS tells that the request_id was used for something else.
+    """What do we do about it, and did it help?
+
+    Every change names who makes it (`actor`) and its `request_id`: repeating a command with its request_id changes
+    nothing and answers the present state; ALREADY_EXISTS tells that the request_id was used for something else.
+    FAILED_PRECONDITION (ILLEGAL_TRANSITION) tells what is allowed now. With `expected_revision` it is ABORTED if somebody
+    changed the action since that revision.
     """
 
     @staticmethod
@@ -197,6 +396,141 @@ class ActionsService:
             _registered_method=True)
 
     @staticmethod
+    def DeclineAction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.actions.v1.ActionsService/DeclineAction',
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.DeclineActionRequest.SerializeToString,
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.DeclineActionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AssignAction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.actions.v1.ActionsService/AssignAction',
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.AssignActionRequest.SerializeToString,
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.AssignActionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartAction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.actions.v1.ActionsService/StartAction',
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.StartActionRequest.SerializeToString,
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.StartActionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordContact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.actions.v1.ActionsService/RecordContact',
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.RecordContactRequest.SerializeToString,
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.RecordContactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OfferRemedy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.actions.v1.ActionsService/OfferRemedy',
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.OfferRemedyRequest.SerializeToString,
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.OfferRemedyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CompleteAction(request,
             target,
             options=(),
@@ -213,6 +547,114 @@ class ActionsService:
             '/recorrido.actions.v1.ActionsService/CompleteAction',
             recorrido_dot_actions_dot_v1_dot_actions__service__pb2.CompleteActionRequest.SerializeToString,
             recorrido_dot_actions_dot_v1_dot_actions__service__pb2.CompleteActionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyAction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.actions.v1.ActionsService/VerifyAction',
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.VerifyActionRequest.SerializeToString,
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.VerifyActionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReopenAction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.actions.v1.ActionsService/ReopenAction',
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.ReopenActionRequest.SerializeToString,
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.ReopenActionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommentAction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.actions.v1.ActionsService/CommentAction',
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.CommentActionRequest.SerializeToString,
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.CommentActionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LinkActions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.actions.v1.ActionsService/LinkActions',
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.LinkActionsRequest.SerializeToString,
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.LinkActionsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -267,6 +709,60 @@ class ActionsService:
             '/recorrido.actions.v1.ActionsService/ListActions',
             recorrido_dot_actions_dot_v1_dot_actions__service__pb2.ListActionsRequest.SerializeToString,
             recorrido_dot_actions_dot_v1_dot_actions__service__pb2.ListActionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchActions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/recorrido.actions.v1.ActionsService/WatchActions',
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.WatchActionsRequest.SerializeToString,
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.WatchActionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBoard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.actions.v1.ActionsService/GetBoard',
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.GetBoardRequest.SerializeToString,
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.GetBoardResponse.FromString,
             options,
             channel_credentials,
             insecure,

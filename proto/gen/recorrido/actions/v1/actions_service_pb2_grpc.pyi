@@ -27,8 +27,12 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ActionsServiceStub:
-    """What do we do about it, and did it help? Repeating a command with its request_id changes nothing and answers the
-    present state; ALREADY_EXISTS tells that the request_id was used for something else.
+    """What do we do about it, and did it help?
+
+    Every change names who makes it (`actor`) and its `request_id`: repeating a command with its request_id changes
+    nothing and answers the present state; ALREADY_EXISTS tells that the request_id was used for something else.
+    FAILED_PRECONDITION (ILLEGAL_TRANSITION) tells what is allowed now. With `expected_revision` it is ABORTED if somebody
+    changed the action since that revision.
     """
 
     @_typing.overload
@@ -36,33 +40,85 @@ class ActionsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ActionsServiceAsyncStub: ...
     OpenAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.OpenActionRequest, _actions_service_pb2.OpenActionResponse]
-    """Opens a recovery or an improvement by hand; signals open recoveries by themselves."""
+    """Opens a recovery or an improvement by hand; signals open them by themselves."""
     AcceptAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.AcceptActionRequest, _actions_service_pb2.AcceptActionResponse]
-    """FAILED_PRECONDITION tells what is allowed now."""
+    """Promises to work on it."""
+    DeclineAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.DeclineActionRequest, _actions_service_pb2.DeclineActionResponse]
+    """It will not be done, for a reason."""
+    AssignAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.AssignActionRequest, _actions_service_pb2.AssignActionResponse]
+    """Gives it to somebody."""
+    StartAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.StartActionRequest, _actions_service_pb2.StartActionResponse]
+    """Work begins."""
+    RecordContact: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.RecordContactRequest, _actions_service_pb2.RecordContactResponse]
+    """Recoveries: somebody tried to speak to the customer."""
+    OfferRemedy: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.OfferRemedyRequest, _actions_service_pb2.OfferRemedyResponse]
+    """Recoveries: the customer was offered something."""
     CompleteAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.CompleteActionRequest, _actions_service_pb2.CompleteActionResponse]
+    """A recovery ends with the customer's answer; an improvement is done, and to be verified."""
+    VerifyAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.VerifyActionRequest, _actions_service_pb2.VerifyActionResponse]
+    """Improvements: it was seen to help."""
+    ReopenAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.ReopenActionRequest, _actions_service_pb2.ReopenActionResponse]
+    """It is taken up again, for a reason."""
+    CommentAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.CommentActionRequest, _actions_service_pb2.CommentActionResponse]
+    LinkActions: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.LinkActionsRequest, _actions_service_pb2.LinkActionsResponse]
+    """Puts recoveries under the improvement that removes their cause."""
     GetAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.GetActionRequest, _actions_service_pb2.GetActionResponse]
     """The action with its whole history."""
     ListActions: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.ListActionsRequest, _actions_service_pb2.ListActionsResponse]
+    WatchActions: _grpc.UnaryStreamMultiCallable[_actions_service_pb2.WatchActionsRequest, _actions_service_pb2.WatchActionsResponse]
+    """Every change, as soon as it is recorded."""
+    GetBoard: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.GetBoardRequest, _actions_service_pb2.GetBoardResponse]
+    """How many there are and how old they are, by state, owner, touchpoint and need."""
 
 @_typing.type_check_only
 class ActionsServiceAsyncStub(ActionsServiceStub):
-    """What do we do about it, and did it help? Repeating a command with its request_id changes nothing and answers the
-    present state; ALREADY_EXISTS tells that the request_id was used for something else.
+    """What do we do about it, and did it help?
+
+    Every change names who makes it (`actor`) and its `request_id`: repeating a command with its request_id changes
+    nothing and answers the present state; ALREADY_EXISTS tells that the request_id was used for something else.
+    FAILED_PRECONDITION (ILLEGAL_TRANSITION) tells what is allowed now. With `expected_revision` it is ABORTED if somebody
+    changed the action since that revision.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     OpenAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.OpenActionRequest, _actions_service_pb2.OpenActionResponse]  # type: ignore[assignment]
-    """Opens a recovery or an improvement by hand; signals open recoveries by themselves."""
+    """Opens a recovery or an improvement by hand; signals open them by themselves."""
     AcceptAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.AcceptActionRequest, _actions_service_pb2.AcceptActionResponse]  # type: ignore[assignment]
-    """FAILED_PRECONDITION tells what is allowed now."""
+    """Promises to work on it."""
+    DeclineAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.DeclineActionRequest, _actions_service_pb2.DeclineActionResponse]  # type: ignore[assignment]
+    """It will not be done, for a reason."""
+    AssignAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.AssignActionRequest, _actions_service_pb2.AssignActionResponse]  # type: ignore[assignment]
+    """Gives it to somebody."""
+    StartAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.StartActionRequest, _actions_service_pb2.StartActionResponse]  # type: ignore[assignment]
+    """Work begins."""
+    RecordContact: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.RecordContactRequest, _actions_service_pb2.RecordContactResponse]  # type: ignore[assignment]
+    """Recoveries: somebody tried to speak to the customer."""
+    OfferRemedy: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.OfferRemedyRequest, _actions_service_pb2.OfferRemedyResponse]  # type: ignore[assignment]
+    """Recoveries: the customer was offered something."""
     CompleteAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.CompleteActionRequest, _actions_service_pb2.CompleteActionResponse]  # type: ignore[assignment]
+    """A recovery ends with the customer's answer; an improvement is done, and to be verified."""
+    VerifyAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.VerifyActionRequest, _actions_service_pb2.VerifyActionResponse]  # type: ignore[assignment]
+    """Improvements: it was seen to help."""
+    ReopenAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.ReopenActionRequest, _actions_service_pb2.ReopenActionResponse]  # type: ignore[assignment]
+    """It is taken up again, for a reason."""
+    CommentAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.CommentActionRequest, _actions_service_pb2.CommentActionResponse]  # type: ignore[assignment]
+    LinkActions: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.LinkActionsRequest, _actions_service_pb2.LinkActionsResponse]  # type: ignore[assignment]
+    """Puts recoveries under the improvement that removes their cause."""
     GetAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.GetActionRequest, _actions_service_pb2.GetActionResponse]  # type: ignore[assignment]
     """The action with its whole history."""
     ListActions: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.ListActionsRequest, _actions_service_pb2.ListActionsResponse]  # type: ignore[assignment]
+    WatchActions: _aio.UnaryStreamMultiCallable[_actions_service_pb2.WatchActionsRequest, _actions_service_pb2.WatchActionsResponse]  # type: ignore[assignment]
+    """Every change, as soon as it is recorded."""
+    GetBoard: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.GetBoardRequest, _actions_service_pb2.GetBoardResponse]  # type: ignore[assignment]
+    """How many there are and how old they are, by state, owner, touchpoint and need."""
 
 class ActionsServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What do we do about it, and did it help? Repeating a command with its request_id changes nothing and answers the
-    present state; ALREADY_EXISTS tells that the request_id was used for something else.
+    """What do we do about it, and did it help?
+
+    Every change names who makes it (`actor`) and its `request_id`: repeating a command with its request_id changes
+    nothing and answers the present state; ALREADY_EXISTS tells that the request_id was used for something else.
+    FAILED_PRECONDITION (ILLEGAL_TRANSITION) tells what is allowed now. With `expected_revision` it is ABORTED if somebody
+    changed the action since that revision.
     """
 
     @_abc_1.abstractmethod
@@ -71,7 +127,7 @@ class ActionsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _actions_service_pb2.OpenActionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_actions_service_pb2.OpenActionResponse, _abc.Awaitable[_actions_service_pb2.OpenActionResponse]]:
-        """Opens a recovery or an improvement by hand; signals open recoveries by themselves."""
+        """Opens a recovery or an improvement by hand; signals open them by themselves."""
 
     @_abc_1.abstractmethod
     def AcceptAction(
@@ -79,14 +135,86 @@ class ActionsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _actions_service_pb2.AcceptActionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_actions_service_pb2.AcceptActionResponse, _abc.Awaitable[_actions_service_pb2.AcceptActionResponse]]:
-        """FAILED_PRECONDITION tells what is allowed now."""
+        """Promises to work on it."""
+
+    @_abc_1.abstractmethod
+    def DeclineAction(
+        self,
+        request: _actions_service_pb2.DeclineActionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_actions_service_pb2.DeclineActionResponse, _abc.Awaitable[_actions_service_pb2.DeclineActionResponse]]:
+        """It will not be done, for a reason."""
+
+    @_abc_1.abstractmethod
+    def AssignAction(
+        self,
+        request: _actions_service_pb2.AssignActionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_actions_service_pb2.AssignActionResponse, _abc.Awaitable[_actions_service_pb2.AssignActionResponse]]:
+        """Gives it to somebody."""
+
+    @_abc_1.abstractmethod
+    def StartAction(
+        self,
+        request: _actions_service_pb2.StartActionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_actions_service_pb2.StartActionResponse, _abc.Awaitable[_actions_service_pb2.StartActionResponse]]:
+        """Work begins."""
+
+    @_abc_1.abstractmethod
+    def RecordContact(
+        self,
+        request: _actions_service_pb2.RecordContactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_actions_service_pb2.RecordContactResponse, _abc.Awaitable[_actions_service_pb2.RecordContactResponse]]:
+        """Recoveries: somebody tried to speak to the customer."""
+
+    @_abc_1.abstractmethod
+    def OfferRemedy(
+        self,
+        request: _actions_service_pb2.OfferRemedyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_actions_service_pb2.OfferRemedyResponse, _abc.Awaitable[_actions_service_pb2.OfferRemedyResponse]]:
+        """Recoveries: the customer was offered something."""
 
     @_abc_1.abstractmethod
     def CompleteAction(
         self,
         request: _actions_service_pb2.CompleteActionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_actions_service_pb2.CompleteActionResponse, _abc.Awaitable[_actions_service_pb2.CompleteActionResponse]]: ...
+    ) -> _typing.Union[_actions_service_pb2.CompleteActionResponse, _abc.Awaitable[_actions_service_pb2.CompleteActionResponse]]:
+        """A recovery ends with the customer's answer; an improvement is done, and to be verified."""
+
+    @_abc_1.abstractmethod
+    def VerifyAction(
+        self,
+        request: _actions_service_pb2.VerifyActionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_actions_service_pb2.VerifyActionResponse, _abc.Awaitable[_actions_service_pb2.VerifyActionResponse]]:
+        """Improvements: it was seen to help."""
+
+    @_abc_1.abstractmethod
+    def ReopenAction(
+        self,
+        request: _actions_service_pb2.ReopenActionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_actions_service_pb2.ReopenActionResponse, _abc.Awaitable[_actions_service_pb2.ReopenActionResponse]]:
+        """It is taken up again, for a reason."""
+
+    @_abc_1.abstractmethod
+    def CommentAction(
+        self,
+        request: _actions_service_pb2.CommentActionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_actions_service_pb2.CommentActionResponse, _abc.Awaitable[_actions_service_pb2.CommentActionResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def LinkActions(
+        self,
+        request: _actions_service_pb2.LinkActionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_actions_service_pb2.LinkActionsResponse, _abc.Awaitable[_actions_service_pb2.LinkActionsResponse]]:
+        """Puts recoveries under the improvement that removes their cause."""
 
     @_abc_1.abstractmethod
     def GetAction(
@@ -102,5 +230,21 @@ class ActionsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _actions_service_pb2.ListActionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_actions_service_pb2.ListActionsResponse, _abc.Awaitable[_actions_service_pb2.ListActionsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def WatchActions(
+        self,
+        request: _actions_service_pb2.WatchActionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_actions_service_pb2.WatchActionsResponse], _abc.AsyncIterator[_actions_service_pb2.WatchActionsResponse]]:
+        """Every change, as soon as it is recorded."""
+
+    @_abc_1.abstractmethod
+    def GetBoard(
+        self,
+        request: _actions_service_pb2.GetBoardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_actions_service_pb2.GetBoardResponse, _abc.Awaitable[_actions_service_pb2.GetBoardResponse]]:
+        """How many there are and how old they are, by state, owner, touchpoint and need."""
 
 def add_ActionsServiceServicer_to_server(servicer: ActionsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

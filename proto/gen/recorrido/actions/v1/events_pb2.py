@@ -24,19 +24,60 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from recorrido.actions.v1 import action_pb2 as recorrido_dot_actions_dot_v1_dot_action__pb2
+from recorrido.actions.v1 import playbook_pb2 as recorrido_dot_actions_dot_v1_dot_playbook__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!recorrido/actions/v1/events.proto\x12\x14recorrido.actions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!recorrido/actions/v1/action.proto\"\x94\x02\n\x0c\x41\x63tionOpened\x12\x11\n\taction_id\x18\x01 \x01(\t\x12.\n\x04kind\x18\x02 \x01(\x0e\x32 .recorrido.actions.v1.ActionKind\x12\x11\n\tsignal_id\x18\x03 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x04 \x01(\t\x12\r\n\x05title\x18\x05 \x01(\t\x12\x0f\n\x07reasons\x18\x06 \x03(\t\x12\x12\n\ntouchpoint\x18\x07 \x01(\t\x12\x11\n\tneed_path\x18\x08 \x01(\t\x12\r\n\x05\x61\x63tor\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\x12/\n\x0boccurred_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x01\n\x0e\x41\x63tionAccepted\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12/\n\x0boccurred_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xba\x01\n\x0f\x41\x63tionCompleted\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x32\n\x06result\x18\x03 \x01(\x0e\x32\".recorrido.actions.v1.ActionResult\x12\x0c\n\x04note\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!recorrido/actions/v1/events.proto\x12\x14recorrido.actions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!recorrido/actions/v1/action.proto\x1a#recorrido/actions/v1/playbook.proto\"\x81\x05\n\x0c\x41\x63tionOpened\x12\x11\n\taction_id\x18\x01 \x01(\t\x12.\n\x04kind\x18\x02 \x01(\x0e\x32 .recorrido.actions.v1.ActionKind\x12\x11\n\tsignal_id\x18\x03 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x04 \x01(\t\x12\r\n\x05title\x18\x05 \x01(\t\x12\x0f\n\x07reasons\x18\x06 \x03(\t\x12\x12\n\ntouchpoint\x18\x07 \x01(\t\x12\x11\n\tneed_path\x18\x08 \x01(\t\x12\r\n\x05\x61\x63tor\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\x12/\n\x0boccurred_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x08priority\x18\x0c \x01(\x0e\x32\x1e.recorrido.actions.v1.Priority\x12\r\n\x05owner\x18\r \x01(\t\x12-\n\taccept_by\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x64ue_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\tdeadlines\x18\x10 \x03(\x0b\x32\x1e.recorrido.actions.v1.Deadline\x12\x13\n\x0bplaybook_id\x18\x11 \x01(\t\x12\x18\n\x10playbook_version\x18\x12 \x01(\x05\x12\x15\n\rplaybook_rule\x18\x13 \x01(\t\x12\x16\n\x0eimprovement_id\x18\x14 \x01(\t\x12\x10\n\x08\x63\x61use_id\x18\x15 \x01(\t\x12,\n\x06target\x18\x16 \x01(\x0b\x32\x1c.recorrido.actions.v1.Target\"\x96\x01\n\x0e\x41\x63tionAccepted\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12/\n\x0boccurred_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\xba\x01\n\x0f\x41\x63tionCompleted\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x32\n\x06result\x18\x03 \x01(\x0e\x32\".recorrido.actions.v1.ActionResult\x12\x0c\n\x04note\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x87\x01\n\x0e\x41\x63tionDeclined\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12/\n\x0boccurred_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x96\x01\n\x0e\x41\x63tionAssigned\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x01\n\rActionStarted\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12/\n\x0boccurred_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd0\x01\n\x11\x43ustomerContacted\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x35\n\x07\x63hannel\x18\x03 \x01(\x0e\x32$.recorrido.actions.v1.ContactChannel\x12\x0f\n\x07reached\x18\x04 \x01(\x08\x12\x0c\n\x04note\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12/\n\x0boccurred_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb6\x01\n\rRemedyOffered\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x30\n\x06remedy\x18\x03 \x01(\x0e\x32 .recorrido.actions.v1.RemedyKind\x12\x0c\n\x04note\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x87\x01\n\x0e\x41\x63tionVerified\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12/\n\x0boccurred_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe6\x01\n\x0e\x41\x63tionReopened\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12/\n\x0boccurred_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x64ue_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\tdeadlines\x18\x07 \x03(\x0b\x32\x1e.recorrido.actions.v1.Deadline\"\x86\x01\n\x0f\x41\x63tionCommented\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12/\n\x0boccurred_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9d\x01\n\x0c\x41\x63tionLinked\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\x16\n\x0eimprovement_id\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x99\x01\n\x0cSignalJoined\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\x11\n\tsignal_id\x18\x02 \x01(\t\x12\x0f\n\x07reasons\x18\x03 \x03(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xca\x01\n\rActionDueSoon\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_id\x18\x02 \x01(\t\x12\x34\n\nobligation\x18\x03 \x01(\x0e\x32 .recorrido.actions.v1.Obligation\x12*\n\x06\x64ue_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0boccurred_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xca\x01\n\rActionOverdue\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_id\x18\x02 \x01(\t\x12\x34\n\nobligation\x18\x03 \x01(\x0e\x32 .recorrido.actions.v1.Obligation\x12*\n\x06\x64ue_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0boccurred_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe2\x01\n\x0f\x41\x63tionEscalated\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_id\x18\x02 \x01(\t\x12\x34\n\nobligation\x18\x03 \x01(\x0e\x32 .recorrido.actions.v1.Obligation\x12*\n\x06\x64ue_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x65scalated_to\x18\x05 \x01(\t\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xba\x01\n\x11PlaybookPublished\x12\x30\n\x08playbook\x18\x01 \x01(\x0b\x32\x1e.recorrido.actions.v1.Playbook\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9c\x02\n\x0eSignalAnswered\x12\x11\n\tsignal_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x32\n\x06\x61nswer\x18\x03 \x01(\x0e\x32\".recorrido.actions.v1.SignalAnswer\x12\x11\n\taction_id\x18\x04 \x01(\t\x12\x13\n\x0bplaybook_id\x18\x05 \x01(\t\x12\x18\n\x10playbook_version\x18\x06 \x01(\x05\x12\x15\n\rplaybook_rule\x18\x07 \x01(\t\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12/\n\x0boccurred_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x63ustomer_key\x18\n \x01(\t\"\x8f\x01\n\x0c\x43\x61useCounted\x12\x10\n\x08\x63\x61use_id\x18\x01 \x01(\t\x12\x11\n\tsignal_id\x18\x02 \x01(\t\x12\x14\n\x0c\x63ustomer_key\x18\x03 \x01(\t\x12\x13\n\x0brecovery_id\x18\x04 \x01(\t\x12/\n\x0boccurred_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc4\x01\n\x0e\x43\x61useConfirmed\x12\x10\n\x08\x63\x61use_id\x18\x01 \x01(\t\x12\x16\n\x0eimprovement_id\x18\x02 \x01(\t\x12\x13\n\x0bplaybook_id\x18\x03 \x01(\t\x12\x18\n\x10playbook_version\x18\x04 \x01(\x05\x12\x15\n\rplaybook_rule\x18\x05 \x01(\t\x12\x11\n\tcustomers\x18\x06 \x01(\x05\x12/\n\x0boccurred_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"`\n\x0bGuardPassed\x12\x13\n\x0bplaybook_id\x18\x01 \x01(\t\x12\x12\n\nsignal_ids\x18\x02 \x03(\t\x12(\n\x04hour\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"v\n\x0cGuardTripped\x12\x13\n\x0bplaybook_id\x18\x01 \x01(\t\x12\x14\n\x0cmax_per_hour\x18\x02 \x01(\x05\x12(\n\x04hour\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsignal_id\x18\x04 \x01(\t*\xa6\x01\n\x0cSignalAnswer\x12\x1d\n\x19SIGNAL_ANSWER_UNSPECIFIED\x10\x00\x12\x18\n\x14SIGNAL_ANSWER_OPENED\x10\x01\x12\x1e\n\x1aSIGNAL_ANSWER_COOLING_DOWN\x10\x02\x12\"\n\x1eSIGNAL_ANSWER_REFUSED_BY_GUARD\x10\x03\x12\x19\n\x15SIGNAL_ANSWER_COUNTED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'recorrido.actions.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACTIONOPENED']._serialized_start=128
-  _globals['_ACTIONOPENED']._serialized_end=404
-  _globals['_ACTIONACCEPTED']._serialized_start=407
-  _globals['_ACTIONACCEPTED']._serialized_end=541
-  _globals['_ACTIONCOMPLETED']._serialized_start=544
-  _globals['_ACTIONCOMPLETED']._serialized_end=730
+  _globals['_SIGNALANSWER']._serialized_start=4477
+  _globals['_SIGNALANSWER']._serialized_end=4643
+  _globals['_ACTIONOPENED']._serialized_start=165
+  _globals['_ACTIONOPENED']._serialized_end=806
+  _globals['_ACTIONACCEPTED']._serialized_start=809
+  _globals['_ACTIONACCEPTED']._serialized_end=959
+  _globals['_ACTIONCOMPLETED']._serialized_start=962
+  _globals['_ACTIONCOMPLETED']._serialized_end=1148
+  _globals['_ACTIONDECLINED']._serialized_start=1151
+  _globals['_ACTIONDECLINED']._serialized_end=1286
+  _globals['_ACTIONASSIGNED']._serialized_start=1289
+  _globals['_ACTIONASSIGNED']._serialized_end=1439
+  _globals['_ACTIONSTARTED']._serialized_start=1442
+  _globals['_ACTIONSTARTED']._serialized_end=1576
+  _globals['_CUSTOMERCONTACTED']._serialized_start=1579
+  _globals['_CUSTOMERCONTACTED']._serialized_end=1787
+  _globals['_REMEDYOFFERED']._serialized_start=1790
+  _globals['_REMEDYOFFERED']._serialized_end=1972
+  _globals['_ACTIONVERIFIED']._serialized_start=1975
+  _globals['_ACTIONVERIFIED']._serialized_end=2110
+  _globals['_ACTIONREOPENED']._serialized_start=2113
+  _globals['_ACTIONREOPENED']._serialized_end=2343
+  _globals['_ACTIONCOMMENTED']._serialized_start=2346
+  _globals['_ACTIONCOMMENTED']._serialized_end=2480
+  _globals['_ACTIONLINKED']._serialized_start=2483
+  _globals['_ACTIONLINKED']._serialized_end=2640
+  _globals['_SIGNALJOINED']._serialized_start=2643
+  _globals['_SIGNALJOINED']._serialized_end=2796
+  _globals['_ACTIONDUESOON']._serialized_start=2799
+  _globals['_ACTIONDUESOON']._serialized_end=3001
+  _globals['_ACTIONOVERDUE']._serialized_start=3004
+  _globals['_ACTIONOVERDUE']._serialized_end=3206
+  _globals['_ACTIONESCALATED']._serialized_start=3209
+  _globals['_ACTIONESCALATED']._serialized_end=3435
+  _globals['_PLAYBOOKPUBLISHED']._serialized_start=3438
+  _globals['_PLAYBOOKPUBLISHED']._serialized_end=3624
+  _globals['_SIGNALANSWERED']._serialized_start=3627
+  _globals['_SIGNALANSWERED']._serialized_end=3911
+  _globals['_CAUSECOUNTED']._serialized_start=3914
+  _globals['_CAUSECOUNTED']._serialized_end=4057
+  _globals['_CAUSECONFIRMED']._serialized_start=4060
+  _globals['_CAUSECONFIRMED']._serialized_end=4256
+  _globals['_GUARDPASSED']._serialized_start=4258
+  _globals['_GUARDPASSED']._serialized_end=4354
+  _globals['_GUARDTRIPPED']._serialized_start=4356
+  _globals['_GUARDTRIPPED']._serialized_end=4474
 # @@protoc_insertion_point(module_scope)

@@ -8,7 +8,9 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from recorrido.actions.v1 import action_pb2 as _action_pb2
+from recorrido.actions.v1 import playbook_pb2 as _playbook_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,6 +21,36 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _SignalAnswer:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SignalAnswerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SignalAnswer.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SIGNAL_ANSWER_UNSPECIFIED: _SignalAnswer.ValueType  # 0
+    SIGNAL_ANSWER_OPENED: _SignalAnswer.ValueType  # 1
+    """A recovery was opened."""
+    SIGNAL_ANSWER_COOLING_DOWN: _SignalAnswer.ValueType  # 2
+    """The customer had a recovery a short while ago."""
+    SIGNAL_ANSWER_REFUSED_BY_GUARD: _SignalAnswer.ValueType  # 3
+    """The playbook's guard refused."""
+    SIGNAL_ANSWER_COUNTED: _SignalAnswer.ValueType  # 4
+    """It opens nothing by itself; it counts towards causes."""
+
+class SignalAnswer(_SignalAnswer, metaclass=_SignalAnswerEnumTypeWrapper):
+    """What came of a signal for its customer."""
+
+SIGNAL_ANSWER_UNSPECIFIED: SignalAnswer.ValueType  # 0
+SIGNAL_ANSWER_OPENED: SignalAnswer.ValueType  # 1
+"""A recovery was opened."""
+SIGNAL_ANSWER_COOLING_DOWN: SignalAnswer.ValueType  # 2
+"""The customer had a recovery a short while ago."""
+SIGNAL_ANSWER_REFUSED_BY_GUARD: SignalAnswer.ValueType  # 3
+"""The playbook's guard refused."""
+SIGNAL_ANSWER_COUNTED: SignalAnswer.ValueType  # 4
+"""It opens nothing by itself; it counts towards causes."""
+Global___SignalAnswer: _TypeAlias = SignalAnswer  # noqa: Y015
 
 @_typing.final
 class ActionOpened(_message.Message):
@@ -37,6 +69,17 @@ class ActionOpened(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    ACCEPT_BY_FIELD_NUMBER: _builtins.int
+    DUE_AT_FIELD_NUMBER: _builtins.int
+    DEADLINES_FIELD_NUMBER: _builtins.int
+    PLAYBOOK_ID_FIELD_NUMBER: _builtins.int
+    PLAYBOOK_VERSION_FIELD_NUMBER: _builtins.int
+    PLAYBOOK_RULE_FIELD_NUMBER: _builtins.int
+    IMPROVEMENT_ID_FIELD_NUMBER: _builtins.int
+    CAUSE_ID_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     kind: _action_pb2.ActionKind.ValueType
     signal_id: _builtins.str
@@ -49,12 +92,33 @@ class ActionOpened(_message.Message):
     actor: _builtins.str
     """Who opened it; "rule:<name>@<version>" for a rule."""
     request_id: _builtins.str
+    priority: _action_pb2.Priority.ValueType
+    owner: _builtins.str
+    """Whose it is before anybody accepted it."""
+    playbook_id: _builtins.str
+    """The rule that opened it; empty when opened by hand."""
+    playbook_version: _builtins.int
+    playbook_rule: _builtins.str
+    improvement_id: _builtins.str
+    """The improvement that this recovery belongs to, where that was known."""
+    cause_id: _builtins.str
+    """The cause that an improvement is about, where a playbook found it."""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When it was opened: the actor's moment, or the moment the signal was recorded."""
 
+    @_builtins.property
+    def accept_by(self) -> _timestamp_pb2.Timestamp:
+        """When it has to be accepted and completed; not set: whenever."""
+
+    @_builtins.property
+    def due_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def deadlines(self) -> _containers.RepeatedCompositeFieldContainer[_action_pb2.Deadline]: ...
+    @_builtins.property
+    def target(self) -> _action_pb2.Target: ...
     def __init__(
         self,
         *,
@@ -69,10 +133,21 @@ class ActionOpened(_message.Message):
         actor: _builtins.str = ...,
         request_id: _builtins.str = ...,
         occurred_at: _timestamp_pb2.Timestamp | None = ...,
+        priority: _action_pb2.Priority.ValueType = ...,
+        owner: _builtins.str = ...,
+        accept_by: _timestamp_pb2.Timestamp | None = ...,
+        due_at: _timestamp_pb2.Timestamp | None = ...,
+        deadlines: _abc.Iterable[_action_pb2.Deadline] | None = ...,
+        playbook_id: _builtins.str = ...,
+        playbook_version: _builtins.int = ...,
+        playbook_rule: _builtins.str = ...,
+        improvement_id: _builtins.str = ...,
+        cause_id: _builtins.str = ...,
+        target: _action_pb2.Target | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_by", b"accept_by", "due_at", b"due_at", "occurred_at", b"occurred_at", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "customer_id", b"customer_id", "kind", b"kind", "need_path", b"need_path", "occurred_at", b"occurred_at", "reasons", b"reasons", "request_id", b"request_id", "signal_id", b"signal_id", "title", b"title", "touchpoint", b"touchpoint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_by", b"accept_by", "action_id", b"action_id", "actor", b"actor", "cause_id", b"cause_id", "customer_id", b"customer_id", "deadlines", b"deadlines", "due_at", b"due_at", "improvement_id", b"improvement_id", "kind", b"kind", "need_path", b"need_path", "occurred_at", b"occurred_at", "owner", b"owner", "playbook_id", b"playbook_id", "playbook_rule", b"playbook_rule", "playbook_version", b"playbook_version", "priority", b"priority", "reasons", b"reasons", "request_id", b"request_id", "signal_id", b"signal_id", "target", b"target", "title", b"title", "touchpoint", b"touchpoint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -89,11 +164,13 @@ class ActionAccepted(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     actor: _builtins.str
     owner: _builtins.str
     """Who will work on it."""
     request_id: _builtins.str
+    reason: _builtins.str
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -104,10 +181,11 @@ class ActionAccepted(_message.Message):
         owner: _builtins.str = ...,
         request_id: _builtins.str = ...,
         occurred_at: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "occurred_at", b"occurred_at", "owner", b"owner", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "occurred_at", b"occurred_at", "owner", b"owner", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -149,3 +227,713 @@ class ActionCompleted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ActionCompleted: _TypeAlias = ActionCompleted  # noqa: Y015
+
+@_typing.final
+class ActionDeclined(_message.Message):
+    """Stream: action-<action id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    actor: _builtins.str
+    reason: _builtins.str
+    request_id: _builtins.str
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "occurred_at", b"occurred_at", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActionDeclined: _TypeAlias = ActionDeclined  # noqa: Y015
+
+@_typing.final
+class ActionAssigned(_message.Message):
+    """Stream: action-<action id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    actor: _builtins.str
+    """Who decided it; "timer" where an escalation did."""
+    owner: _builtins.str
+    reason: _builtins.str
+    request_id: _builtins.str
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "occurred_at", b"occurred_at", "owner", b"owner", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActionAssigned: _TypeAlias = ActionAssigned  # noqa: Y015
+
+@_typing.final
+class ActionStarted(_message.Message):
+    """Work began. Stream: action-<action id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    actor: _builtins.str
+    reason: _builtins.str
+    request_id: _builtins.str
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "occurred_at", b"occurred_at", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActionStarted: _TypeAlias = ActionStarted  # noqa: Y015
+
+@_typing.final
+class CustomerContacted(_message.Message):
+    """Somebody tried to speak to the customer of a recovery. Stream: action-<action id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    REACHED_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    actor: _builtins.str
+    channel: _action_pb2.ContactChannel.ValueType
+    reached: _builtins.bool
+    """Whether the customer was reached."""
+    note: _builtins.str
+    request_id: _builtins.str
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        channel: _action_pb2.ContactChannel.ValueType = ...,
+        reached: _builtins.bool = ...,
+        note: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "channel", b"channel", "note", b"note", "occurred_at", b"occurred_at", "reached", b"reached", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CustomerContacted: _TypeAlias = CustomerContacted  # noqa: Y015
+
+@_typing.final
+class RemedyOffered(_message.Message):
+    """The customer of a recovery was offered something. Stream: action-<action id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    actor: _builtins.str
+    remedy: _action_pb2.RemedyKind.ValueType
+    note: _builtins.str
+    request_id: _builtins.str
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        remedy: _action_pb2.RemedyKind.ValueType = ...,
+        note: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "note", b"note", "occurred_at", b"occurred_at", "remedy", b"remedy", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemedyOffered: _TypeAlias = RemedyOffered  # noqa: Y015
+
+@_typing.final
+class ActionVerified(_message.Message):
+    """An improvement was looked at after it was done. Stream: action-<action id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    actor: _builtins.str
+    reason: _builtins.str
+    request_id: _builtins.str
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "occurred_at", b"occurred_at", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActionVerified: _TypeAlias = ActionVerified  # noqa: Y015
+
+@_typing.final
+class ActionReopened(_message.Message):
+    """Stream: action-<action id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    DUE_AT_FIELD_NUMBER: _builtins.int
+    DEADLINES_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    actor: _builtins.str
+    reason: _builtins.str
+    request_id: _builtins.str
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def due_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def deadlines(self) -> _containers.RepeatedCompositeFieldContainer[_action_pb2.Deadline]: ...
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+        due_at: _timestamp_pb2.Timestamp | None = ...,
+        deadlines: _abc.Iterable[_action_pb2.Deadline] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["due_at", b"due_at", "occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "deadlines", b"deadlines", "due_at", b"due_at", "occurred_at", b"occurred_at", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActionReopened: _TypeAlias = ActionReopened  # noqa: Y015
+
+@_typing.final
+class ActionCommented(_message.Message):
+    """Stream: action-<action id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    actor: _builtins.str
+    text: _builtins.str
+    request_id: _builtins.str
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        text: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "occurred_at", b"occurred_at", "request_id", b"request_id", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActionCommented: _TypeAlias = ActionCommented  # noqa: Y015
+
+@_typing.final
+class ActionLinked(_message.Message):
+    """A recovery belongs to an improvement from now on. Stream: action-<action id of the recovery>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    IMPROVEMENT_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    improvement_id: _builtins.str
+    """Empty: to none any more."""
+    actor: _builtins.str
+    reason: _builtins.str
+    request_id: _builtins.str
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        improvement_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "improvement_id", b"improvement_id", "occurred_at", b"occurred_at", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActionLinked: _TypeAlias = ActionLinked  # noqa: Y015
+
+@_typing.final
+class SignalJoined(_message.Message):
+    """The customer of a recovery that is not closed gave rise to another signal. Stream: action-<action id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    SIGNAL_ID_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    signal_id: _builtins.str
+    actor: _builtins.str
+    request_id: _builtins.str
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        signal_id: _builtins.str = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+        actor: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "occurred_at", b"occurred_at", "reasons", b"reasons", "request_id", b"request_id", "signal_id", b"signal_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalJoined: _TypeAlias = SignalJoined  # noqa: Y015
+
+@_typing.final
+class ActionDueSoon(_message.Message):
+    """An obligation falls due soon. Stream: action-<action id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    DEADLINE_ID_FIELD_NUMBER: _builtins.int
+    OBLIGATION_FIELD_NUMBER: _builtins.int
+    DUE_AT_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    deadline_id: _builtins.str
+    obligation: _action_pb2.Obligation.ValueType
+    @_builtins.property
+    def due_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp:
+        """The moment that was set for it; the event's recording tells when it was seen."""
+
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        deadline_id: _builtins.str = ...,
+        obligation: _action_pb2.Obligation.ValueType = ...,
+        due_at: _timestamp_pb2.Timestamp | None = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["due_at", b"due_at", "occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "deadline_id", b"deadline_id", "due_at", b"due_at", "obligation", b"obligation", "occurred_at", b"occurred_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActionDueSoon: _TypeAlias = ActionDueSoon  # noqa: Y015
+
+@_typing.final
+class ActionOverdue(_message.Message):
+    """An obligation was not met in time. Stream: action-<action id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    DEADLINE_ID_FIELD_NUMBER: _builtins.int
+    OBLIGATION_FIELD_NUMBER: _builtins.int
+    DUE_AT_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    deadline_id: _builtins.str
+    obligation: _action_pb2.Obligation.ValueType
+    @_builtins.property
+    def due_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        deadline_id: _builtins.str = ...,
+        obligation: _action_pb2.Obligation.ValueType = ...,
+        due_at: _timestamp_pb2.Timestamp | None = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["due_at", b"due_at", "occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "deadline_id", b"deadline_id", "due_at", b"due_at", "obligation", b"obligation", "occurred_at", b"occurred_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActionOverdue: _TypeAlias = ActionOverdue  # noqa: Y015
+
+@_typing.final
+class ActionEscalated(_message.Message):
+    """An obligation is so late that somebody else is told. Stream: action-<action id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    DEADLINE_ID_FIELD_NUMBER: _builtins.int
+    OBLIGATION_FIELD_NUMBER: _builtins.int
+    DUE_AT_FIELD_NUMBER: _builtins.int
+    ESCALATED_TO_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    deadline_id: _builtins.str
+    obligation: _action_pb2.Obligation.ValueType
+    escalated_to: _builtins.str
+    @_builtins.property
+    def due_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        deadline_id: _builtins.str = ...,
+        obligation: _action_pb2.Obligation.ValueType = ...,
+        due_at: _timestamp_pb2.Timestamp | None = ...,
+        escalated_to: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["due_at", b"due_at", "occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "deadline_id", b"deadline_id", "due_at", b"due_at", "escalated_to", b"escalated_to", "obligation", b"obligation", "occurred_at", b"occurred_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActionEscalated: _TypeAlias = ActionEscalated  # noqa: Y015
+
+@_typing.final
+class PlaybookPublished(_message.Message):
+    """Stream: playbook-<playbook id>; the version counts from 1."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAYBOOK_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    actor: _builtins.str
+    reason: _builtins.str
+    """Why there is a new version."""
+    request_id: _builtins.str
+    @_builtins.property
+    def playbook(self) -> _playbook_pb2.Playbook: ...
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        playbook: _playbook_pb2.Playbook | None = ...,
+        version: _builtins.int = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at", "playbook", b"playbook"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "occurred_at", b"occurred_at", "playbook", b"playbook", "reason", b"reason", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlaybookPublished: _TypeAlias = PlaybookPublished  # noqa: Y015
+
+@_typing.final
+class SignalAnswered(_message.Message):
+    """A playbook answered a signal. Stream: answers-<id derived from the customer id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNAL_ID_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    PLAYBOOK_ID_FIELD_NUMBER: _builtins.int
+    PLAYBOOK_VERSION_FIELD_NUMBER: _builtins.int
+    PLAYBOOK_RULE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    CUSTOMER_KEY_FIELD_NUMBER: _builtins.int
+    signal_id: _builtins.str
+    customer_id: _builtins.str
+    answer: Global___SignalAnswer.ValueType
+    action_id: _builtins.str
+    """The recovery that was opened, or that the customer had."""
+    playbook_id: _builtins.str
+    playbook_version: _builtins.int
+    playbook_rule: _builtins.str
+    reason: _builtins.str
+    """In words for people."""
+    customer_key: _builtins.str
+    """Stands for the customer where causes are counted."""
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp:
+        """When the signal was recorded."""
+
+    def __init__(
+        self,
+        *,
+        signal_id: _builtins.str = ...,
+        customer_id: _builtins.str = ...,
+        answer: Global___SignalAnswer.ValueType = ...,
+        action_id: _builtins.str = ...,
+        playbook_id: _builtins.str = ...,
+        playbook_version: _builtins.int = ...,
+        playbook_rule: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+        customer_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "answer", b"answer", "customer_id", b"customer_id", "customer_key", b"customer_key", "occurred_at", b"occurred_at", "playbook_id", b"playbook_id", "playbook_rule", b"playbook_rule", "playbook_version", b"playbook_version", "reason", b"reason", "signal_id", b"signal_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalAnswered: _TypeAlias = SignalAnswered  # noqa: Y015
+
+@_typing.final
+class CauseCounted(_message.Message):
+    """A signal was counted towards a cause. Stream: cause-<cause id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAUSE_ID_FIELD_NUMBER: _builtins.int
+    SIGNAL_ID_FIELD_NUMBER: _builtins.int
+    CUSTOMER_KEY_FIELD_NUMBER: _builtins.int
+    RECOVERY_ID_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    cause_id: _builtins.str
+    signal_id: _builtins.str
+    customer_key: _builtins.str
+    """Stands for the customer; who it is, only the answers to the customer's signals tell."""
+    recovery_id: _builtins.str
+    """The recovery of the customer; empty where there is none."""
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        cause_id: _builtins.str = ...,
+        signal_id: _builtins.str = ...,
+        customer_key: _builtins.str = ...,
+        recovery_id: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause_id", b"cause_id", "customer_key", b"customer_key", "occurred_at", b"occurred_at", "recovery_id", b"recovery_id", "signal_id", b"signal_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CauseCounted: _TypeAlias = CauseCounted  # noqa: Y015
+
+@_typing.final
+class CauseConfirmed(_message.Message):
+    """So many customers had a cause that an improvement is proposed. Stream: cause-<cause id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAUSE_ID_FIELD_NUMBER: _builtins.int
+    IMPROVEMENT_ID_FIELD_NUMBER: _builtins.int
+    PLAYBOOK_ID_FIELD_NUMBER: _builtins.int
+    PLAYBOOK_VERSION_FIELD_NUMBER: _builtins.int
+    PLAYBOOK_RULE_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    cause_id: _builtins.str
+    improvement_id: _builtins.str
+    playbook_id: _builtins.str
+    playbook_version: _builtins.int
+    playbook_rule: _builtins.str
+    customers: _builtins.int
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        cause_id: _builtins.str = ...,
+        improvement_id: _builtins.str = ...,
+        playbook_id: _builtins.str = ...,
+        playbook_version: _builtins.int = ...,
+        playbook_rule: _builtins.str = ...,
+        customers: _builtins.int = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause_id", b"cause_id", "customers", b"customers", "improvement_id", b"improvement_id", "occurred_at", b"occurred_at", "playbook_id", b"playbook_id", "playbook_rule", b"playbook_rule", "playbook_version", b"playbook_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CauseConfirmed: _TypeAlias = CauseConfirmed  # noqa: Y015
+
+@_typing.final
+class GuardPassed(_message.Message):
+    """The guard let a playbook open something for these signals. Stream: guard-<id derived from playbook and hour>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAYBOOK_ID_FIELD_NUMBER: _builtins.int
+    SIGNAL_IDS_FIELD_NUMBER: _builtins.int
+    HOUR_FIELD_NUMBER: _builtins.int
+    playbook_id: _builtins.str
+    @_builtins.property
+    def signal_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def hour(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        playbook_id: _builtins.str = ...,
+        signal_ids: _abc.Iterable[_builtins.str] | None = ...,
+        hour: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hour", b"hour"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hour", b"hour", "playbook_id", b"playbook_id", "signal_ids", b"signal_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuardPassed: _TypeAlias = GuardPassed  # noqa: Y015
+
+@_typing.final
+class GuardTripped(_message.Message):
+    """The guard refuses what a playbook opens until the hour is over. Stream: guard-<id derived from playbook and hour>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAYBOOK_ID_FIELD_NUMBER: _builtins.int
+    MAX_PER_HOUR_FIELD_NUMBER: _builtins.int
+    HOUR_FIELD_NUMBER: _builtins.int
+    SIGNAL_ID_FIELD_NUMBER: _builtins.int
+    playbook_id: _builtins.str
+    max_per_hour: _builtins.int
+    signal_id: _builtins.str
+    """The first signal that was refused."""
+    @_builtins.property
+    def hour(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        playbook_id: _builtins.str = ...,
+        max_per_hour: _builtins.int = ...,
+        hour: _timestamp_pb2.Timestamp | None = ...,
+        signal_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hour", b"hour"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hour", b"hour", "max_per_hour", b"max_per_hour", "playbook_id", b"playbook_id", "signal_id", b"signal_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuardTripped: _TypeAlias = GuardTripped  # noqa: Y015

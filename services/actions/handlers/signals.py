@@ -1,33 +1,14 @@
-"""What changes actions: commands of people, and signals."""
+"""Signals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from recorrido.journey.v1.events import SignalRaised
-from services.actions.domain import Action, Command, OpenRecovery, stream_of
+from services.actions.domain.action import Action, stream_of
+from services.actions.domain.commands import OpenRecovery
 from services.foundation.bus import Answer, Delivery, Done, Reaction, Skip, answer_to
 from services.foundation.errors import InvalidError
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID
-from services.foundation.execute import Executed, Executor, Intent
-
-
-class ActionCommands:
-    """Executes what people ask for."""
-
-    def __init__(self, executor: Executor[Action]) -> None:
-        self._executor = executor
-
-    async def execute(
-        self, command: Command, *, metadata: Mapping[str, str], expected_revision: int | None = None
-    ) -> Executed[Action]:
-        """Execute `command`; raises what `decide` refuses with, ConflictError and UnavailableError."""
-        return await self._executor.execute(
-            Intent(
-                stream_of(command.action_id),
-                command,
-                metadata=metadata,
-                expected_revision=expected_revision,
-            )
-        )
+from services.foundation.execute import Executor, Intent
 
 
 class Recoveries:

@@ -1,0 +1,1 @@
+"""Actions as they are decided about: pure functions and what they need."""

@@ -1,0 +1,1 @@
+"""What changes actions: commands of people, signals, and the clock."""
