@@ -24,6 +24,7 @@ from services.foundation.errors import OtherHistoryError, RefusedError, Unavaila
 from services.foundation.events import Recorded
 from services.foundation.eventstore import CaughtUp, Checkpoint, EventStore
 from services.foundation.flow import batches
+from services.relay.erased import ErasedEvents
 
 LOG = structlog.get_logger()
 
@@ -156,10 +157,13 @@ class Relay:
 
     async def _publish_from(self, last: Last, able: Callable[[bool], None]) -> None:
         sequence = last.sequence
+        erased = ErasedEvents(self._store, last.position)
+        # What is erased from now on is on the bus before it is erased there.
+        await erased.refresh()
         events = batches(self._store.follow(last.place), size=BATCH_SIZE, weight=_size_bytes, max_weight=BATCH_BYTES)
         async with contextlib.aclosing(events):
             async for batch in events:
-                recorded = [item for item in batch if isinstance(item, Recorded)]
+                recorded = [item for item in batch if isinstance(item, Recorded) and item not in erased]
                 if recorded:
                     sequence = await self._publish(recorded, sequence)
                 if recorded or any(isinstance(item, CaughtUp) for item in batch):

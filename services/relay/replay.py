@@ -17,6 +17,7 @@ from services.foundation.bus import REPLAY_SUBJECTS, REPLAYS, Bus, NotTheWriterE
 from services.foundation.errors import ConflictError, DiffersError, InvalidError, Violation
 from services.foundation.events import Recorded
 from services.foundation.eventstore import EventStore
+from services.relay.erased import ErasedEvents
 from services.relay.relay import BATCH_BYTES, BATCH_SIZE, publish
 
 PROGRESS_EVERY_S = 1.0
@@ -127,6 +128,7 @@ class Replays:
         sequence, messages = last.sequence, last.messages
         await self._store.check(last.place)
         start = part.from_position if last.position is None else last.position
+        erased = ErasedEvents(self._store, start)
         told_at = started = time.monotonic()
 
         def progress(position: int, *, complete: bool = False) -> Progress:
@@ -137,12 +139,13 @@ class Replays:
         yield progress(start or 0)
         async with contextlib.aclosing(self._batches(part, start, done=last.position, end=end)) as batches:
             async for batch in batches:
-                if batch.events:
+                await erased.refresh()
+                if events := [event for event in batch.events if event not in erased]:
                     try:
-                        sequence = await publish(self._bus, batch.events, sequence, prefix=prefix)
+                        sequence = await publish(self._bus, events, sequence, prefix=prefix)
                     except NotTheWriterError as error:
                         raise ConflictError({stream: sequence}) from error
-                    messages += len(batch.events)
+                    messages += len(events)
                 if time.monotonic() - told_at >= PROGRESS_EVERY_S:
                     told_at = time.monotonic()
                     yield progress(batch.position)

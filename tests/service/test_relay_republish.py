@@ -11,6 +11,7 @@ import nats
 import pytest
 
 from infra.local.cluster import Cluster, running
+from recorrido.ingest.v1.events import CustomerAnonymized
 from recorrido.journey.v1.events import SignalRaised
 from recorrido.relay.v1 import relay_service_pb2 as pb
 from recorrido.relay.v1 import relay_service_pb2_grpc as pb_grpc
@@ -225,3 +226,28 @@ async def test_the_command_by_time_says_where_to_find_it(cluster: Cluster) -> No
 async def test_the_command_called_wrongly(cluster: Cluster, arguments: tuple[str, ...], code: int, said: str) -> None:
     done = await recorrido(cluster, "republish", *arguments, COLUMNS="200")
     assert (done.code, said in done.err) == (code, True), done
+
+
+async def test_what_is_erased_never_comes_again_though_the_store_still_holds_it(cluster: Cluster) -> None:
+    await republish(cluster, "before")
+    held = await main_stream(cluster)
+    (victim, *_) = [m for m in held if m.type_name == SIGNAL]
+    async with store_of(cluster) as store:
+        event = CustomerAnonymized(receipt_id="r", erased_positions=(str(victim.position),))
+        await store.append([StreamAppend("erasure-r", ANY, [Pending(event, derived_id("r"))])])
+        await assert_stream_equals_store(cluster, 25)
+        wanted = [m.position for m in await main_stream(cluster) if m != victim]
+        await republish(cluster, "after")
+        assert [m.position for m in await replay(cluster, "after")] == wanted
+        # A bus that lost everything is filled anew without it.
+        await cluster.stop("relay")
+        client = await nats.connect(cluster.environment["RECORRIDO_NATS_URL"])
+        await client.jetstream().delete_stream("RECORRIDO")
+        await client.close()
+        await cluster.start("relay")
+
+        async def filled() -> bool:
+            return len(await main_stream(cluster)) >= len(wanted)
+
+        await until(filled, deadline_s=30, ignoring=(nats.js.errors.NotFoundError,))
+        assert [m.position for m in await main_stream(cluster)] == wanted
