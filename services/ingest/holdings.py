@@ -1,6 +1,6 @@
 """The read model of ingest: who is linked to whom, and which streams hold something about a customer.
 
-The customer's own stream is known by its name; the streams of signals, actions and links are found here.
+The customer's own stream is known by its name; every other stream that names a customer is found here.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 
 import asyncpg
 
-from recorrido.actions.v1.events import ActionOpened
+from recorrido.actions.v1.events import ActionOpened, SignalAnswered
 from recorrido.ingest.v1.events import (
     CustomerAnonymized,
     CustomerErased,
@@ -69,7 +69,7 @@ CREATE TABLE erasing (
 """
 
 
-About = SignalRaised | ActionOpened | InteractionRejected | RejectionResubmitted
+About = SignalRaised | ActionOpened | SignalAnswered | InteractionRejected | RejectionResubmitted
 
 
 class HoldingsProjection:
@@ -81,6 +81,7 @@ class HoldingsProjection:
         IdentityUnlinked,
         SignalRaised,
         ActionOpened,
+        SignalAnswered,
         InteractionRejected,
         RejectionResubmitted,
         CustomerAnonymized,

@@ -13,7 +13,15 @@ from uuid import UUID
 
 import msgspec
 
-from recorrido.actions.v1.events import ActionAccepted, ActionCompleted, ActionOpened, ActionResult, ActionState
+from recorrido.actions.v1 import events as actions_events
+from recorrido.actions.v1.events import (
+    ActionCompleted,
+    ActionDeclined,
+    ActionOpened,
+    ActionReopened,
+    ActionResult,
+    ActionState,
+)
 from recorrido.inference.v1.events import FeedbackAnalysisFailed, FeedbackAnalyzed
 from recorrido.ingest.v1.events import (
     AnonymousAction,
@@ -45,9 +53,7 @@ QUEUE = stream_name("erasures", "pending")
 
 _REGISTRY = Registry(
     (
-        ActionAccepted,
-        ActionCompleted,
-        ActionOpened,
+        *actions_events.EVENTS,
         FeedbackAnalysisFailed,
         FeedbackAnalyzed,
         IdentityLinked,
@@ -264,14 +270,18 @@ def _link(recorded: Recorded, event: IdentityLinked | IdentityUnlinked, pseudony
 def _action(
     recorded: Recorded, event: ActionOpened, events: Sequence[Event], pseudonyms: _Pseudonyms
 ) -> AnonymousAction:
-    completed = [e for e in events if isinstance(e, ActionCompleted)]
+    ends = [e for e in events if isinstance(e, ActionCompleted | ActionDeclined | ActionReopened)]
+    end = ends[-1] if ends else None
+    declined = isinstance(end, ActionDeclined)
+    # What is under way ends here: nobody can be reached any more.
+    result = end.result if isinstance(end, ActionCompleted) else ActionResult.UNREACHABLE
     times: list[datetime | None] = [getattr(e, "occurred_at", None) for e in events]
     return AnonymousAction(
         pseudonym=pseudonyms.of(event.customer_id),
         position=str(recorded.position),
         kind=event.kind,
-        state=ActionState.COMPLETED,
-        result=completed[-1].result if completed else ActionResult.UNREACHABLE,
+        state=ActionState.DECLINED if declined else ActionState.COMPLETED,
+        result=ActionResult.UNSPECIFIED if declined else result,
         touchpoint=event.touchpoint,
         need_path=event.need_path,
         opened_at=event.occurred_at,

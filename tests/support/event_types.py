@@ -29,6 +29,11 @@ def event_types() -> list[type[msgspec.Struct]]:
 
 def struct_types() -> list[type[msgspec.Struct]]:
     """Return the event types and every struct that they hold, each once."""
+    return list({found: None for event in event_types() for found in structs_within(event)})
+
+
+def structs_within(struct: type[msgspec.Struct]) -> list[type[msgspec.Struct]]:
+    """Return a struct type and every one that it holds, each once."""
     found: dict[type[msgspec.Struct], None] = {}
 
     def visit(struct: type[msgspec.Struct]) -> None:
@@ -38,8 +43,7 @@ def struct_types() -> list[type[msgspec.Struct]]:
                 if isinstance(each, type) and issubclass(each, msgspec.Struct) and each not in found:
                     visit(each)
 
-    for event in event_types():
-        visit(event)
+    visit(struct)
     return list(found)
 
 

@@ -175,7 +175,7 @@ class AnonymousAction(_message.Message):
     """Of the event that opened it."""
     kind: _action_pb2.ActionKind.ValueType
     state: _action_pb2.ActionState.ValueType
-    """An action that was under way is completed: the customer cannot be reached any more."""
+    """Declined or completed. An action that was under way is completed: the customer cannot be reached any more."""
     result: _action_pb2.ActionResult.ValueType
     touchpoint: _builtins.str
     need_path: _builtins.str

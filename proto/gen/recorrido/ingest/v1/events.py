@@ -577,7 +577,7 @@ class AnonymousAction(Struct, frozen=True, kw_only=True, omit_defaults=True, ren
     """Of the event that opened it."""
     kind: actions_v1.ActionKind = actions_v1.ActionKind.UNSPECIFIED
     state: actions_v1.ActionState = actions_v1.ActionState.UNSPECIFIED
-    """An action that was under way is completed: the customer cannot be reached any more."""
+    """Declined or completed. An action that was under way is completed: the customer cannot be reached any more."""
     result: actions_v1.ActionResult = actions_v1.ActionResult.UNSPECIFIED
     touchpoint: str = ""
     need_path: str = ""
