@@ -6,18 +6,19 @@ A file holds the fields of `recorrido.journey.v1.JourneyMap` by their proto name
 
 import difflib
 import uuid
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import grpc
 import typer
 import yaml
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 from rich.text import Text
 
 from recorrido.ingest.v1.interaction_pb2 import Channel
 from recorrido.journey.v1 import journey_service_pb2 as pb
-from recorrido.journey.v1.journey_map_pb2 import JourneyMap, MappingRule, Stage, Touchpoint
+from recorrido.journey.v1.journey_map_pb2 import JourneyMap
 from services.cli import clients, show
 from services.cli.actions import Actor
 from services.cli.clients import DEADLINE_S, Addresses
@@ -57,84 +58,91 @@ def load(path: Path) -> JourneyMap:
     return found
 
 
+#: Without these a map is not one, whatever else it says.
+_REQUIRED = {
+    "JourneyMap": {"map_id", "name"},
+    "Stage": {"stage_id", "name"},
+    "Touchpoint": {"touchpoint_id", "name"},
+    "Expectation": {"metric", "target"},
+    "MappingRule": {"touchpoint_id"},
+    "Persona": {"persona_id", "name"},
+    "PersonaCondition": {"attribute", "values"},
+    "Goal": {"goal_id", "name", "touchpoint_ids"},
+    "LoyaltyRule": {"level"},
+}
+
+
 class _Reader:
-    """Turns what YAML holds into a map, and notes everything that is not as it should be."""
+    """Turns what YAML holds into a map, field by field of the contract, and notes what is not as it should be."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
 
     def journey_map(self, content: Any) -> JourneyMap:
-        fields = self._fields(content, "", {"map_id", "name"}, {"stages", "mapping_rules"})
-        return JourneyMap(
-            map_id=self._text(fields, "", "map_id"),
-            name=self._text(fields, "", "name"),
-            stages=self._list(fields, "", "stages", self._stage),
-            mapping_rules=self._list(fields, "", "mapping_rules", self._rule),
-        )
+        found = JourneyMap()
+        self._fill(found, content, "")
+        return found
 
-    def _stage(self, content: Any, place: str) -> Stage:
-        fields = self._fields(content, place, {"stage_id", "name"}, {"touchpoints"})
-        return Stage(
-            stage_id=self._text(fields, place, "stage_id"),
-            name=self._text(fields, place, "name"),
-            touchpoints=self._list(fields, place, "touchpoints", self._touchpoint),
-        )
-
-    def _touchpoint(self, content: Any, place: str) -> Touchpoint:
-        fields = self._fields(content, place, {"touchpoint_id", "name"}, {"moment_of_truth"})
-        truth = fields.get("moment_of_truth", False)
-        if not isinstance(truth, bool):
-            self._note(place, "moment_of_truth", f"expected true or false, not {truth!r}")
-        return Touchpoint(
-            touchpoint_id=self._text(fields, place, "touchpoint_id"),
-            name=self._text(fields, place, "name"),
-            moment_of_truth=truth is True,
-        )
-
-    def _rule(self, content: Any, place: str) -> MappingRule:
-        fields = self._fields(content, place, {"touchpoint_id"}, {"source", "touchpoint", "channel"})
-        channels = show.names(Channel.DESCRIPTOR)
-        channel = self._text(fields, place, "channel")
-        if channel and channel not in channels:
-            self._note(place, "channel", f"{channel!r} is no channel; there are {', '.join(channels)}")
-        return MappingRule(
-            source=self._text(fields, place, "source"),
-            touchpoint=self._text(fields, place, "touchpoint"),
-            channel=channels.get(channel, Channel.CHANNEL_UNSPECIFIED),
-            touchpoint_id=self._text(fields, place, "touchpoint_id"),
-        )
-
-    def _fields(self, content: Any, place: str, required: set[str], optional: set[str]) -> Mapping[str, Any]:
+    def _fill(self, message: Message, content: Any, place: str) -> None:
+        """Set the fields of `message` to what `content` holds."""
+        descriptor = message.DESCRIPTOR
         if not isinstance(content, dict):
-            self._note(place, "", f"expected keys and values, not {content!r:.60}")
-            return {}
-        known = required | optional
+            self._note(place, f"expected keys and values, not {content!r:.60}")
+            return
+        known = descriptor.fields_by_name
         for key in content:
             if key not in known:
                 close = difflib.get_close_matches(str(key), known, n=1)
                 meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
-                self._note(place, "", f"unknown key {key!r}; {meant}")
-        for key in sorted(required - content.keys()):
-            self._note(place, key, "is missing")
+                self._note(place, f"unknown key {key!r}; {meant}")
+        for key in sorted(_REQUIRED.get(descriptor.name, set()) - content.keys()):
+            self._note(f"{place}.{key}", "is missing")
+        for field in descriptor.fields:
+            # An empty key is as good as none.
+            if content.get(field.name) is not None:
+                self._set(message, field, content[field.name], f"{place}.{field.name}".lstrip("."))
+
+    def _set(self, message: Message, field: Any, content: Any, place: str) -> None:
+        if field.is_repeated:
+            if not isinstance(content, list):
+                self._note(place, f"expected a list, not {content!r:.60}")
+                return
+            for n, each in enumerate(content):
+                if field.message_type is not None:
+                    self._fill(getattr(message, field.name).add(), each, f"{place}[{n}]")
+                else:
+                    value = self._value(field, each, f"{place}[{n}]")
+                    getattr(message, field.name).extend([] if value is None else [value])
+        elif field.message_type is not None:
+            getattr(message, field.name).SetInParent()
+            self._fill(getattr(message, field.name), content, place)
+        elif (value := self._value(field, content, place)) is not None:
+            setattr(message, field.name, value)
+
+    def _value(self, field: Any, content: Any, place: str) -> Any:
+        """Return what a field is set to, None where `content` is not of its kind."""
+        if field.enum_type is not None:
+            names = show.names(field.enum_type)
+            if content not in names:
+                self._note(place, f"{content!r} is no {place.rpartition('.')[2]}; there are {', '.join(names)}")
+            return names.get(content) if isinstance(content, str) else None
+        right, expected = _KINDS[field.cpp_type]
+        if not isinstance(content, right) or (isinstance(content, bool) and right is not bool):
+            self._note(place, f"expected {expected.format(repr(content)[:60])}")
+            return None
         return content
 
-    def _list(self, fields: Mapping[str, Any], place: str, key: str, read: Callable[[Any, str], Any]) -> list[Any]:
-        content = fields.get(key) or []
-        if not isinstance(content, list):
-            self._note(place, key, f"expected a list, not {content!r:.60}")
-            return []
-        return [read(each, f"{place}.{key}[{n}]".lstrip(".")) for n, each in enumerate(content)]
-
-    def _text(self, fields: Mapping[str, Any], place: str, key: str) -> str:
-        content = fields.get(key, "")
-        if not isinstance(content, str):
-            self._note(place, key, f"expected text, not {content!r:.60}; put it in quotes")
-            return ""
-        return content
-
-    def _note(self, place: str, key: str, problem: str) -> None:
-        where = f"{place}.{key}".strip(".")
+    def _note(self, place: str, problem: str) -> None:
+        where = place.strip(".")
         self.problems.append(f"{where}: {problem}" if where else problem)
+
+
+_KINDS: dict[int, tuple[Any, str]] = {
+    FieldDescriptor.CPPTYPE_STRING: (str, "text, not {}; put it in quotes"),
+    FieldDescriptor.CPPTYPE_BOOL: (bool, "true or false, not {}"),
+    FieldDescriptor.CPPTYPE_INT32: (int, "a whole number, not {}"),
+    FieldDescriptor.CPPTYPE_DOUBLE: ((int, float), "a number, not {}"),
+}
 
 
 async def publish_if_new(journey: "JourneyServiceAsyncStub", journey_map: JourneyMap, actor: str) -> bool:

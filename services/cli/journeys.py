@@ -95,7 +95,12 @@ def scores(
     as_json: Json = False,
 ) -> None:
     """Show NPS, CSAT and CES in total and for each touchpoint, with the number of answers."""
-    run(_scores(pb.GetScoresRequest(as_of=as_of, map_id=map_id, to=to_time, **{"from": from_time}), as_json=as_json))
+    request = pb.GetScoresRequest(
+        as_of=as_of,
+        map_id=map_id,
+        selection=pb.Selection(to=to_time, **{"from": from_time}),  # type: ignore[arg-type]
+    )
+    run(_scores(request, as_json=as_json))
 
 
 async def _scores(request: pb.GetScoresRequest, *, as_json: bool) -> None:

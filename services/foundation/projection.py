@@ -209,7 +209,7 @@ class ProjectionRunner:
         events = batches(self._store.follow(self._last, self._registry.type_names), size=self._batch_size)
         async with contextlib.aclosing(events):
             async for batch in events:
-                await self._write(batch)
+                await self.write(batch)
 
     def _facts(self, recorded: Sequence[Recorded]) -> Iterator[Fact]:
         for item in recorded:
@@ -227,7 +227,8 @@ class ProjectionRunner:
             else:
                 yield Fact(event, item)
 
-    async def _write(self, batch: Sequence[Recorded | CaughtUp | Checkpoint]) -> None:
+    async def write(self, batch: Sequence[Recorded | CaughtUp | Checkpoint]) -> None:
+        """Fold what follows the rows into them."""
         recorded = [item for item in batch if isinstance(item, Recorded)]
         checkpoints = [item.position for item in batch if isinstance(item, Checkpoint)]
         position = max([self.position, *checkpoints, *(item.position for item in recorded)])

@@ -11,7 +11,8 @@ from services.foundation.errors import NotFoundError
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Recorded, Registry, stream_name
 from services.foundation.eventstore import EventStore
 from services.foundation.execute import Executor, Intent
-from services.journey.domain.maps import ID, Maps, PublishedMap, PublishJourneyMap
+from services.journey.domain.mapcheck import ID
+from services.journey.domain.maps import Maps, PublishedMap, PublishJourneyMap
 from services.journey.domain.signals import RaiseSignal, Seen, Signals, bad_moment, hurt_in_deed, hurt_in_words
 
 # -- maps -----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from services.foundation.bus import Bus
 from services.foundation.config import PostgresDsn, ServiceSettings
 from services.foundation.eventstore import EventStore
 from services.foundation.projection import ProjectionRunner
+from services.foundation.rebuild import rebuild
 from services.foundation.run import Process, run
 from services.journey.api import JourneyService
 from services.journey.handlers import MapHandlers, SignalHandlers
@@ -38,7 +39,7 @@ async def wire(settings: Settings, process: Process) -> None:
     process.background("signals", bus.react(reaction, available=process.server.availability("signals")))
     process.server.register(
         add_JourneyServiceServicer_to_server,
-        JourneyService(MapHandlers(store), ReadModel(pool, view.name)),
+        JourneyService(MapHandlers(store), ReadModel(pool, view.name), lambda: rebuild(store, pool, JourneyProjection)),
         pb.DESCRIPTOR.services_by_name["JourneyService"].full_name,
     )
 

@@ -1,13 +1,38 @@
 """Journey maps: which are valid, what publishing decides, and where interactions are placed."""
 
+import json
+from pathlib import Path
+
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from msgspec.structs import replace
 
 from recorrido.ingest.v1.events import Channel
-from recorrido.journey.v1.events import JourneyMap, JourneyMapPublished, MappingRule, Stage, Touchpoint
+from recorrido.journey.v1.events import (
+    EpisodeRules,
+    Expectation,
+    Goal,
+    JourneyMap,
+    JourneyMapPublished,
+    LoyaltyLevel,
+    LoyaltyRule,
+    LoyaltyRules,
+    MappingRule,
+    Metric,
+    Persona,
+    PersonaCondition,
+    Stage,
+    Touchpoint,
+)
+from services.cli.journeymap import SHIPPED
 from services.foundation.errors import DiffersError, InvalidError
-from services.journey.domain.maps import Maps, MapState, PublishJourneyMap, covers, violations
+from services.journey.domain import mapschema
+from services.journey.domain.mapcheck import covers, meet, violations
+from services.journey.domain.mapdiff import changes
+from services.journey.domain.maps import Maps, MapState, PublishJourneyMap
 from services.journey.domain.placement import matches, place
 
 DECIDER = Maps()
@@ -95,7 +120,7 @@ def test_a_good_map_has_no_problems() -> None:
     rules = (
         MappingRule(source="olist", touchpoint="order_*", touchpoint_id="checkout"),
         MappingRule(source="olist", touchpoint="orders", touchpoint_id="payment"),
-        MappingRule(touchpoint="order_*", channel=Channel.DELIVERY, touchpoint_id="delivery"),
+        MappingRule(source="crm", touchpoint="order_*", channel=Channel.DELIVERY, touchpoint_id="delivery"),
         MappingRule(touchpoint_id="payment"),
     )
     assert problems(a_map(*rules)) == {}
@@ -149,7 +174,7 @@ def test_rules_point_to_touchpoints_of_the_map_and_are_well_formed() -> None:
         a_map(
             MappingRule(source="a", touchpoint_id="nowhere"),
             MappingRule(source="b*c", touchpoint_id="checkout"),
-            MappingRule(touchpoint="x\0", touchpoint_id="checkout"),
+            MappingRule(source="z", touchpoint="x\0", touchpoint_id="checkout"),
         )
     )
     assert set(found) == {
@@ -178,8 +203,212 @@ def test_a_rule_that_can_never_win_is_named_with_the_one_that_hides_it(
         for rule in (earlier, later)
     ]
     found = problems(a_map(*rules))
-    assert set(found) == {"map.mapping_rules[1]"}
+    # What takes everything leaves the other stage without a way to it.
+    assert set(found) - {"map.stages[1]"} == {"map.mapping_rules[1]"}
     assert "map.mapping_rules[0]" in found["map.mapping_rules[1]"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "overlaps"),
+    [
+        (MappingRule(source="a"), MappingRule(touchpoint="x"), True),
+        (MappingRule(touchpoint="or*"), MappingRule(source="a*", channel=Channel.WEB), True),
+        # A special case before the general one says what happens.
+        (MappingRule(source="a", touchpoint="x"), MappingRule(source="a"), False),
+        (MappingRule(source="a", channel=Channel.WEB), MappingRule(touchpoint="x", channel=Channel.APP), False),
+        (MappingRule(source="a*"), MappingRule(source="b*"), False),
+    ],
+)
+def test_two_rules_that_place_the_same_differently_are_refused(
+    first: MappingRule,
+    second: MappingRule,
+    overlaps: bool,  # noqa: FBT001
+) -> None:
+    rules = (replace(first, touchpoint_id="checkout"), replace(second, touchpoint_id="delivery"))
+    found = problems(a_map(*rules))
+    assert ("overlaps map.mapping_rules[0]" in found.get("map.mapping_rules[1]", "")) is overlaps
+    assert problems(a_map(rules[0], replace(rules[1], touchpoint_id="checkout"))) == {}
+    # A rule before them that says what then makes it clear.
+    both = meet(first, second)
+    if both is not None:
+        assert "map.mapping_rules[2]" not in problems(a_map(replace(both, touchpoint_id="payment"), *rules))
+
+
+def test_a_stage_all_of_whose_names_others_take_is_refused() -> None:
+    everything = MappingRule(touchpoint_id="checkout")
+    assert set(problems(a_map(everything))) == {"map.stages[1]"}
+    assert problems(a_map(MappingRule(touchpoint="deliver*", touchpoint_id="delivery"), everything)) == {}
+
+
+def whole(**changes: object) -> JourneyMap:
+    """A map that says everything there is to say."""
+    delivery = Touchpoint(
+        touchpoint_id="delivery",
+        name="Delivery",
+        channel=Channel.DELIVERY,
+        owner="Logistics",
+        expected=(Expectation(metric=Metric.CSAT, target=90), Expectation(metric=Metric.NPS, target=40)),
+        emotional_triggers=("waiting without news",),
+        aliases=("parcel",),
+    )
+    fields: dict[str, object] = {
+        "map_id": "shop",
+        "name": "Shop",
+        "stages": (
+            Stage(stage_id="buy", name="Buy", touchpoints=(touchpoint("checkout"),)),
+            Stage(stage_id="receive", name="Receive", touchpoints=(delivery,)),
+        ),
+        "goals": (Goal(goal_id="have-it", name="Have it", touchpoint_ids=("delivery",)),),
+        "personas": (
+            Persona(
+                persona_id="young",
+                name="Young",
+                conditions=(PersonaCondition(attribute="age", values=("1*", "2*")),),
+                goal_ids=("have-it",),
+            ),
+            Persona(persona_id="other", name="Everybody else"),
+        ),
+        "episodes": EpisodeRules(goal_ids=("have-it",), inactivity_hours=48),
+        "loyalty": LoyaltyRules(window_days=90, rules=(LoyaltyRule(level=LoyaltyLevel.LOYAL, nps_at_least=9),)),
+    }
+    return JourneyMap(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def persona(persona_id: str, *conditions: PersonaCondition, goal_ids: tuple[str, ...] = ()) -> Persona:
+    return Persona(persona_id=persona_id, name="x", conditions=conditions, goal_ids=goal_ids)
+
+
+AGE = PersonaCondition(attribute="age", values=("2*",))
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [
+        ({}, set()),
+        ({"goals": (Goal(goal_id="have-it", name="x", touchpoint_ids=("none",)),)}, {"goals[0].touchpoint_ids[0]"}),
+        ({"goals": (Goal(goal_id="have-it", name="x"),)}, {"goals[0].touchpoint_ids"}),
+        ({"goals": ()}, {"personas[0].goal_ids[0]", "episodes.goal_ids[0]"}),
+        ({"personas": (persona("a"), persona("b", AGE))}, {"personas[1]"}),
+        ({"personas": (persona("a", AGE), persona("a", PersonaCondition(attribute="age", values=("25",))))},
+         {"personas[1].persona_id", "personas[1]"}),
+        ({"personas": (persona("a", PersonaCondition(attribute="kind", values=("buyr",))),)},
+         {"personas[0].conditions[0].values[0]"}),
+        ({"personas": (persona("a", PersonaCondition(attribute=" ")),)},
+         {"personas[0].conditions[0].attribute", "personas[0].conditions[0].values"}),
+        ({"episodes": EpisodeRules(inactivity_hours=-1)}, {"episodes.inactivity_hours"}),
+        ({"loyalty": LoyaltyRules(window_days=99_999, rules=(LoyaltyRule(), LoyaltyRule(nps_at_most=11)))},
+         {"loyalty.window_days", "loyalty.rules[0].level", "loyalty.rules[0]", "loyalty.rules[1].level",
+          "loyalty.rules[1].nps_at_most", "loyalty.rules[1]"}),
+        ({"loyalty": LoyaltyRules(rules=(
+            LoyaltyRule(level=LoyaltyLevel.LOYAL, nps_at_least=7),
+            LoyaltyRule(level=LoyaltyLevel.ADVOCATE, nps_at_least=9, referrals_at_least=1)))},
+         {"loyalty.rules[1]"}),
+    ],
+)  # fmt: skip
+def test_every_other_part_is_checked(change: dict[str, object], fields: set[str]) -> None:
+    assert set(problems(whole(**change))) == {f"map.{field}" for field in fields}
+
+
+def test_expectations_and_aliases_are_checked() -> None:
+    odd = Touchpoint(
+        touchpoint_id="odd",
+        name="Odd",
+        expected=(
+            Expectation(metric=Metric.NPS, target=101),
+            Expectation(metric=Metric.NPS, target=float("nan")),
+            Expectation(target=1),
+        ),
+        aliases=("checkout", "same", "same"),
+    )
+    stages = (Stage(stage_id="s", name="S", touchpoints=(touchpoint("checkout"), odd)),)
+    path = "map.stages[0].touchpoints[1]"
+    assert set(problems(JourneyMap(map_id="m", name="M", stages=stages))) == {
+        f"{path}.expected[0].target",
+        f"{path}.expected[1].target",
+        f"{path}.expected[1].metric",
+        f"{path}.expected[2].metric",
+        f"{path}.aliases[0]",
+        f"{path}.aliases[2]",
+    }
+
+
+def test_a_renamed_touchpoint_keeps_what_was_placed_at_its_old_name() -> None:
+    assert place(whole(), "shop", "parcel", Channel.WEB) == "delivery"
+
+
+# -- differences -----------------------------------------------------------------------------------------------------
+
+
+def told(old: JourneyMap, new: JourneyMap) -> set[tuple[str, str, str, str]]:
+    return {(c.kind.name, c.path, c.before, c.after) for c in changes(old, new)}
+
+
+def test_a_map_does_not_differ_from_itself() -> None:
+    assert told(whole(), whole()) == set()
+
+
+def test_every_kind_of_change_is_told() -> None:
+    old = whole()
+    delivery = old.stages[1].touchpoints[0]
+    renamed = replace(delivery, touchpoint_id="doorstep", aliases=("delivery",), owner="Doorstep team")
+    new = whole(
+        name="Shop 2",
+        stages=(
+            Stage(stage_id="buy", name="Buy", touchpoints=(renamed,)),
+            Stage(stage_id="use", name="Use", touchpoints=(touchpoint("setup"),)),
+        ),
+        goals=(),
+        mapping_rules=(MappingRule(source="a", channel=Channel.WEB, touchpoint_id="setup"),),
+    )
+    assert told(old, new) == {
+        ("CHANGED", "name", "Shop", "Shop 2"),
+        ("ADDED", "stages[use]", "", "Use"),
+        ("REMOVED", "stages[receive]", "Receive", ""),
+        ("RENAMED", "touchpoints[doorstep]", "delivery", "doorstep"),
+        ("MOVED", "touchpoints[doorstep]", "receive", "buy"),
+        ("CHANGED", "touchpoints[doorstep].owner", "Logistics", "Doorstep team"),
+        ("CHANGED", "touchpoints[doorstep].aliases", "parcel", "delivery"),
+        ("ADDED", "touchpoints[setup]", "", "Setup"),
+        ("REMOVED", "touchpoints[checkout]", "Checkout", ""),
+        ("ADDED", "mapping_rules[0]", "", "a / any on web → setup"),
+        ("REMOVED", "goals[have-it]", "Have it", ""),
+    }
+
+
+# -- the published schema --------------------------------------------------------------------------------------------
+
+SCHEMA = Path(__file__).parents[2] / "docs/journey-map.schema.json"
+
+
+def test_the_published_schema_is_fresh_and_valid() -> None:
+    assert SCHEMA.read_text() == mapschema.text(), "run python -m services.journey.domain.mapschema"
+    Draft202012Validator.check_schema(json.loads(SCHEMA.read_text()))
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_maps_keep_to_the_schema(path: Path) -> None:
+    Draft202012Validator(json.loads(SCHEMA.read_text())).validate(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["map_id"], "A B"),
+        (["stages"], []),
+        (["stages", 0, "touchpoints"], []),
+        (["stages", 0, "touchpoints", 0, "momentoftruth"], True),
+        (["stages", 0, "touchpoints", 0, "channel"], "pigeon"),
+        (["loyalty"], {"rules": [{"nps_at_least": 9}]}),
+        (["loyalty"], {"rules": [{"level": "loyal", "nps_at_least": "nine"}]}),
+    ],
+)
+def test_the_schema_refuses_what_is_no_map(path: list[str | int], value: object) -> None:
+    content = yaml.safe_load((SHIPPED / "ecommerce.yaml").read_text())
+    at = content
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = value
+    assert not Draft202012Validator(json.loads(SCHEMA.read_text())).is_valid(content)
 
 
 def test_too_much_is_refused() -> None:

@@ -18,20 +18,42 @@ from recorrido.ingest.v1.events import (
 from recorrido.journey.v1.events import SignalRaised
 from services.foundation.events import Event, Recorded, derived_id, encode
 from services.foundation.projection import Fact
-from services.journey.views import links
+from services.journey.views.names import Kind
+
+DDL = """
+-- Where an erasure stands in the store. Rows changed then: who keeps any at hand reads them anew.
+CREATE TABLE erasure (position bigint PRIMARY KEY);
+"""
+
+#: Tables whose rows speak of names, with the column and the kind of each.
+_SPEAK = (
+    ("interaction", "customer", Kind.CUSTOMER),
+    ("interaction", "profile", Kind.PROFILE),
+    ("signal", "customer", Kind.CUSTOMER),
+    ("identity_link", "identity", Kind.CUSTOMER),
+    ("identity_link", "customer", Kind.CUSTOMER),
+    ("action_change", "customer", Kind.CUSTOMER),
+)
 
 
-async def forget(connection: Any, event: CustomerAnonymized) -> None:
-    """Delete every row that came of the erased events, wherever the history still holds them."""
-    positions = [int(position) for position in event.erased_positions]
+async def forget(connection: Any, fact: Fact) -> None:
+    """Delete every row that came of the erased events, wherever the history still holds them, and names of nobody."""
+    positions = [int(position) for position in fact.event.erased_positions]
+    await connection.execute("INSERT INTO erasure VALUES ($1) ON CONFLICT DO NOTHING", fact.recorded.position)
+    spoken: dict[Kind, set[int]] = {Kind.CUSTOMER: set(), Kind.PROFILE: set()}
+    for table, column, kind in _SPEAK:
+        rows = await connection.fetch(
+            f"SELECT DISTINCT {column} AS key FROM {table} WHERE position = ANY($1::bigint[])",  # noqa: S608 - constants of ours
+            positions,
+        )
+        spoken[kind] |= {row["key"] for row in rows}
     rows = await connection.fetch(
         "DELETE FROM interaction WHERE position = ANY($1::bigint[]) RETURNING event_id", positions
     )
     interaction_ids = [row["event_id"] for row in rows]
+    await connection.execute("DELETE FROM rating WHERE interaction = ANY($1::bigint[])", positions)
     await connection.execute(
-        "DELETE FROM analysis WHERE position = ANY($1::bigint[]) OR interaction_id = ANY($2::uuid[])",
-        positions,
-        interaction_ids,
+        "DELETE FROM analysis WHERE position = ANY($1::bigint[]) OR interaction = ANY($1::bigint[])", positions
     )
     rows = await connection.fetch(
         "DELETE FROM signal WHERE position = ANY($1::bigint[]) RETURNING signal_id", positions
@@ -41,7 +63,20 @@ async def forget(connection: Any, event: CustomerAnonymized) -> None:
         interaction_ids,
         [row["signal_id"] for row in rows],
     )
-    await links.forget(connection, positions)
+    await connection.execute("DELETE FROM identity_link WHERE position = ANY($1::bigint[])", positions)
+    await connection.execute("DELETE FROM action_change WHERE position = ANY($1::bigint[])", positions)
+    for kind, keys in spoken.items():
+        still = set()
+        for table, column, of in _SPEAK:
+            if of is kind:
+                rows = await connection.fetch(
+                    f"SELECT DISTINCT {column} AS key FROM {table} WHERE {column} = ANY($1::bigint[])",  # noqa: S608
+                    list(keys),
+                )
+                still |= {row["key"] for row in rows}
+        await connection.execute(
+            "DELETE FROM name WHERE kind = $1 AND key = ANY($2::bigint[])", int(kind), list(keys - still)
+        )
 
 
 def in_their_place(fact: Fact) -> list[Fact]:
@@ -74,13 +109,11 @@ def in_their_place(fact: Fact) -> list[Fact]:
 
 
 async def mark(connection: Any, event: CustomerAnonymized) -> None:
-    """Tell that these have no words to show any more, though there were some."""
-    for had_words in (True, False):
-        await connection.execute(
-            "UPDATE interaction SET is_anonymous = true, has_words = $1 WHERE event_id = ANY($2::uuid[])",
-            had_words,
-            [_id(event, each.position) for each in event.interactions if each.had_words is had_words],
-        )
+    """Tell which of them had words, though there are none to show any more."""
+    await connection.execute(
+        "UPDATE interaction SET has_words = true WHERE position = ANY($1::bigint[])",
+        [int(each.position) for each in event.interactions if each.had_words],
+    )
 
 
 def _interaction(fact: Fact, left: AnonymousInteraction) -> Iterator[Fact]:

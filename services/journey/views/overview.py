@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from recorrido.ingest.v1.events import Channel
-from services.journey.views import links
-from services.journey.views.snapshot import MapInForce, Snapshot
+from services.journey.domain.reading import Reading
 
 #: The uncovered touchpoints named, those with the most interactions.
 MAX_UNCOVERED = 100
@@ -35,33 +36,24 @@ class Overview:
     uncovered: Sequence[Uncovered]
 
 
-async def overview(snapshot: Snapshot, in_force: MapInForce) -> Overview:
-    counts = await snapshot.connection.fetchrow(
-        f"""SELECT count(*) AS interactions, count(DISTINCT {links.CUSTOMER}) AS customers,
-                  count(*) FILTER (WHERE i.has_words) AS verbatims,
-                  count(a.event_id) FILTER (WHERE a.failure IS NULL) AS analyzed,
-                  count(a.failure) AS analysis_failed,
-                  (SELECT count(*) FROM signal WHERE recorded_at <= $1) AS signals
-           FROM interaction i
-           LEFT JOIN analysis a ON a.interaction_id = i.event_id AND a.recorded_at <= $1 AND $1 < a.superseded_at
-           {links.JOIN}
-           WHERE i.recorded_at <= $1""",  # noqa: S608 - constants of ours
-        snapshot.as_of,
-    )
-    rows = await snapshot.connection.fetch(
-        """SELECT r.source, r.touchpoint, r.channel, count(*) AS interactions
-           FROM interaction i JOIN raw_touchpoint r USING (raw_id)
-           LEFT JOIN placement p ON p.raw_id = i.raw_id AND p.map_id = $2 AND p.version = $3
-           WHERE i.recorded_at <= $1 AND p.raw_id IS NULL
-           GROUP BY r.source, r.touchpoint, r.channel
-           ORDER BY interactions DESC, r.source, r.touchpoint, r.channel""",
-        snapshot.as_of,
-        in_force.map_id,
-        in_force.version,
-    )
+def overview(reading: Reading) -> Overview:
+    history = reading.history
+    table, raws = history.interactions, history.vocabulary.touchpoints
+    counts = np.bincount(table.touchpoint, minlength=len(raws))
+    places = reading.placements.of(raws)
     uncovered = [
-        Uncovered(r["source"], r["touchpoint"], Channel.from_number(r["channel"]), r["interactions"]) for r in rows
+        Uncovered(raw.source, raw.touchpoint, raw.channel, int(count))
+        for raw, place, count in zip(raws, places, counts, strict=False)
+        if place < 0 and count
     ]
+    uncovered.sort(key=lambda each: (-each.interactions, each.source, each.touchpoint, each.channel.number))
     return Overview(
-        **counts, uncovered_interactions=sum(u.interactions for u in uncovered), uncovered=uncovered[:MAX_UNCOVERED]
+        customers=len(np.unique(history.customer)),
+        interactions=len(table),
+        verbatims=int(table.has_words.sum()),
+        analyzed=int((history.analysis >= 0).sum()),
+        analysis_failed=int((history.failure >= 0).sum()),
+        signals=len(history.signals),
+        uncovered_interactions=sum(each.interactions for each in uncovered),
+        uncovered=uncovered[:MAX_UNCOVERED],
     )

@@ -1,19 +1,33 @@
-"""The projection: interactions, their analyses, maps, placements and signals, as rows that never forget when.
+"""The projection: what happened, what was made of it, and what was done, as rows that never change.
 
-Each row keeps the `position` of its event in the store and its `recorded_at`, so that every query can answer with what
-was known at an earlier time. Everything is a function of the history alone: rows are the same however the history was
-cut into batches.
+Each row stands at the `position` of its event in the store, so what was known at any earlier time is the rows before a
+position. Everything is a function of the history alone: rows are the same however the history was cut into batches and
+whoever wrote them. What depends on a map, on links or on a time is not written at all: it is reckoned when it is asked
+for, over columns of these rows (`views.columns`).
 """
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
+from recorrido.actions.v1.events import (
+    ActionAccepted,
+    ActionCompleted,
+    ActionDeclined,
+    ActionOpened,
+    ActionReopened,
+    ActionStarted,
+    ActionState,
+    ActionVerified,
+    CustomerContacted,
+    RemedyOffered,
+)
 from recorrido.inference.v1.events import Analysis, FeedbackAnalysisFailed, FeedbackAnalyzed
 from recorrido.ingest.v1.events import (
-    Channel,
     Customer,
     CustomerAnonymized,
     IdentityLinked,
@@ -21,26 +35,18 @@ from recorrido.ingest.v1.events import (
     Interaction,
     InteractionRecorded,
     RatingMetric,
+    Referral,
     Verbatim,
 )
-from recorrido.journey.v1.events import JourneyMap, JourneyMapPublished, SignalRaised
+from recorrido.journey.v1.events import JourneyMapPublished, SignalRaised
 from services.foundation.events import Event
 from services.foundation.projection import Fact, in_order
-from services.journey.domain.placement import place
-from services.journey.domain.scores import answer
-from services.journey.views import erasure, links
+from services.journey.domain.personas import customer_attributes
+from services.journey.domain.scores import SCALES, answer
+from services.journey.views import erasure, names
+from services.journey.views.names import Kind, Names
 
 DDL = """
--- Touchpoints as sources name them: few, however many interactions there are. Maps place these, never interactions, so
--- a published map re-places the whole history by a handful of rows. The id is the position of the first event there.
-CREATE TABLE raw_touchpoint (
-    raw_id bigint PRIMARY KEY,
-    source text COLLATE "C" NOT NULL,
-    touchpoint text COLLATE "C" NOT NULL,
-    channel smallint NOT NULL,
-    UNIQUE (source, touchpoint, channel)
-);
-
 -- One per version; body is the map's proto JSON.
 CREATE TABLE journey_map (
     map_id text COLLATE "C" NOT NULL,
@@ -52,64 +58,74 @@ CREATE TABLE journey_map (
     PRIMARY KEY (map_id, version)
 );
 
--- Where each version of each map places each raw touchpoint; no row: it does not.
-CREATE TABLE placement (
-    map_id text COLLATE "C" NOT NULL,
-    version int NOT NULL,
-    raw_id bigint NOT NULL,
-    touchpoint_id text COLLATE "C" NOT NULL,
-    PRIMARY KEY (map_id, version, raw_id)
-);
-
--- Body is the event's proto JSON, as recorded. The answers are those on the standard scales. Of an erased customer only
--- these and the like are left; there were words then, but there are none to show.
+-- Keys are those of `name`; 0 is none. The answers are those on the standard scales, -1 where there is none. Amounts
+-- are in ten-thousandths; a currency is its three letters read as a number of base 26, plus 1. Body is the event's
+-- proto JSON, as recorded.
 CREATE TABLE interaction (
-    event_id uuid PRIMARY KEY,
-    position bigint NOT NULL,
+    position bigint PRIMARY KEY,
     recorded_at timestamptz NOT NULL,
     occurred_at timestamptz NOT NULL,
-    customer_id text COLLATE "C" NOT NULL,
+    customer bigint NOT NULL,
+    touchpoint bigint NOT NULL,
+    profile bigint NOT NULL,
+    amount bigint NOT NULL,
+    currency smallint NOT NULL,
     kind smallint NOT NULL,
-    raw_id bigint NOT NULL,
+    nps smallint NOT NULL,
+    csat smallint NOT NULL,
+    ces smallint NOT NULL,
+    outcome smallint NOT NULL,
+    referral smallint NOT NULL,
     has_words boolean NOT NULL,
-    nps smallint,
-    csat smallint,
-    ces smallint,
-    body bytea NOT NULL,
-    is_anonymous boolean NOT NULL DEFAULT false
+    event_id uuid NOT NULL,
+    episode_id text COLLATE "C" NOT NULL,
+    body bytea NOT NULL
 );
--- A customer's timeline, page by page, in its order.
-CREATE INDEX ON interaction (customer_id, occurred_at, position);
+-- From an analysis or a repetition to the interaction. What belongs to a customer is found in the columns.
+CREATE UNIQUE INDEX ON interaction (event_id);
 
--- What was made of an interaction's words. An analysis counts while recorded_at <= as_of < superseded_at: at any time
--- at most one of an interaction does. A failure has its reason in `failure` and counts only while no analysis does.
-CREATE TABLE analysis (
-    event_id uuid PRIMARY KEY,
-    interaction_id uuid NOT NULL,
-    position bigint NOT NULL,
-    recorded_at timestamptz NOT NULL,
-    superseded_at timestamptz NOT NULL DEFAULT 'infinity',
-    failure text,
-    sentiment smallint,
-    sentiment_score double precision,
-    point smallint,
-    need_path text COLLATE "C",
-    body bytea
+-- Answers on scales of the company's own; `interaction` is its position.
+CREATE TABLE rating (
+    interaction bigint NOT NULL,
+    scale bigint NOT NULL,
+    value double precision NOT NULL,
+    PRIMARY KEY (interaction, scale)
 );
--- From an interaction to its analyses: the timeline, and superseding.
-CREATE INDEX ON analysis (interaction_id);
+
+-- What was made of an interaction's words: an analysis counts until a later one, a failure (its reason is in `failure`)
+-- while there is no analysis. Body is the analysis' proto JSON.
+CREATE TABLE analysis (
+    position bigint PRIMARY KEY,
+    recorded_at timestamptz NOT NULL,
+    interaction bigint NOT NULL,
+    need bigint NOT NULL,
+    sentiment_score double precision NOT NULL,
+    sentiment smallint NOT NULL,
+    point smallint NOT NULL,
+    failed boolean NOT NULL,
+    failure text NOT NULL,
+    body bytea NOT NULL
+);
+
+-- Whose an identity is from then on; `customer` 0: nobody's.
+CREATE TABLE identity_link (
+    position bigint PRIMARY KEY,
+    recorded_at timestamptz NOT NULL,
+    identity bigint NOT NULL,
+    customer bigint NOT NULL
+);
 
 -- Body is the event's proto JSON.
 CREATE TABLE signal (
-    signal_id text COLLATE "C" PRIMARY KEY,
-    position bigint NOT NULL,
+    position bigint PRIMARY KEY,
     recorded_at timestamptz NOT NULL,
-    customer_id text COLLATE "C" NOT NULL,
+    customer bigint NOT NULL,
+    rule text COLLATE "C" NOT NULL,
+    signal_id text COLLATE "C" NOT NULL UNIQUE,
     body bytea NOT NULL
 );
--- Newest first: of everyone, and of one customer.
-CREATE INDEX ON signal (position);
-CREATE INDEX ON signal (customer_id, position);
+-- Newest first, of one rule.
+CREATE INDEX ON signal (rule, position);
 
 -- From an event to the signals that it is evidence of.
 CREATE TABLE signal_evidence (
@@ -117,27 +133,38 @@ CREATE TABLE signal_evidence (
     signal_id text COLLATE "C" NOT NULL,
     PRIMARY KEY (event_id, signal_id)
 );
+
+-- What became of an action: a row per change. `customer` 0: of no single one; what a change does not tell is empty.
+CREATE TABLE action_change (
+    position bigint PRIMARY KEY,
+    recorded_at timestamptz NOT NULL,
+    customer bigint NOT NULL,
+    action_id text COLLATE "C" NOT NULL,
+    kind smallint NOT NULL,
+    state smallint NOT NULL,
+    result smallint NOT NULL,
+    title text NOT NULL,
+    signal_id text COLLATE "C" NOT NULL
+);
+-- From an action to what became of it.
+CREATE INDEX ON action_change (action_id);
 """
 
-# An analysis is beaten by a later one; a failure by any analysis. By the position in the store, not the clock, which
-# may jump: then the one recorded "earlier" is never seen without the one that beats it.
-_SUPERSEDE = """
-UPDATE analysis a SET superseded_at = COALESCE(
-    (SELECT min(b.recorded_at) FROM analysis b
-     WHERE b.interaction_id = a.interaction_id
-       AND ((a.failure IS NOT NULL AND b.failure IS NULL)
-            OR ((a.failure IS NULL) = (b.failure IS NULL) AND b.position > a.position))),
-    'infinity')
-WHERE a.interaction_id IN (
-    SELECT interaction_id FROM analysis WHERE interaction_id = ANY($1::uuid[])
-    GROUP BY interaction_id HAVING count(*) > 1)
-"""
+AMOUNT_UNITS = 10_000
 
-LinkChange = IdentityLinked | IdentityUnlinked
-RawTouchpoint = tuple[str, str, int]
+#: Where an action stands after each change of it.
+ACTION_STATES: dict[type[Event], ActionState] = {
+    ActionAccepted: ActionState.ACCEPTED,
+    ActionDeclined: ActionState.DECLINED,
+    ActionStarted: ActionState.IN_PROGRESS,
+    CustomerContacted: ActionState.IN_PROGRESS,
+    RemedyOffered: ActionState.REMEDIED,
+    ActionCompleted: ActionState.COMPLETED,
+    ActionVerified: ActionState.VERIFIED,
+    ActionReopened: ActionState.OPEN,
+}
 
 _ENCODE = msgspec.json.Encoder().encode
-_DECODE_MAP = msgspec.json.Decoder(JourneyMap).decode
 
 
 class JourneyProjection:
@@ -152,16 +179,26 @@ class JourneyProjection:
         SignalRaised,
         IdentityLinked,
         IdentityUnlinked,
+        ActionOpened,
+        *ACTION_STATES,
         CustomerAnonymized,
     )
-    ddl = DDL + links.DDL
+    ddl = names.DDL + DDL + erasure.DDL
+
+    def __init__(self) -> None:
+        self._names = Names()
 
     async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
         """Insert a batch; what was inserted before stays as it is, but for what was erased."""
-        await in_order(connection, facts, CustomerAnonymized, self._add, self._replace)
+        try:
+            await in_order(connection, facts, CustomerAnonymized, self._add, self._replace)
+        except BaseException:
+            self._names.forget()
+            raise
 
     async def _replace(self, connection: Any, fact: Fact) -> None:
-        await erasure.forget(connection, fact.event)
+        self._names.forget()
+        await erasure.forget(connection, fact)
         await self._add(connection, erasure.in_their_place(fact))
         await erasure.mark(connection, fact.event)
 
@@ -170,67 +207,154 @@ class JourneyProjection:
         analyses = [f for f in facts if isinstance(f.event, FeedbackAnalyzed | FeedbackAnalysisFailed)]
         maps = [f for f in facts if isinstance(f.event, JourneyMapPublished) and f.event.map is not None]
         signals = [f for f in facts if isinstance(f.event, SignalRaised)]
-        changes = [
+        links = [
             f for f in facts if isinstance(f.event, IdentityLinked | IdentityUnlinked) and f.event.identity_customer_id
         ]
-        raw_ids, new_raw_ids = await _raw_touchpoints(connection, interactions)
+        actions = [f for f in facts if isinstance(f.event, ActionOpened) or type(f.event) in ACTION_STATES]
+        # One after the other, and each in one order: two writers never wait for each other in a circle.
+        await self._insert_interactions(connection, interactions)
+        await self._insert_analyses(connection, analyses)
         await _insert_maps(connection, maps)
-        await _place(connection, new_raw_ids, {(f.event.map.map_id, f.event.version) for f in maps})
-        await _insert_interactions(connection, interactions, raw_ids)
-        await _insert_analyses(connection, analyses)
-        await _insert_signals(connection, signals)
-        await links.insert_links(connection, changes, [_owner(f.event) for f in changes])
+        await self._insert_links(connection, links)
+        await self._insert_signals(connection, signals)
+        await self._insert_actions(connection, actions)
 
+    async def _insert_interactions(self, connection: Any, facts: Sequence[Fact]) -> None:
+        fresh = await _without_repetitions(connection, facts)
+        if not fresh:
+            return
+        told = [_interaction(fact) for fact in fresh]
+        customers = await self._names.keys(connection, Kind.CUSTOMER, map(_customer_id, told))
+        touchpoints = await self._names.keys(connection, Kind.TOUCHPOINT, map(_touchpoint, told))
+        profiles = await self._names.keys(connection, Kind.PROFILE, filter(None, map(_profile, told)))
+        await connection.copy_records_to_table(
+            "interaction",
+            records=[
+                (
+                    fact.recorded.position,
+                    fact.recorded.recorded_at,
+                    interaction.occurred_at or fact.recorded.recorded_at,
+                    customers[_customer_id(interaction)],
+                    touchpoints[_touchpoint(interaction)],
+                    profiles.get(_profile(interaction), 0),
+                    *_money(interaction),
+                    (interaction.customer or Customer()).kind.number,
+                    *(_answer(interaction, metric) for metric in SCALES),
+                    interaction.outcome.number,
+                    (interaction.referral or Referral()).direction.number,
+                    bool((interaction.verbatim or Verbatim()).text),
+                    fact.recorded.event_id,
+                    _text(interaction.episode_id),
+                    fact.recorded.data,
+                )
+                for fact, interaction in zip(fresh, told, strict=True)
+            ],
+        )
+        own = {
+            (fact.recorded.position, _scale(rating)): rating.value
+            for fact, interaction in zip(fresh, told, strict=True)
+            for rating in interaction.ratings
+            if rating.metric is RatingMetric.CUSTOM
+        }
+        if own:
+            scales = await self._names.keys(connection, Kind.SCALE, [scale for _, scale in own])
+            await connection.copy_records_to_table(
+                "rating", records=[(position, scales[scale], value) for (position, scale), value in own.items()]
+            )
 
-async def _insert(connection: Any, table: str, types: str, rows: Iterable[Sequence[Any]], columns: str = "") -> None:
-    """Insert `rows`, whose column types are `types`, with one statement; rows that are there already stay."""
-    values = list(zip(*rows, strict=True))
-    if values:
-        arrays = ", ".join(f"${n}::{type_}[]" for n, type_ in enumerate(types.split(), 1))
-        await connection.execute(
-            f"INSERT INTO {table} {columns} SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING",  # noqa: S608 - constants of ours
-            *values,
+    async def _insert_analyses(self, connection: Any, facts: Sequence[Fact]) -> None:
+        about = {fact.recorded.position: _uuid(fact.event.interaction_event_id) for fact in facts}
+        rows = await connection.fetch(
+            "SELECT event_id, position FROM interaction WHERE event_id = ANY($1::uuid[])",
+            [event_id for event_id in about.values() if event_id is not None],
+        )
+        positions = {row["event_id"]: row["position"] for row in rows}
+        # It stands in its interaction's stream, behind it. One that does not can be no interaction's.
+        placed = [
+            (fact, positions[event_id])
+            for fact in facts
+            if (event_id := about[fact.recorded.position]) in positions and positions[event_id] < fact.recorded.position
+        ]
+        told = [_analysis(fact) for fact, _ in placed]
+        needs = await self._names.keys(connection, Kind.NEED, filter(None, (_text(each.need_path) for each in told)))
+        if placed:
+            await connection.copy_records_to_table(
+                "analysis",
+                records=[
+                    (
+                        fact.recorded.position,
+                        fact.recorded.recorded_at,
+                        interaction,
+                        needs.get(_text(analysis.need_path), 0),
+                        analysis.sentiment_score,
+                        analysis.sentiment.number,
+                        analysis.point.number,
+                        isinstance(fact.event, FeedbackAnalysisFailed),
+                        _failure(fact),
+                        _ENCODE(analysis),
+                    )
+                    for (fact, interaction), analysis in zip(placed, told, strict=True)
+                ],
+            )
+
+    async def _insert_links(self, connection: Any, facts: Sequence[Fact]) -> None:
+        rows = [(fact.recorded, _text(fact.event.identity_customer_id), _owner(fact.event)) for fact in facts]
+        keys = await self._names.keys(
+            connection, Kind.CUSTOMER, [text for _, *both in rows for text in both if text is not None]
+        )
+        await _insert(
+            connection,
+            "identity_link",
+            "bigint timestamptz bigint bigint",
+            [
+                (recorded.position, recorded.recorded_at, keys[identity], keys[owner] if owner else 0)
+                for recorded, identity, owner in rows
+            ],
         )
 
+    async def _insert_signals(self, connection: Any, facts: Sequence[Fact]) -> None:
+        customers = await self._names.keys(
+            connection, Kind.CUSTOMER, [_text(f.event.customer_id) for f in facts if f.event.customer_id]
+        )
+        await _insert(
+            connection,
+            "signal",
+            "bigint timestamptz bigint text text bytea",
+            [
+                (
+                    f.recorded.position,
+                    f.recorded.recorded_at,
+                    customers.get(_text(f.event.customer_id), 0),
+                    _text(f.event.rule),
+                    _text(f.event.signal_id),
+                    f.recorded.data,
+                )
+                for f in facts
+            ],
+        )
+        await _insert(
+            connection,
+            "signal_evidence",
+            "uuid text",
+            [
+                (event_id, _text(f.event.signal_id))
+                for f in facts
+                for evidence in f.event.evidence
+                if (event_id := _uuid(evidence.event_id)) is not None
+            ],
+        )
 
-def _owner(change: LinkChange) -> str | None:
-    return (_text(change.customer_id) or None) if isinstance(change, IdentityLinked) else None
-
-
-def _text(value: str) -> str:
-    # PostgreSQL's text holds no NUL. Ingest lets none in, but a history may have had other writers.
-    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
-def _uuid(value: str) -> UUID | None:
-    try:
-        return UUID(value)
-    except ValueError:
-        return None
-
-
-# -- touchpoints and maps -------------------------------------------------------------------------------------------
-
-
-async def _raw_touchpoints(connection: Any, facts: Sequence[Fact]) -> tuple[dict[RawTouchpoint, int], set[int]]:
-    """Return the ids of the batch's raw touchpoints, and which of them are new; new ones are inserted."""
-    first: dict[RawTouchpoint, int] = {}
-    for fact in facts:
-        first.setdefault(_raw_touchpoint(_interaction(fact)), fact.recorded.position)
-    if not first:
-        return {}, set()
-    known = await connection.fetch(
-        """SELECT raw_id, source, touchpoint, channel FROM raw_touchpoint
-           JOIN unnest($1::text[], $2::text[], $3::smallint[]) AS wanted (source, touchpoint, channel)
-           USING (source, touchpoint, channel)""",
-        *zip(*first, strict=True),
-    )
-    ids = {(row["source"], row["touchpoint"], row["channel"]): row["raw_id"] for row in known}
-    new = {raw: position for raw, position in first.items() if raw not in ids}
-    await _insert(
-        connection, "raw_touchpoint", "bigint text text smallint", [(raw_id, *raw) for raw, raw_id in new.items()]
-    )
-    return {**ids, **new}, set(new.values())
+    async def _insert_actions(self, connection: Any, facts: Sequence[Fact]) -> None:
+        opened = [f.event for f in facts if isinstance(f.event, ActionOpened)]
+        customers = await self._names.keys(
+            connection, Kind.CUSTOMER, [_text(event.customer_id) for event in opened if event.customer_id]
+        )
+        await _insert(
+            connection,
+            "action_change",
+            "bigint timestamptz bigint text smallint smallint smallint text text",
+            [(f.recorded.position, f.recorded.recorded_at, *_action_row(f.event, customers)) for f in facts],
+        )
 
 
 async def _insert_maps(connection: Any, facts: Sequence[Fact]) -> None:
@@ -252,56 +376,41 @@ async def _insert_maps(connection: Any, facts: Sequence[Fact]) -> None:
     )
 
 
-async def _place(connection: Any, new_raw_ids: set[int], new_maps: set[tuple[str, int]]) -> None:
-    """Place every raw touchpoint on the new maps, and the new raw touchpoints on every map."""
-    if not new_raw_ids and not new_maps:
-        return
-    maps = await connection.fetch("SELECT map_id, version, body FROM journey_map")
-    raws = await connection.fetch(
-        "SELECT raw_id, source, touchpoint, channel FROM raw_touchpoint WHERE $1 OR raw_id = ANY($2::bigint[])",
-        bool(new_maps),
-        list(new_raw_ids),
-    )
-    placements = []
-    for map_id, version, body in maps:
-        map_ = _DECODE_MAP(body)
-        for raw_id, source, touchpoint, channel in raws:
-            if raw_id in new_raw_ids or (map_id, version) in new_maps:
-                touchpoint_id = place(map_, source, touchpoint, Channel.from_number(channel))
-                if touchpoint_id is not None:
-                    placements.append((map_id, version, raw_id, touchpoint_id))
-    await _insert(connection, "placement", "text int bigint text", placements)
+async def _insert(connection: Any, table: str, types: str, rows: Iterable[Sequence[Any]]) -> None:
+    """Insert `rows`, whose column types are `types`, with one statement; rows that are there already stay."""
+    values = list(zip(*rows, strict=True))
+    if values:
+        arrays = ", ".join(f"${n}::{type_}[]" for n, type_ in enumerate(types.split(), 1))
+        await connection.execute(
+            f"INSERT INTO {table} SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING",  # noqa: S608 - constants of ours
+            *values,
+        )
 
 
-# -- interactions, analyses, signals --------------------------------------------------------------------------------
+async def _without_repetitions(connection: Any, facts: Sequence[Fact]) -> list[Fact]:
+    """Return the facts that are not in the rows, each once: a history may hold an event twice."""
+    first: dict[UUID, Fact] = {}
+    for fact in facts:
+        first.setdefault(fact.recorded.event_id, fact)
+    rows = await connection.fetch("SELECT event_id FROM interaction WHERE event_id = ANY($1::uuid[])", list(first))
+    for row in rows:
+        del first[row["event_id"]]
+    return list(first.values())
 
 
-async def _insert_interactions(connection: Any, facts: Sequence[Fact], raw_ids: dict[RawTouchpoint, int]) -> None:
-    await _insert(
-        connection,
-        "interaction",
-        "uuid bigint timestamptz timestamptz text smallint bigint boolean smallint smallint smallint bytea",
-        [_interaction_row(fact, raw_ids) for fact in facts],
-    )
+# -- what the events say, as columns ---------------------------------------------------------------------------------
 
 
-def _interaction_row(fact: Fact, raw_ids: dict[RawTouchpoint, int]) -> Sequence[Any]:
-    interaction, recorded = _interaction(fact), fact.recorded
-    customer = interaction.customer or Customer()
-    return (
-        recorded.event_id,
-        recorded.position,
-        recorded.recorded_at,
-        interaction.occurred_at or recorded.recorded_at,
-        _text(customer.customer_id),
-        customer.kind.number,
-        raw_ids[_raw_touchpoint(interaction)],
-        bool((interaction.verbatim or Verbatim()).text),
-        answer(interaction.ratings, RatingMetric.NPS),
-        answer(interaction.ratings, RatingMetric.CSAT),
-        answer(interaction.ratings, RatingMetric.CES),
-        recorded.data,
-    )
+def _text(value: str) -> str:
+    # PostgreSQL's text holds no NUL. Ingest lets none in, but a history may have had other writers.
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _uuid(value: str) -> UUID | None:
+    try:
+        return UUID(value)
+    except ValueError:
+        return None
 
 
 def _interaction(fact: Fact) -> Interaction:
@@ -309,66 +418,67 @@ def _interaction(fact: Fact) -> Interaction:
     return interaction or Interaction()
 
 
-def _raw_touchpoint(interaction: Interaction) -> RawTouchpoint:
-    return _text(interaction.source), _text(interaction.touchpoint), interaction.channel.number
+def _customer_id(interaction: Interaction) -> str:
+    return _text((interaction.customer or Customer()).customer_id)
 
 
-async def _insert_analyses(connection: Any, facts: Sequence[Fact]) -> None:
-    # One that names no interaction can be no interaction's.
-    rows = [(interaction_id, fact) for fact in facts if (interaction_id := _uuid(fact.event.interaction_event_id))]
-    await _insert(
-        connection,
-        "analysis",
-        "uuid uuid bigint timestamptz text smallint float8 smallint text bytea",
-        [_analysis_row(interaction_id, fact) for interaction_id, fact in rows],
-        "(event_id, interaction_id, position, recorded_at, failure,"
-        " sentiment, sentiment_score, point, need_path, body)",
-    )
-    if rows:
-        await connection.execute(_SUPERSEDE, [interaction_id for interaction_id, _ in rows])
+def _touchpoint(interaction: Interaction) -> str:
+    return json.dumps([_text(interaction.source), _text(interaction.touchpoint), interaction.channel.number])
 
 
-def _analysis_row(interaction_id: UUID, fact: Fact) -> Sequence[Any]:
-    event, recorded = fact.event, fact.recorded
-    envelope = (recorded.event_id, interaction_id, recorded.position, recorded.recorded_at)
-    if isinstance(event, FeedbackAnalysisFailed):
-        return (*envelope, _text(f"{event.reason}: {event.message}"), None, None, None, None, None)
-    analysis = event.analysis or Analysis()
-    return (
-        *envelope,
-        None,
-        analysis.sentiment.number,
-        analysis.sentiment_score,
-        analysis.point.number,
-        _text(analysis.need_path),
-        _ENCODE(analysis),
-    )
+def _profile(interaction: Interaction) -> str:
+    told = customer_attributes(interaction.attributes)
+    return _text(json.dumps(told, sort_keys=True, ensure_ascii=False)) if told else ""
 
 
-async def _insert_signals(connection: Any, facts: Sequence[Fact]) -> None:
-    await _insert(
-        connection,
-        "signal",
-        "text bigint timestamptz text bytea",
-        [
-            (
-                _text(f.event.signal_id),
-                f.recorded.position,
-                f.recorded.recorded_at,
-                _text(f.event.customer_id),
-                f.recorded.data,
-            )
-            for f in facts
-        ],
-    )
-    await _insert(
-        connection,
-        "signal_evidence",
-        "uuid text",
-        [
-            (event_id, _text(f.event.signal_id))
-            for f in facts
-            for evidence in f.event.evidence
-            if (event_id := _uuid(evidence.event_id)) is not None
-        ],
-    )
+def _scale(rating: Any) -> str:
+    return json.dumps([_text(rating.name), rating.scale_min, rating.scale_max])
+
+
+def _answer(interaction: Interaction, metric: RatingMetric) -> int:
+    value = answer(interaction.ratings, metric)
+    return -1 if value is None else value
+
+
+def _money(interaction: Interaction) -> tuple[int, int]:
+    money = interaction.amount
+    if money is None:
+        return 0, 0
+    letters = [ord(letter) - ord("A") for letter in money.currency_code]
+    try:
+        units = int(Decimal(money.amount) * AMOUNT_UNITS)
+    except (InvalidOperation, ValueError, OverflowError):
+        return 0, 0
+    if len(letters) != 3 or not all(0 <= letter < 26 for letter in letters) or abs(units) >= 2**62:
+        return 0, 0
+    first, second, third = letters
+    return units, (first * 26 + second) * 26 + third + 1
+
+
+def currency_code(number: int) -> str:
+    """Return the three letters of a currency, given its number in the rows."""
+    rest, third = divmod(number - 1, 26)
+    return "".join(chr(ord("A") + letter) for letter in (*divmod(rest, 26), third))
+
+
+def _analysis(fact: Fact) -> Analysis:
+    return Analysis() if isinstance(fact.event, FeedbackAnalysisFailed) else fact.event.analysis or Analysis()
+
+
+def _failure(fact: Fact) -> str:
+    event = fact.event
+    return _text(f"{event.reason}: {event.message}") if isinstance(event, FeedbackAnalysisFailed) else ""
+
+
+def _owner(change: IdentityLinked | IdentityUnlinked) -> str | None:
+    return (_text(change.customer_id) or None) if isinstance(change, IdentityLinked) else None
+
+
+def _action_row(event: Any, customers: Mapping[str, int]) -> Sequence[Any]:
+    action_id = _text(event.action_id)
+    if isinstance(event, ActionOpened):
+        customer = customers.get(_text(event.customer_id), 0)
+        kind, state = event.kind.number, ActionState.OPEN.number
+        return customer, action_id, kind, state, 0, _text(event.title), _text(event.signal_id)
+    result = event.result.number if isinstance(event, ActionCompleted) else 0
+    return 0, action_id, 0, ACTION_STATES[type(event)].number, result, "", ""

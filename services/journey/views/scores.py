@@ -1,37 +1,66 @@
-"""NPS, CSAT, CES and sentiment, in total and per touchpoint, each with its counts."""
+"""NPS, CSAT, CES, sentiment and scales of the company's own: in total, per touchpoint, by any grouping and period."""
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from recorrido.inference.v1.events import Sentiment
+from recorrido.ingest.v1.events import Channel
+from services.foundation.errors import InvalidError, Violation
+from services.journey.domain.history import Flags, History, Ints, Scale
+from services.journey.domain.reading import Reading
 from services.journey.domain.scores import (
+    MeanScore,
     NetPromoterScore,
     RatingScore,
     effort_score,
+    mean_score,
+    mean_sentiment,
     net_promoter_score,
     satisfaction_score,
 )
-from services.journey.views import links
-from services.journey.views.snapshot import NOW, MapInForce, Snapshot
+from services.journey.views.selection import Selection
+from services.journey.views.snapshot import moment_of
 
-_ALWAYS = datetime(1, 1, 1, tzinfo=UTC)
+#: Touchpoints on no map that one answer names.
+MAX_UNCOVERED = 100
+#: Periods of one time series.
+MAX_PERIODS = 10_000
+#: Cells of a table of customers by group that fits into memory; beyond it they are sorted instead.
+_MAX_CELLS = 50_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class EventRange:
+    """Positions in the store of the first and last of the events that an answer was computed from."""
+
+    first: int = 0
+    last: int = 0
+    events: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
     """A score is None where nobody was asked; `sentiment` counts negative, neutral, positive."""
 
-    interactions: int
-    customers: int
-    nps: NetPromoterScore | None
-    csat: RatingScore | None
-    ces: RatingScore | None
-    sentiment: tuple[int, int, int]
+    interactions: int = 0
+    customers: int = 0
+    nps: NetPromoterScore | None = None
+    csat: RatingScore | None = None
+    ces: RatingScore | None = None
+    sentiment: tuple[int, int, int] = (0, 0, 0)
+    mean_sentiment: MeanScore | None = None
+    custom: tuple[tuple[Scale, MeanScore], ...] = ()
+    events: EventRange = field(default_factory=EventRange)
 
 
-NOTHING = Scores(0, 0, None, None, None, (0, 0, 0))
+NOTHING = Scores()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,74 +73,301 @@ class TouchpointScores:
     scores: Scores
 
 
-_COUNTS = f"""
-count(*) AS interactions,
-count(DISTINCT {links.CUSTOMER}) AS customers,
-ARRAY[count(*) FILTER (WHERE nps >= 9),
-      count(*) FILTER (WHERE nps BETWEEN 7 AND 8),
-      count(*) FILTER (WHERE nps <= 6)] AS nps,
-ARRAY[count(*) FILTER (WHERE csat = 1), count(*) FILTER (WHERE csat = 2), count(*) FILTER (WHERE csat = 3),
-      count(*) FILTER (WHERE csat = 4), count(*) FILTER (WHERE csat = 5)] AS csat,
-ARRAY[count(*) FILTER (WHERE ces = 1), count(*) FILTER (WHERE ces = 2), count(*) FILTER (WHERE ces = 3),
-      count(*) FILTER (WHERE ces = 4), count(*) FILTER (WHERE ces = 5), count(*) FILTER (WHERE ces = 6),
-      count(*) FILTER (WHERE ces = 7)] AS ces,
-ARRAY[count(*) FILTER (WHERE a.sentiment = 1), count(*) FILTER (WHERE a.sentiment = 2),
-      count(*) FILTER (WHERE a.sentiment = 3)] AS sentiment
-"""
-
-#: Touchpoints on no map that one answer names.
-MAX_UNCOVERED = 100
-
-_SCORES = f"""
-SELECT grouping(p.touchpoint_id) = 1 AS is_total, p.touchpoint_id,
-       CASE WHEN p.touchpoint_id IS NULL THEN r.touchpoint END AS raw_name, {_COUNTS}
-FROM interaction i
-JOIN raw_touchpoint r USING (raw_id)
-LEFT JOIN placement p ON p.raw_id = i.raw_id AND p.map_id = $2 AND p.version = $3
-LEFT JOIN analysis a ON a.interaction_id = i.event_id AND a.recorded_at <= $1 AND $1 < a.superseded_at
-{links.JOIN}
-WHERE i.recorded_at <= $1 AND i.occurred_at >= $4 AND i.occurred_at < $5
-GROUP BY GROUPING SETS ((), (p.touchpoint_id, CASE WHEN p.touchpoint_id IS NULL THEN r.touchpoint END))
-"""  # noqa: S608 - constants of ours
+class Grouping(Enum):
+    TOUCHPOINT = 1
+    STAGE = 2
+    CHANNEL = 3
+    PERSONA = 4
+    NEED = 5
+    SOURCE = 6
 
 
-async def scores(
-    snapshot: Snapshot, in_force: MapInForce, *, since: datetime | None = None, until: datetime | None = None
-) -> tuple[Scores, Sequence[TouchpointScores]]:
-    """Return the scores of what happened from `since` on and before `until` (None: no bound).
+class Period(Enum):
+    DAY = 1
+    WEEK = 2
+    MONTH = 3
+    QUARTER = 4
+    YEAR = 5
 
-    In total, then per touchpoint: all of the map in its order, silent ones too, then those on no map by raw name, the
-    MAX_UNCOVERED with most interactions.
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Scores of one combination of keys and, where asked for, one period. `names` is what people call the keys."""
+
+    keys: tuple[str, ...]
+    names: tuple[str, ...]
+    period_start: datetime | None
+    scores: Scores
+
+
+def tally(history: History, rows: Ints, code: NDArray[Any], groups: int) -> list[Scores]:
+    """Return the scores of each group: those of interactions `rows`, whose groups are `code`, 0 to `groups` - 1."""
+    table = history.interactions
+
+    def histogram(column: NDArray[np.int8], points: int, lowest: int) -> Ints:
+        answers = column[rows].astype(np.int64) - lowest
+        told = answers >= 0
+        counts = np.bincount(code[told] * points + answers[told], minlength=groups * points)
+        return counts.reshape(groups, points)
+
+    nps, csat, ces = histogram(table.nps, 11, 0), histogram(table.csat, 5, 1), histogram(table.ces, 7, 1)
+    counts = np.bincount(code, minlength=groups)
+    customers = _distinct(code, history.customer[rows], groups, len(history.owners))
+    analysed = history.analysis[rows] >= 0
+    felt, felt_code = history.score[rows][analysed], code[analysed]
+    heard = np.bincount(felt_code, minlength=groups)
+    totals = np.bincount(felt_code, felt, minlength=groups)
+    squares = np.bincount(felt_code, felt * felt, minlength=groups)
+    tones = (Sentiment.NEGATIVE, Sentiment.NEUTRAL, Sentiment.POSITIVE)
+    sentiment = [
+        np.bincount(felt_code[history.sentiment[rows][analysed] == tone.number], minlength=groups) for tone in tones
+    ]
+    ranges = _ranges(history, rows, code, analysed, groups)
+    custom = _custom(history, rows, code, groups)
+    return [
+        Scores(
+            interactions=int(counts[n]),
+            customers=int(customers[n]),
+            nps=net_promoter_score(int(nps[n, 9:].sum()), int(nps[n, 7:9].sum()), int(nps[n, :7].sum())),
+            csat=satisfaction_score(csat[n].tolist()),
+            ces=effort_score(ces[n].tolist()),
+            sentiment=(int(sentiment[0][n]), int(sentiment[1][n]), int(sentiment[2][n])),
+            mean_sentiment=mean_sentiment(int(heard[n]), float(totals[n]), float(squares[n])),
+            custom=tuple(custom.get(n, ())),
+            events=EventRange(int(ranges[0][n]), int(ranges[1][n]), int(counts[n] + heard[n])),
+        )
+        if counts[n]
+        else NOTHING
+        for n in range(groups)
+    ]
+
+
+def _distinct(code: NDArray[Any], customer: NDArray[np.int32], groups: int, customers: int) -> Ints:
+    """Return the number of different customers of each group."""
+    pairs = code.astype(np.int64) * customers + customer
+    if groups * customers <= _MAX_CELLS:
+        there = np.zeros(groups * customers, bool)
+        there[pairs] = True
+        return there.reshape(groups, customers).sum(axis=1) if customers else np.zeros(groups, np.int64)
+    return np.bincount(np.unique(pairs) // customers, minlength=groups)
+
+
+def _ranges(history: History, rows: Ints, code: NDArray[Any], analysed: Flags, groups: int) -> tuple[Ints, Ints]:
+    # Rows are in the order of the store, and numpy assigns in order: what is assigned last stays.
+    first, last = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
+    positions = history.interactions.position[rows]
+    first[code[::-1]] = positions[::-1]
+    last[code] = positions
+    np.maximum.at(last, code[analysed], history.analyses.position[history.analysis[rows][analysed]])
+    return first, last
+
+
+def _custom(history: History, rows: Ints, code: NDArray[Any], groups: int) -> dict[int, list[tuple[Scale, MeanScore]]]:
+    ratings, scales = history.ratings, history.vocabulary.scales
+    found: dict[int, list[tuple[Scale, MeanScore]]] = {}
+    if not len(ratings):
+        return found
+    group = np.full(len(history.interactions), -1, np.int64)
+    group[rows] = code
+    groups_of = group[ratings.interaction]
+    chosen = groups_of >= 0
+    cell = groups_of[chosen] * len(scales) + ratings.scale[chosen]
+    value = ratings.value[chosen]
+    counts = np.bincount(cell, minlength=groups * len(scales))
+    totals = np.bincount(cell, value, minlength=groups * len(scales))
+    squares = np.bincount(cell, value * value, minlength=groups * len(scales))
+    for n in np.flatnonzero(counts).tolist():
+        scale = scales[n % len(scales)]
+        mean = mean_score(
+            int(counts[n]), float(totals[n]), float(squares[n]), lowest=scale.lowest, highest=scale.highest
+        )
+        assert mean is not None
+        found.setdefault(n // len(scales), []).append((scale, mean))
+    for each in found.values():
+        each.sort(key=lambda pair: (pair[0].name, pair[0].lowest, pair[0].highest))
+    return found
+
+
+def scores(reading: Reading, selection: Selection) -> tuple[Scores, Sequence[TouchpointScores]]:
+    """Return the scores in total, then per touchpoint.
+
+    All of the map in its order, silent ones too, then those on no map by raw name, the MAX_UNCOVERED with most
+    interactions.
     """
-    rows = await snapshot.connection.fetch(
-        _SCORES, snapshot.as_of, in_force.map_id, in_force.version, since or _ALWAYS, until or NOW
-    )
-    total = NOTHING
-    placed: dict[str, Scores] = {}
-    uncovered: dict[str, Scores] = {}
-    for row in rows:
-        if row["is_total"]:
-            total = _scores(row)
-        elif row["touchpoint_id"] is None:
-            uncovered[row["raw_name"]] = _scores(row)
-        else:
-            placed[row["touchpoint_id"]] = _scores(row)
+    history = reading.history
+    rows = np.flatnonzero(selection.interactions(reading))
+    (total,) = tally(history, rows, np.zeros(len(rows), np.int64), 1)
+    raws = history.vocabulary.touchpoints
+    uncovered = sorted({raw.touchpoint for raw in raws})
+    numbers = {name: len(reading.touchpoints) + n for n, name in enumerate(uncovered)}
+    by_raw = np.array([numbers[raw.touchpoint] for raw in raws], np.int64)
+    place = reading.place[rows].astype(np.int64)
+    code = np.where(place >= 0, place, by_raw[history.interactions.touchpoint[rows]])
+    code, groups = _present(code, len(reading.touchpoints) + len(uncovered), keep=len(reading.touchpoints))
+    found = tally(history, rows, code, len(groups))
     on_map = [
-        TouchpointScores(stage.stage_id, touchpoint_id, touchpoint.name, placed.get(touchpoint_id, NOTHING))
-        for touchpoint_id, (stage, touchpoint) in in_force.touchpoints.items()
+        TouchpointScores(stage.stage_id, touchpoint.touchpoint_id, touchpoint.name, found[n])
+        for n, (stage, touchpoint) in enumerate(reading.touchpoints)
+    ]
+    others = [
+        TouchpointScores("", "", uncovered[group - len(on_map)], found[n])
+        for n, group in enumerate(groups)
+        if group >= len(on_map)
     ]
     # A source that puts an id into the touchpoint's name would otherwise fill the answer with it.
-    most = heapq.nlargest(MAX_UNCOVERED, uncovered, key=lambda name: uncovered[name].interactions)
-    return total, [*on_map, *(TouchpointScores("", "", name, uncovered[name]) for name in sorted(most))]
+    most = heapq.nlargest(MAX_UNCOVERED, others, key=lambda each: each.scores.interactions)
+    return total, [*on_map, *sorted(most, key=lambda each: each.name)]
 
 
-def _scores(row: Any) -> Scores:
-    negative, neutral, positive = row["sentiment"]
-    return Scores(
-        interactions=row["interactions"],
-        customers=row["customers"],
-        nps=net_promoter_score(*row["nps"]),
-        csat=satisfaction_score(row["csat"]),
-        ces=effort_score(row["ces"]),
-        sentiment=(negative, neutral, positive),
-    )
+def _present(code: Ints, size: int, keep: int = 0) -> tuple[Ints, list[int]]:
+    """Return codes without gaps, and what each stood for; the first `keep` stay, also where nothing has them."""
+    counts = np.bincount(code, minlength=size)
+    counts[:keep] = 1
+    groups = np.flatnonzero(counts)
+    short = np.zeros(size, np.int64)
+    short[groups] = np.arange(len(groups))
+    return short[code], groups.tolist()
+
+
+# -- by any grouping ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """A number per interaction, and key and name of each number."""
+
+    code: NDArray[Any]
+    labels: Sequence[tuple[str, str]]
+
+
+def grouped(
+    reading: Reading, selection: Selection, groupings: Sequence[Grouping], period: Period | None, limit: int
+) -> tuple[list[Group], int]:
+    """Return the scores of each combination that occurs, and how many the limit left out.
+
+    Those of most interactions stay, and are given in the order of their keys. With a period, each has one entry for
+    each period from the first to the last that anything of the selection happened in, also those of nothing.
+
+    Raises:
+        InvalidError: those are more than MAX_PERIODS.
+    """
+    rows = np.flatnonzero(selection.interactions(reading))
+    if not len(rows):
+        return [], 0
+    axes = [_AXES[grouping](reading, rows) for grouping in groupings]
+    code = np.zeros(len(rows), np.int64)
+    for axis in axes:
+        code = code * len(axis.labels) + axis.code
+    unique, code, counts = np.unique(code, return_inverse=True, return_counts=True)
+    starts, when = _periods(reading.history.interactions.occurred[rows], period)
+    room = max(1, limit // len(starts))
+    order = np.argsort(-counts, kind="stable")
+    kept = np.sort(order[:room])
+    chosen = np.isin(code, kept)
+    rows, code, when = rows[chosen], np.searchsorted(kept, code[chosen]), when[chosen]
+    found = tally(reading.history, rows, code * len(starts) + when, len(kept) * len(starts))
+    groups = []
+    for n, number in enumerate(unique[kept].tolist()):
+        labels: list[tuple[str, str]] = []
+        for axis in reversed(axes):
+            number, at = divmod(number, len(axis.labels))  # noqa: PLW2901 - what is left of it
+            labels.insert(0, axis.labels[at])
+        keys, names = tuple(key for key, _ in labels), tuple(name for _, name in labels)
+        groups += [Group(keys, names, start, found[n * len(starts) + m]) for m, start in enumerate(starts)]
+    return groups, len(unique) - len(kept)
+
+
+def _touchpoints(reading: Reading, rows: Ints) -> _Axis:
+    # The last stands for "on no map", which is where -1 leads; so with the others.
+    labels = [(t.touchpoint_id, t.name) for _, t in reading.touchpoints]
+    return _ending(reading.place[rows], labels)
+
+
+def _stages(reading: Reading, rows: Ints) -> _Axis:
+    return _ending(reading.stage[rows], [(s.stage_id, s.name) for s in reading.map_.stages])
+
+
+def _personas(reading: Reading, rows: Ints) -> _Axis:
+    code = reading.personas[reading.history.customer[rows]]
+    return _ending(code, [(p.persona_id, p.name) for p in reading.map_.personas])
+
+
+def _needs(reading: Reading, rows: Ints) -> _Axis:
+    return _Axis(reading.history.need[rows], [(need, need) for need in reading.history.vocabulary.needs])
+
+
+def _channels(reading: Reading, rows: Ints) -> _Axis:
+    return _of_raws(reading, rows, [raw.channel.value for raw in reading.history.vocabulary.touchpoints], _channel_name)
+
+
+def _sources(reading: Reading, rows: Ints) -> _Axis:
+    return _of_raws(reading, rows, [raw.source for raw in reading.history.vocabulary.touchpoints], str)
+
+
+def _channel_name(value: str) -> str:
+    return Channel(value).name.lower().replace("_", " ")
+
+
+def _ending(code: NDArray[np.int32], labels: list[tuple[str, str]]) -> _Axis:
+    return _Axis(np.where(code < 0, len(labels), code), [*labels, ("", "")])
+
+
+def _of_raws(reading: Reading, rows: Ints, values: Sequence[str], name: Callable[[str], str]) -> _Axis:
+    known = sorted(set(values))
+    numbers = {value: n for n, value in enumerate(known)}
+    code = np.array([numbers[value] for value in values], np.int64)
+    return _Axis(code[reading.history.interactions.touchpoint[rows]], [(value, name(value)) for value in known])
+
+
+_AXES: dict[Grouping, Callable[[Reading, Ints], _Axis]] = {
+    Grouping.TOUCHPOINT: _touchpoints,
+    Grouping.STAGE: _stages,
+    Grouping.CHANNEL: _channels,
+    Grouping.PERSONA: _personas,
+    Grouping.NEED: _needs,
+    Grouping.SOURCE: _sources,
+}
+
+
+def _periods(occurred: Ints, period: Period | None) -> tuple[Sequence[datetime | None], Ints]:
+    """Return when each period began, without gaps, and the number of the period of each time."""
+    if period is None:
+        return [None], np.zeros(len(occurred), np.int64)
+    number = period_number(occurred, period)
+    first, last = int(number.min()), int(number.max())
+    if last - first >= MAX_PERIODS:
+        raise InvalidError([Violation("period", f"a longer one, or a shorter time: there are {last - first + 1:,}")])
+    return [period_start(n, period) for n in range(first, last + 1)], number - first
+
+
+def period_number(moments: Ints, period: Period) -> Ints:
+    """Return the number of the period that each time (microseconds, UTC) is in, counted from 1970."""
+    times = moments.view("datetime64[us]")
+    match period:
+        case Period.DAY:
+            return times.astype("datetime64[D]").astype(np.int64)
+        case Period.WEEK:
+            # 1970 began on a Thursday.
+            return (times.astype("datetime64[D]").astype(np.int64) + 3) // 7
+        case Period.MONTH:
+            return times.astype("datetime64[M]").astype(np.int64)
+        case Period.QUARTER:
+            return times.astype("datetime64[M]").astype(np.int64) // 3
+        case Period.YEAR:
+            return times.astype("datetime64[Y]").astype(np.int64)
+
+
+def period_start(number: int, period: Period) -> datetime:
+    """Return when a period began, UTC."""
+    match period:
+        case Period.DAY:
+            start = np.datetime64(number, "D")
+        case Period.WEEK:
+            start = np.datetime64(number * 7 - 3, "D")
+        case Period.MONTH:
+            start = np.datetime64(number, "M")
+        case Period.QUARTER:
+            start = np.datetime64(number * 3, "M")
+        case Period.YEAR:
+            start = np.datetime64(number, "Y")
+    return moment_of(int(start.astype("datetime64[us]").astype(np.int64)))

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
+import numpy as np
 
 from recorrido.journey.v1.events import SignalRaised
-from services.journey.views.links import whole_customer
 from services.journey.views.paging import read_token, write_token
 from services.journey.views.snapshot import Snapshot
 
@@ -24,27 +24,50 @@ class Signal:
 
 
 async def signals(
-    snapshot: Snapshot, customer_id: str, *, page_size: int, page_token: str
+    snapshot: Snapshot, customer_id: str, *, page_size: int, page_token: str, rule: str = ""
 ) -> tuple[Sequence[Signal], str]:
     """Return a page of signals, and the token of the next page.
 
-    They are those of one customer, over the identities linked to them, or (empty id) of everyone.
+    They are those of one customer, over the identities linked to them, or (empty id) of everyone; with a rule those
+    that it raised.
 
     Raises:
         InvalidError: the token is not one of this question's.
     """
-    question = ("signals", customer_id, snapshot.as_of.isoformat())
-    before = read_token(page_token, question, _TOKEN) if page_token else snapshot.position + 1
-    ids = (await whole_customer(snapshot, customer_id, snapshot.position))[1] if customer_id else []
+    question = ("signals", customer_id, rule, snapshot.as_of.isoformat())
+    before = min(read_token(page_token, question, _TOKEN) if page_token else snapshot.cut, snapshot.cut)
+    conditions, arguments = ["position < $1"], [before, page_size + 1]
+    if rule:
+        arguments.append(rule)  # type: ignore[arg-type]
+        conditions.append(f"rule = ${len(arguments)}")
+    if customer_id:
+        arguments.append(await _positions(snapshot, customer_id))  # type: ignore[arg-type]
+        conditions.append(f"position = ANY(${len(arguments)}::bigint[])")
     rows = await snapshot.connection.fetch(
-        f"""SELECT position, recorded_at, body FROM signal
-            WHERE position < $1 AND recorded_at <= $2 {"AND customer_id = ANY($4::text[])" if customer_id else ""}
-            ORDER BY position DESC LIMIT $3""",  # noqa: S608 - constants of ours
-        before,
-        snapshot.as_of,
-        page_size + 1,
-        *([ids] if customer_id else []),
+        f"""SELECT position, recorded_at, body FROM signal WHERE {" AND ".join(conditions)}
+            ORDER BY position DESC LIMIT $2""",  # noqa: S608 - constants of ours
+        *arguments,
     )
     page = rows[:page_size]
     token = write_token(question, page[-1]["position"]) if len(rows) > page_size else ""
     return [Signal(_DECODE(row["body"]), row["recorded_at"]) for row in page], token
+
+
+async def _positions(snapshot: Snapshot, customer_id: str) -> list[int]:
+    number = await snapshot.number_of(customer_id)
+    history = snapshot.history
+    if number is None or number >= len(history.owners):
+        return []
+    marks = history.signals
+    known = np.flatnonzero(marks.customer >= 0)
+    mine = known[history.owners[marks.customer[known]] == history.owners[number]]
+    found: list[int] = marks.position[mine].tolist()
+    return found
+
+
+async def signals_at(snapshot: Snapshot, positions: Sequence[int]) -> list[Signal]:
+    """Return the signals that stand at these positions of the store, newest first."""
+    rows = await snapshot.connection.fetch(
+        "SELECT recorded_at, body FROM signal WHERE position = ANY($1::bigint[]) ORDER BY position DESC", positions
+    )
+    return [Signal(_DECODE(row["body"]), row["recorded_at"]) for row in rows]

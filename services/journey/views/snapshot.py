@@ -1,27 +1,43 @@
 """One consistent look at the read model, as of a time."""
 
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
 import asyncpg
-import msgspec
 
 from recorrido.journey.v1.events import JourneyMap, Stage, Touchpoint
 from services.foundation.errors import NotFoundError, UnavailableError
 from services.foundation.projection import POSTGRES_DOWN
+from services.journey.domain.history import History
 from services.journey.domain.maps import PublishedMap
+from services.journey.domain.placement import Placements
+from services.journey.domain.reading import Reading
+from services.journey.views.columns import Columns
+from services.journey.views.names import Kind, key_of
 
 #: Later than anything that will be recorded: what is known now.
 NOW = datetime(9999, 1, 1, tzinfo=UTC)
 
 #: The projection has not built its tables yet, or is being rebuilt.
 _NOT_BUILT = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
+#: Readings kept, with what was derived of them: those asked for last.
+_KEPT_READINGS = 4
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-_DECODE_MAP = msgspec.json.Decoder(JourneyMap).decode
+
+def microseconds(moment: datetime) -> int:
+    """Return a time as the columns hold it."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def moment_of(value: int) -> datetime:
+    """Return a time that the columns hold."""
+    return _EPOCH + timedelta(microseconds=int(value))
 
 
 @dataclass(frozen=True)
@@ -31,8 +47,12 @@ class MapInForce:
     published: PublishedMap | None
 
     @property
+    def map(self) -> JourneyMap:
+        return self.published.map if self.published else JourneyMap()
+
+    @property
     def map_id(self) -> str:
-        return self.published.map.map_id if self.published else ""
+        return self.map.map_id
 
     @property
     def version(self) -> int:
@@ -41,59 +61,71 @@ class MapInForce:
     @cached_property
     def touchpoints(self) -> Mapping[str, tuple[Stage, Touchpoint]]:
         """Return stage and touchpoint by touchpoint id, in the order of the map."""
-        stages = self.published.map.stages if self.published else ()
-        return {t.touchpoint_id: (stage, t) for stage in stages for t in stage.touchpoints}
+        return {t.touchpoint_id: (stage, t) for stage in self.map.stages for t in stage.touchpoints}
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything asked through `connection` sees the same rows. `position`: how far the projection had come."""
+    """Everything asked through `connection` sees the same rows, of which those before `cut` were known at `as_of`.
+
+    `position`: how far the projection had come.
+    """
 
     connection: Any
     as_of: datetime
     position: int
+    cut: int
+    model: "ReadModel"
 
     @property
     def then(self) -> str:
         """Return ` as of TIME` to end a message with, or nothing where it was asked what is known now."""
         return "" if self.as_of == NOW else f" as of {self.as_of.isoformat()}"
 
-    async def map_in_force(self, map_id: str) -> MapInForce:
+    @property
+    def history(self) -> History:
+        return self.model.columns.history(self.cut)
+
+    def history_before(self, cut: int) -> History:
+        """Return what was known before both `cut` and this snapshot's."""
+        return self.model.columns.history(min(cut, self.cut))
+
+    def map_in_force(self, map_id: str) -> MapInForce:
         """Return the latest version of `map_id` known at `as_of`; with an empty id, of the map published last.
 
         Raises:
             NotFoundError: no version of `map_id` was known.
         """
-        row = await self.connection.fetchrow(
-            """SELECT version, recorded_at, actor, body FROM journey_map
-               WHERE recorded_at <= $1 AND ($2 = '' OR map_id = $2) ORDER BY position DESC LIMIT 1""",
-            self.as_of,
-            map_id,
-        )
-        if row is None and map_id:
+        known = self.model.columns.maps_before(self.cut)
+        found = [each for each in known if not map_id or each.map.map_id == map_id]
+        if not found and map_id:
             raise NotFoundError("JOURNEY_MAP_UNKNOWN", f"there is no journey map {map_id!r}{self.then}")
-        return MapInForce(_published(row) if row else None)
+        return MapInForce(found[-1] if found else None)
 
-    async def latest_maps(self) -> list[PublishedMap]:
+    def latest_maps(self) -> list[PublishedMap]:
         """Return the latest version of each map known at `as_of`, by map id."""
-        rows = await self.connection.fetch(
-            """SELECT DISTINCT ON (map_id) version, recorded_at, actor, body FROM journey_map
-               WHERE recorded_at <= $1 ORDER BY map_id, position DESC""",
-            self.as_of,
-        )
-        return [_published(row) for row in rows]
+        latest = {each.map.map_id: each for each in self.model.columns.maps_before(self.cut)}
+        return [latest[map_id] for map_id in sorted(latest)]
 
+    def reading(self, in_force: MapInForce) -> Reading:
+        """Return the history read by a map."""
+        return self.model.reading(self.history, in_force)
 
-def _published(row: Any) -> PublishedMap:
-    return PublishedMap(_DECODE_MAP(row["body"]), row["version"], row["recorded_at"], row["actor"])
+    async def number_of(self, customer_id: str) -> int | None:
+        """Return the number of a customer id in the columns, None where nothing ever happened under it."""
+        key = await key_of(self.connection, Kind.CUSTOMER, customer_id)
+        return None if key is None else self.model.columns.number_of(key)
 
 
 class ReadModel:
-    """The tables of the projection `schema`, behind a connection pool."""
+    """The tables of the projection `schema`, behind a connection pool, and their columns in memory."""
 
     def __init__(self, pool: Any, schema: str) -> None:
         self._pool = pool
         self._schema = schema
+        self.columns = Columns()
+        self._placements: dict[tuple[str, int], Placements] = {}
+        self._readings: OrderedDict[tuple[int, str, int], Reading] = OrderedDict()
 
     @asynccontextmanager
     async def snapshot(self, as_of: datetime | None = None) -> AsyncIterator[Snapshot]:
@@ -108,7 +140,35 @@ class ReadModel:
                 connection.transaction(isolation="repeatable_read", readonly=True),
             ):
                 await connection.execute(f"SET LOCAL search_path TO {self._schema}")
-                position = await connection.fetchval("SELECT position FROM checkpoint")
-                yield Snapshot(connection, as_of or NOW, max(position, 0))
+                # Tables that were built anew have another oid; an erasure changes rows that were read.
+                row = await connection.fetchrow(
+                    """SELECT position, tableoid::bigint AS tables, (SELECT count(*) FROM erasure) AS erasures
+                       FROM checkpoint"""
+                )
+                position, generation = row["position"], (row["tables"], row["erasures"])
+                if await self.columns.refresh(connection, position, generation):
+                    self._placements.clear()
+                    self._readings.clear()
+                # Others may have read on meanwhile; these rows go to `position` only.
+                cut = min(self.columns.cut(None if as_of is None else microseconds(as_of)), position + 1)
+                yield Snapshot(connection, as_of or NOW, max(position, 0), cut, self)
         except (*POSTGRES_DOWN, *_NOT_BUILT) as error:
             raise UnavailableError("PostgreSQL", repr(error)) from error
+
+    def reading(self, history: History, in_force: MapInForce) -> Reading:
+        """Return a history read by a published map; of those asked for last what was derived is kept."""
+        key = (history.cut, in_force.map_id, in_force.version)
+        reading = self._readings.pop(key, None)
+        if reading is None or reading.history is not history:
+            reading = Reading(history, in_force.map, self.placements(in_force))
+        self._readings[key] = reading
+        while len(self._readings) > _KEPT_READINGS:
+            self._readings.popitem(last=False)
+        return reading
+
+    def placements(self, in_force: MapInForce) -> Placements:
+        """Return where a published map places each raw touchpoint."""
+        key = (in_force.map_id, in_force.version)
+        if key not in self._placements:
+            self._placements[key] = Placements(in_force.map)
+        return self._placements[key]

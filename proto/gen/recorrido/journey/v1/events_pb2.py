@@ -26,17 +26,21 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from recorrido.journey.v1 import journey_map_pb2 as recorrido_dot_journey_dot_v1_dot_journey__map__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!recorrido/journey/v1/events.proto\x12\x14recorrido.journey.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&recorrido/journey/v1/journey_map.proto\"x\n\x13JourneyMapPublished\x12-\n\x03map\x18\x01 \x01(\x0b\x32 .recorrido.journey.v1.JourneyMap\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xf5\x01\n\x0cSignalRaised\x12\x11\n\tsignal_id\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x14\n\x0crule_version\x18\x03 \x01(\x05\x12\x13\n\x0b\x63ustomer_id\x18\x04 \x01(\t\x12\x12\n\ntouchpoint\x18\x05 \x01(\t\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07reasons\x18\x07 \x03(\t\x12\x30\n\x08\x65vidence\x18\x08 \x03(\x0b\x32\x1e.recorrido.journey.v1.Evidence\x12\x11\n\tneed_path\x18\t \x01(\t\"R\n\x08\x45vidence\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x12\n\nevent_type\x18\x02 \x01(\t\x12\x0e\n\x06stream\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!recorrido/journey/v1/events.proto\x12\x14recorrido.journey.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&recorrido/journey/v1/journey_map.proto\"x\n\x13JourneyMapPublished\x12-\n\x03map\x18\x01 \x01(\x0b\x32 .recorrido.journey.v1.JourneyMap\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xa0\x03\n\x0cSignalRaised\x12\x11\n\tsignal_id\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x14\n\x0crule_version\x18\x03 \x01(\x05\x12\x13\n\x0b\x63ustomer_id\x18\x04 \x01(\t\x12\x12\n\ntouchpoint\x18\x05 \x01(\t\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07reasons\x18\x07 \x03(\t\x12\x30\n\x08\x65vidence\x18\x08 \x03(\x0b\x32\x1e.recorrido.journey.v1.Evidence\x12\x11\n\tneed_path\x18\t \x01(\t\x12>\n\x06inputs\x18\n \x03(\x0b\x32..recorrido.journey.v1.SignalRaised.InputsEntry\x12\x0e\n\x06map_id\x18\x0b \x01(\t\x12\x13\n\x0bmap_version\x18\x0c \x01(\x05\x12\x15\n\rtouchpoint_id\x18\r \x01(\t\x1a-\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"d\n\x08\x45vidence\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x12\n\nevent_type\x18\x02 \x01(\t\x12\x0e\n\x06stream\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x05\x12\x10\n\x08position\x18\x05 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'recorrido.journey.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SIGNALRAISED_INPUTSENTRY']._loaded_options = None
+  _globals['_SIGNALRAISED_INPUTSENTRY']._serialized_options = b'8\001'
   _globals['_JOURNEYMAPPUBLISHED']._serialized_start=132
   _globals['_JOURNEYMAPPUBLISHED']._serialized_end=252
   _globals['_SIGNALRAISED']._serialized_start=255
-  _globals['_SIGNALRAISED']._serialized_end=500
-  _globals['_EVIDENCE']._serialized_start=502
-  _globals['_EVIDENCE']._serialized_end=584
+  _globals['_SIGNALRAISED']._serialized_end=671
+  _globals['_SIGNALRAISED_INPUTSENTRY']._serialized_start=626
+  _globals['_SIGNALRAISED_INPUTSENTRY']._serialized_end=671
+  _globals['_EVIDENCE']._serialized_start=673
+  _globals['_EVIDENCE']._serialized_end=773
 # @@protoc_insertion_point(module_scope)

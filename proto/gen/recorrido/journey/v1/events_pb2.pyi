@@ -58,6 +58,26 @@ class SignalRaised(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class InputsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SIGNAL_ID_FIELD_NUMBER: _builtins.int
     RULE_FIELD_NUMBER: _builtins.int
     RULE_VERSION_FIELD_NUMBER: _builtins.int
@@ -67,15 +87,28 @@ class SignalRaised(_message.Message):
     REASONS_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
     NEED_PATH_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    MAP_ID_FIELD_NUMBER: _builtins.int
+    MAP_VERSION_FIELD_NUMBER: _builtins.int
+    TOUCHPOINT_ID_FIELD_NUMBER: _builtins.int
     signal_id: _builtins.str
     rule: _builtins.str
-    """The rule that raised it, such as "bad_moment"."""
+    """The rule that raised it: bad_moment, recovery_failed, about_to_fall, touchpoint_silent and others in
+    docs/journey.md.
+    """
     rule_version: _builtins.int
     customer_id: _builtins.str
+    """Empty where it is about no single customer."""
     touchpoint: _builtins.str
     """Touchpoint as the source named it."""
     need_path: _builtins.str
     """The need at stake, when the customer's words told it."""
+    map_id: _builtins.str
+    """The map that the rule read the history by, and the touchpoint of it that the signal is about; empty where the rule
+    needs none.
+    """
+    map_version: _builtins.int
+    touchpoint_id: _builtins.str
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When the bad moment happened to the customer."""
@@ -87,6 +120,10 @@ class SignalRaised(_message.Message):
     @_builtins.property
     def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evidence]:
         """The events it saw."""
+
+    @_builtins.property
+    def inputs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the rule reckoned with, by name, such as "level" or "days_silent"."""
 
     def __init__(
         self,
@@ -100,10 +137,14 @@ class SignalRaised(_message.Message):
         reasons: _abc.Iterable[_builtins.str] | None = ...,
         evidence: _abc.Iterable[Global___Evidence] | None = ...,
         need_path: _builtins.str = ...,
+        inputs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        map_id: _builtins.str = ...,
+        map_version: _builtins.int = ...,
+        touchpoint_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "evidence", b"evidence", "need_path", b"need_path", "occurred_at", b"occurred_at", "reasons", b"reasons", "rule", b"rule", "rule_version", b"rule_version", "signal_id", b"signal_id", "touchpoint", b"touchpoint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "evidence", b"evidence", "inputs", b"inputs", "map_id", b"map_id", "map_version", b"map_version", "need_path", b"need_path", "occurred_at", b"occurred_at", "reasons", b"reasons", "rule", b"rule", "rule_version", b"rule_version", "signal_id", b"signal_id", "touchpoint", b"touchpoint", "touchpoint_id", b"touchpoint_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -117,10 +158,13 @@ class Evidence(_message.Message):
     EVENT_TYPE_FIELD_NUMBER: _builtins.int
     STREAM_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     event_type: _builtins.str
     stream: _builtins.str
     revision: _builtins.int
+    position: _builtins.str
+    """Position in the store: an unsigned number of 64 bits."""
     def __init__(
         self,
         *,
@@ -128,10 +172,11 @@ class Evidence(_message.Message):
         event_type: _builtins.str = ...,
         stream: _builtins.str = ...,
         revision: _builtins.int = ...,
+        position: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "event_type", b"event_type", "revision", b"revision", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "event_type", b"event_type", "position", b"position", "revision", b"revision", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,19 +25,37 @@ _sym_db = _symbol_database.Default()
 from recorrido.ingest.v1 import interaction_pb2 as recorrido_dot_ingest_dot_v1_dot_interaction__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&recorrido/journey/v1/journey_map.proto\x12\x14recorrido.journey.v1\x1a%recorrido/ingest/v1/interaction.proto\"\x91\x01\n\nJourneyMap\x12\x0e\n\x06map_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12+\n\x06stages\x18\x03 \x03(\x0b\x32\x1b.recorrido.journey.v1.Stage\x12\x38\n\rmapping_rules\x18\x04 \x03(\x0b\x32!.recorrido.journey.v1.MappingRule\"^\n\x05Stage\x12\x10\n\x08stage_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x35\n\x0btouchpoints\x18\x03 \x03(\x0b\x32 .recorrido.journey.v1.Touchpoint\"J\n\nTouchpoint\x12\x15\n\rtouchpoint_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x17\n\x0fmoment_of_truth\x18\x03 \x01(\x08\"w\n\x0bMappingRule\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x12\n\ntouchpoint\x18\x02 \x01(\t\x12-\n\x07\x63hannel\x18\x03 \x01(\x0e\x32\x1c.recorrido.ingest.v1.Channel\x12\x15\n\rtouchpoint_id\x18\x04 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&recorrido/journey/v1/journey_map.proto\x12\x14recorrido.journey.v1\x1a%recorrido/ingest/v1/interaction.proto\"\xd8\x02\n\nJourneyMap\x12\x0e\n\x06map_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12+\n\x06stages\x18\x03 \x03(\x0b\x32\x1b.recorrido.journey.v1.Stage\x12\x38\n\rmapping_rules\x18\x04 \x03(\x0b\x32!.recorrido.journey.v1.MappingRule\x12/\n\x08personas\x18\x05 \x03(\x0b\x32\x1d.recorrido.journey.v1.Persona\x12)\n\x05goals\x18\x06 \x03(\x0b\x32\x1a.recorrido.journey.v1.Goal\x12\x34\n\x08\x65pisodes\x18\x07 \x01(\x0b\x32\".recorrido.journey.v1.EpisodeRules\x12\x33\n\x07loyalty\x18\x08 \x01(\x0b\x32\".recorrido.journey.v1.LoyaltyRules\"^\n\x05Stage\x12\x10\n\x08stage_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x35\n\x0btouchpoints\x18\x03 \x03(\x0b\x32 .recorrido.journey.v1.Touchpoint\"\xea\x01\n\nTouchpoint\x12\x15\n\rtouchpoint_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x17\n\x0fmoment_of_truth\x18\x03 \x01(\x08\x12-\n\x07\x63hannel\x18\x04 \x01(\x0e\x32\x1c.recorrido.ingest.v1.Channel\x12\r\n\x05owner\x18\x05 \x01(\t\x12\x33\n\x08\x65xpected\x18\x06 \x03(\x0b\x32!.recorrido.journey.v1.Expectation\x12\x1a\n\x12\x65motional_triggers\x18\x07 \x03(\t\x12\x0f\n\x07\x61liases\x18\x08 \x03(\t\"K\n\x0b\x45xpectation\x12,\n\x06metric\x18\x01 \x01(\x0e\x32\x1c.recorrido.journey.v1.Metric\x12\x0e\n\x06target\x18\x02 \x01(\x01\"w\n\x0bMappingRule\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x12\n\ntouchpoint\x18\x02 \x01(\t\x12-\n\x07\x63hannel\x18\x03 \x01(\x0e\x32\x1c.recorrido.ingest.v1.Channel\x12\x15\n\rtouchpoint_id\x18\x04 \x01(\t\"\x8e\x01\n\x07Persona\x12\x12\n\npersona_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12:\n\nconditions\x18\x04 \x03(\x0b\x32&.recorrido.journey.v1.PersonaCondition\x12\x10\n\x08goal_ids\x18\x05 \x03(\t\"5\n\x10PersonaCondition\x12\x11\n\tattribute\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\t\"=\n\x04Goal\x12\x0f\n\x07goal_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0etouchpoint_ids\x18\x03 \x03(\t\"N\n\x0c\x45pisodeRules\x12\x12\n\nignore_ids\x18\x01 \x01(\x08\x12\x10\n\x08goal_ids\x18\x02 \x03(\t\x12\x18\n\x10inactivity_hours\x18\x03 \x01(\x05\"U\n\x0cLoyaltyRules\x12\x13\n\x0bwindow_days\x18\x01 \x01(\x05\x12\x30\n\x05rules\x18\x02 \x03(\x0b\x32!.recorrido.journey.v1.LoyaltyRule\"\xe6\x03\n\x0bLoyaltyRule\x12\x31\n\x05level\x18\x01 \x01(\x0e\x32\".recorrido.journey.v1.LoyaltyLevel\x12\x19\n\x0cnps_at_least\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0bnps_at_most\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rcsat_at_least\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0c\x63sat_at_most\x18\x05 \x01(\x01H\x03\x88\x01\x01\x12&\n\x19open_bad_moments_at_least\x18\x06 \x01(\x05H\x04\x88\x01\x01\x12\x1f\n\x12purchases_at_least\x18\x07 \x01(\x05H\x05\x88\x01\x01\x12\x1f\n\x12referrals_at_least\x18\x08 \x01(\x05H\x06\x88\x01\x01\x12#\n\x16inactive_days_at_least\x18\t \x01(\x05H\x07\x88\x01\x01\x42\x0f\n\r_nps_at_leastB\x0e\n\x0c_nps_at_mostB\x10\n\x0e_csat_at_leastB\x0f\n\r_csat_at_mostB\x1c\n\x1a_open_bad_moments_at_leastB\x15\n\x13_purchases_at_leastB\x15\n\x13_referrals_at_leastB\x19\n\x17_inactive_days_at_least*g\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x0e\n\nMETRIC_NPS\x10\x01\x12\x0f\n\x0bMETRIC_CSAT\x10\x02\x12\x0e\n\nMETRIC_CES\x10\x03\x12\x14\n\x10METRIC_SENTIMENT\x10\x04*\x9a\x01\n\x0cLoyaltyLevel\x12\x1d\n\x19LOYALTY_LEVEL_UNSPECIFIED\x10\x00\x12\x19\n\x15LOYALTY_LEVEL_AT_RISK\x10\x01\x12\x1b\n\x17LOYALTY_LEVEL_SATISFIED\x10\x02\x12\x17\n\x13LOYALTY_LEVEL_LOYAL\x10\x03\x12\x1a\n\x16LOYALTY_LEVEL_ADVOCATE\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'recorrido.journey.v1.journey_map_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_METRIC']._serialized_start=1900
+  _globals['_METRIC']._serialized_end=2003
+  _globals['_LOYALTYLEVEL']._serialized_start=2006
+  _globals['_LOYALTYLEVEL']._serialized_end=2160
   _globals['_JOURNEYMAP']._serialized_start=104
-  _globals['_JOURNEYMAP']._serialized_end=249
-  _globals['_STAGE']._serialized_start=251
-  _globals['_STAGE']._serialized_end=345
-  _globals['_TOUCHPOINT']._serialized_start=347
-  _globals['_TOUCHPOINT']._serialized_end=421
-  _globals['_MAPPINGRULE']._serialized_start=423
-  _globals['_MAPPINGRULE']._serialized_end=542
+  _globals['_JOURNEYMAP']._serialized_end=448
+  _globals['_STAGE']._serialized_start=450
+  _globals['_STAGE']._serialized_end=544
+  _globals['_TOUCHPOINT']._serialized_start=547
+  _globals['_TOUCHPOINT']._serialized_end=781
+  _globals['_EXPECTATION']._serialized_start=783
+  _globals['_EXPECTATION']._serialized_end=858
+  _globals['_MAPPINGRULE']._serialized_start=860
+  _globals['_MAPPINGRULE']._serialized_end=979
+  _globals['_PERSONA']._serialized_start=982
+  _globals['_PERSONA']._serialized_end=1124
+  _globals['_PERSONACONDITION']._serialized_start=1126
+  _globals['_PERSONACONDITION']._serialized_end=1179
+  _globals['_GOAL']._serialized_start=1181
+  _globals['_GOAL']._serialized_end=1242
+  _globals['_EPISODERULES']._serialized_start=1244
+  _globals['_EPISODERULES']._serialized_end=1322
+  _globals['_LOYALTYRULES']._serialized_start=1324
+  _globals['_LOYALTYRULES']._serialized_end=1409
+  _globals['_LOYALTYRULE']._serialized_start=1412
+  _globals['_LOYALTYRULE']._serialized_end=1898
 # @@protoc_insertion_point(module_scope)

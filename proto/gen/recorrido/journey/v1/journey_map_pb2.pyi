@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from recorrido.ingest.v1 import interaction_pb2 as _interaction_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,58 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Metric:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Metric.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    METRIC_UNSPECIFIED: _Metric.ValueType  # 0
+    METRIC_NPS: _Metric.ValueType  # 1
+    """-100 to 100."""
+    METRIC_CSAT: _Metric.ValueType  # 2
+    """Share of 4 and 5 of 5, in percent."""
+    METRIC_CES: _Metric.ValueType  # 3
+    """Share of 5, 6 and 7 of 7, in percent."""
+    METRIC_SENTIMENT: _Metric.ValueType  # 4
+    """Mean of the analysed words, -1 to 1."""
+
+class Metric(_Metric, metaclass=_MetricEnumTypeWrapper): ...
+
+METRIC_UNSPECIFIED: Metric.ValueType  # 0
+METRIC_NPS: Metric.ValueType  # 1
+"""-100 to 100."""
+METRIC_CSAT: Metric.ValueType  # 2
+"""Share of 4 and 5 of 5, in percent."""
+METRIC_CES: Metric.ValueType  # 3
+"""Share of 5, 6 and 7 of 7, in percent."""
+METRIC_SENTIMENT: Metric.ValueType  # 4
+"""Mean of the analysed words, -1 to 1."""
+Global___Metric: _TypeAlias = Metric  # noqa: Y015
+
+class _LoyaltyLevel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LoyaltyLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LoyaltyLevel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOYALTY_LEVEL_UNSPECIFIED: _LoyaltyLevel.ValueType  # 0
+    """Nothing tells."""
+    LOYALTY_LEVEL_AT_RISK: _LoyaltyLevel.ValueType  # 1
+    LOYALTY_LEVEL_SATISFIED: _LoyaltyLevel.ValueType  # 2
+    LOYALTY_LEVEL_LOYAL: _LoyaltyLevel.ValueType  # 3
+    LOYALTY_LEVEL_ADVOCATE: _LoyaltyLevel.ValueType  # 4
+
+class LoyaltyLevel(_LoyaltyLevel, metaclass=_LoyaltyLevelEnumTypeWrapper): ...
+
+LOYALTY_LEVEL_UNSPECIFIED: LoyaltyLevel.ValueType  # 0
+"""Nothing tells."""
+LOYALTY_LEVEL_AT_RISK: LoyaltyLevel.ValueType  # 1
+LOYALTY_LEVEL_SATISFIED: LoyaltyLevel.ValueType  # 2
+LOYALTY_LEVEL_LOYAL: LoyaltyLevel.ValueType  # 3
+LOYALTY_LEVEL_ADVOCATE: LoyaltyLevel.ValueType  # 4
+Global___LoyaltyLevel: _TypeAlias = LoyaltyLevel  # noqa: Y015
+
 @_typing.final
 class JourneyMap(_message.Message):
     """The journey as it is meant to be. Stages are not a line: any stage may follow any."""
@@ -29,14 +82,34 @@ class JourneyMap(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     STAGES_FIELD_NUMBER: _builtins.int
     MAPPING_RULES_FIELD_NUMBER: _builtins.int
+    PERSONAS_FIELD_NUMBER: _builtins.int
+    GOALS_FIELD_NUMBER: _builtins.int
+    EPISODES_FIELD_NUMBER: _builtins.int
+    LOYALTY_FIELD_NUMBER: _builtins.int
     map_id: _builtins.str
-    """Lower-case letters, digits, '_' and '-'; 1 to 64 characters."""
+    """Lower-case letters, digits, '_' and '-'; 1 to 64 characters. So are all other ids of a map."""
     name: _builtins.str
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stage]: ...
     @_builtins.property
     def mapping_rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___MappingRule]:
         """How raw interactions are placed; the first rule that matches wins."""
+
+    @_builtins.property
+    def personas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Persona]:
+        """Whom it is meant for. A customer is of the first persona whose conditions all hold."""
+
+    @_builtins.property
+    def goals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Goal]:
+        """What customers want to achieve."""
+
+    @_builtins.property
+    def episodes(self) -> Global___EpisodeRules:
+        """Absent: explicit ids, and a gap of 30 days."""
+
+    @_builtins.property
+    def loyalty(self) -> Global___LoyaltyRules:
+        """Absent: the rules of docs/journey.md."""
 
     def __init__(
         self,
@@ -45,10 +118,14 @@ class JourneyMap(_message.Message):
         name: _builtins.str = ...,
         stages: _abc.Iterable[Global___Stage] | None = ...,
         mapping_rules: _abc.Iterable[Global___MappingRule] | None = ...,
+        personas: _abc.Iterable[Global___Persona] | None = ...,
+        goals: _abc.Iterable[Global___Goal] | None = ...,
+        episodes: Global___EpisodeRules | None = ...,
+        loyalty: Global___LoyaltyRules | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["episodes", b"episodes", "loyalty", b"loyalty"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["map_id", b"map_id", "mapping_rules", b"mapping_rules", "name", b"name", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["episodes", b"episodes", "goals", b"goals", "loyalty", b"loyalty", "map_id", b"map_id", "mapping_rules", b"mapping_rules", "name", b"name", "personas", b"personas", "stages", b"stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -87,31 +164,81 @@ class Touchpoint(_message.Message):
     TOUCHPOINT_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     MOMENT_OF_TRUTH_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    EMOTIONAL_TRIGGERS_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     touchpoint_id: _builtins.str
     """Unique in the map."""
     name: _builtins.str
     moment_of_truth: _builtins.bool
     """A moment that makes or breaks the relationship."""
+    channel: _interaction_pb2.Channel.ValueType
+    """Where it is meant to happen; interactions on another channel still count."""
+    owner: _builtins.str
+    """Who answers for it, such as a team."""
+    @_builtins.property
+    def expected(self) -> _containers.RepeatedCompositeFieldContainer[Global___Expectation]:
+        """What the experience should come to, at most one per metric."""
+
+    @_builtins.property
+    def emotional_triggers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What stirs feelings here, in words for people, such as "waiting without news"."""
+
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids it had in earlier versions, and names that sources give it: read as this touchpoint."""
+
     def __init__(
         self,
         *,
         touchpoint_id: _builtins.str = ...,
         name: _builtins.str = ...,
         moment_of_truth: _builtins.bool = ...,
+        channel: _interaction_pb2.Channel.ValueType = ...,
+        owner: _builtins.str = ...,
+        expected: _abc.Iterable[Global___Expectation] | None = ...,
+        emotional_triggers: _abc.Iterable[_builtins.str] | None = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["moment_of_truth", b"moment_of_truth", "name", b"name", "touchpoint_id", b"touchpoint_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "channel", b"channel", "emotional_triggers", b"emotional_triggers", "expected", b"expected", "moment_of_truth", b"moment_of_truth", "name", b"name", "owner", b"owner", "touchpoint_id", b"touchpoint_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Touchpoint: _TypeAlias = Touchpoint  # noqa: Y015
 
 @_typing.final
+class Expectation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    metric: Global___Metric.ValueType
+    target: _builtins.float
+    """At least this, on the metric's own range."""
+    def __init__(
+        self,
+        *,
+        metric: Global___Metric.ValueType = ...,
+        target: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metric", b"metric", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Expectation: _TypeAlias = Expectation  # noqa: Y015
+
+@_typing.final
 class MappingRule(_message.Message):
     """Places an interaction when every condition given holds. A text condition may end in '*' to match a prefix; empty
-    matches everything. An interaction that no rule places falls to the touchpoint whose id equals its raw name, else it
-    is kept and counted as uncovered.
+    matches everything. An interaction that no rule places falls to the touchpoint whose id or alias equals its raw name,
+    else it is kept and counted as uncovered. Two rules that could place the same interaction differently are refused,
+    unless the earlier one is a special case of the later.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -139,3 +266,239 @@ class MappingRule(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MappingRule: _TypeAlias = MappingRule  # noqa: Y015
+
+@_typing.final
+class Persona(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERSONA_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    GOAL_IDS_FIELD_NUMBER: _builtins.int
+    persona_id: _builtins.str
+    name: _builtins.str
+    description: _builtins.str
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PersonaCondition]:
+        """All hold; none: everybody whom no earlier persona takes."""
+
+    @_builtins.property
+    def goal_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What they want to achieve: goals of this map."""
+
+    def __init__(
+        self,
+        *,
+        persona_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        conditions: _abc.Iterable[Global___PersonaCondition] | None = ...,
+        goal_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "description", b"description", "goal_ids", b"goal_ids", "name", b"name", "persona_id", b"persona_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Persona: _TypeAlias = Persona  # noqa: Y015
+
+@_typing.final
+class PersonaCondition(_message.Message):
+    """Holds when the attribute's latest value is one of `values`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    attribute: _builtins.str
+    """What interactions tell in their attribute "customer.<attribute>", such as "segment"; "kind" is the customer's kind
+    in lower case, such as "buyer".
+    """
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At least one. It may end in '*' to match a prefix."""
+
+    def __init__(
+        self,
+        *,
+        attribute: _builtins.str = ...,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PersonaCondition: _TypeAlias = PersonaCondition  # noqa: Y015
+
+@_typing.final
+class Goal(_message.Message):
+    """Reached by an interaction at one of the touchpoints that did not fail."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GOAL_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    TOUCHPOINT_IDS_FIELD_NUMBER: _builtins.int
+    goal_id: _builtins.str
+    name: _builtins.str
+    @_builtins.property
+    def touchpoint_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        goal_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        touchpoint_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["goal_id", b"goal_id", "name", b"name", "touchpoint_ids", b"touchpoint_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Goal: _TypeAlias = Goal  # noqa: Y015
+
+@_typing.final
+class EpisodeRules(_message.Message):
+    """How a customer's interactions group. Those with the same episode id are one episode. Of the others, in the order in
+    which they happened, one that reaches a goal ends its episode, and so does a gap.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IGNORE_IDS_FIELD_NUMBER: _builtins.int
+    GOAL_IDS_FIELD_NUMBER: _builtins.int
+    INACTIVITY_HOURS_FIELD_NUMBER: _builtins.int
+    ignore_ids: _builtins.bool
+    """Leave explicit ids out of account."""
+    inactivity_hours: _builtins.int
+    """Hours without an interaction that end an episode. 0: 720, which is 30 days."""
+    @_builtins.property
+    def goal_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Goals that end an episode."""
+
+    def __init__(
+        self,
+        *,
+        ignore_ids: _builtins.bool = ...,
+        goal_ids: _abc.Iterable[_builtins.str] | None = ...,
+        inactivity_hours: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["goal_ids", b"goal_ids", "ignore_ids", b"ignore_ids", "inactivity_hours", b"inactivity_hours"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EpisodeRules: _TypeAlias = EpisodeRules  # noqa: Y015
+
+@_typing.final
+class LoyaltyRules(_message.Message):
+    """A customer is on the level of the first rule whose conditions all hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOW_DAYS_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    window_days: _builtins.int
+    """How far back interactions count. 0: 365."""
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoyaltyRule]: ...
+    def __init__(
+        self,
+        *,
+        window_days: _builtins.int = ...,
+        rules: _abc.Iterable[Global___LoyaltyRule] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rules", b"rules", "window_days", b"window_days"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoyaltyRules: _TypeAlias = LoyaltyRules  # noqa: Y015
+
+@_typing.final
+class LoyaltyRule(_message.Message):
+    """The conditions given all hold, over the window; at least one is given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    NPS_AT_LEAST_FIELD_NUMBER: _builtins.int
+    NPS_AT_MOST_FIELD_NUMBER: _builtins.int
+    CSAT_AT_LEAST_FIELD_NUMBER: _builtins.int
+    CSAT_AT_MOST_FIELD_NUMBER: _builtins.int
+    OPEN_BAD_MOMENTS_AT_LEAST_FIELD_NUMBER: _builtins.int
+    PURCHASES_AT_LEAST_FIELD_NUMBER: _builtins.int
+    REFERRALS_AT_LEAST_FIELD_NUMBER: _builtins.int
+    INACTIVE_DAYS_AT_LEAST_FIELD_NUMBER: _builtins.int
+    level: Global___LoyaltyLevel.ValueType
+    nps_at_least: _builtins.float
+    """Bounds of the latest answer, inclusive. Without an answer they do not hold."""
+    nps_at_most: _builtins.float
+    csat_at_least: _builtins.float
+    csat_at_most: _builtins.float
+    open_bad_moments_at_least: _builtins.int
+    """Bad moments since the last glad one."""
+    purchases_at_least: _builtins.int
+    """Interactions with a positive amount."""
+    referrals_at_least: _builtins.int
+    """Recommendations given."""
+    inactive_days_at_least: _builtins.int
+    """Days without any interaction."""
+    def __init__(
+        self,
+        *,
+        level: Global___LoyaltyLevel.ValueType = ...,
+        nps_at_least: _builtins.float | None = ...,
+        nps_at_most: _builtins.float | None = ...,
+        csat_at_least: _builtins.float | None = ...,
+        csat_at_most: _builtins.float | None = ...,
+        open_bad_moments_at_least: _builtins.int | None = ...,
+        purchases_at_least: _builtins.int | None = ...,
+        referrals_at_least: _builtins.int | None = ...,
+        inactive_days_at_least: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_csat_at_least", b"_csat_at_least", "_csat_at_most", b"_csat_at_most", "_inactive_days_at_least", b"_inactive_days_at_least", "_nps_at_least", b"_nps_at_least", "_nps_at_most", b"_nps_at_most", "_open_bad_moments_at_least", b"_open_bad_moments_at_least", "_purchases_at_least", b"_purchases_at_least", "_referrals_at_least", b"_referrals_at_least", "csat_at_least", b"csat_at_least", "csat_at_most", b"csat_at_most", "inactive_days_at_least", b"inactive_days_at_least", "nps_at_least", b"nps_at_least", "nps_at_most", b"nps_at_most", "open_bad_moments_at_least", b"open_bad_moments_at_least", "purchases_at_least", b"purchases_at_least", "referrals_at_least", b"referrals_at_least"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_csat_at_least", b"_csat_at_least", "_csat_at_most", b"_csat_at_most", "_inactive_days_at_least", b"_inactive_days_at_least", "_nps_at_least", b"_nps_at_least", "_nps_at_most", b"_nps_at_most", "_open_bad_moments_at_least", b"_open_bad_moments_at_least", "_purchases_at_least", b"_purchases_at_least", "_referrals_at_least", b"_referrals_at_least", "csat_at_least", b"csat_at_least", "csat_at_most", b"csat_at_most", "inactive_days_at_least", b"inactive_days_at_least", "level", b"level", "nps_at_least", b"nps_at_least", "nps_at_most", b"nps_at_most", "open_bad_moments_at_least", b"open_bad_moments_at_least", "purchases_at_least", b"purchases_at_least", "referrals_at_least", b"referrals_at_least"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__csat_at_least: _TypeAlias = _typing.Literal["csat_at_least"]  # noqa: Y015
+    _WhichOneofArgType__csat_at_least: _TypeAlias = _typing.Literal["_csat_at_least", b"_csat_at_least"]  # noqa: Y015
+    _WhichOneofReturnType__csat_at_most: _TypeAlias = _typing.Literal["csat_at_most"]  # noqa: Y015
+    _WhichOneofArgType__csat_at_most: _TypeAlias = _typing.Literal["_csat_at_most", b"_csat_at_most"]  # noqa: Y015
+    _WhichOneofReturnType__inactive_days_at_least: _TypeAlias = _typing.Literal["inactive_days_at_least"]  # noqa: Y015
+    _WhichOneofArgType__inactive_days_at_least: _TypeAlias = _typing.Literal["_inactive_days_at_least", b"_inactive_days_at_least"]  # noqa: Y015
+    _WhichOneofReturnType__nps_at_least: _TypeAlias = _typing.Literal["nps_at_least"]  # noqa: Y015
+    _WhichOneofArgType__nps_at_least: _TypeAlias = _typing.Literal["_nps_at_least", b"_nps_at_least"]  # noqa: Y015
+    _WhichOneofReturnType__nps_at_most: _TypeAlias = _typing.Literal["nps_at_most"]  # noqa: Y015
+    _WhichOneofArgType__nps_at_most: _TypeAlias = _typing.Literal["_nps_at_most", b"_nps_at_most"]  # noqa: Y015
+    _WhichOneofReturnType__open_bad_moments_at_least: _TypeAlias = _typing.Literal["open_bad_moments_at_least"]  # noqa: Y015
+    _WhichOneofArgType__open_bad_moments_at_least: _TypeAlias = _typing.Literal["_open_bad_moments_at_least", b"_open_bad_moments_at_least"]  # noqa: Y015
+    _WhichOneofReturnType__purchases_at_least: _TypeAlias = _typing.Literal["purchases_at_least"]  # noqa: Y015
+    _WhichOneofArgType__purchases_at_least: _TypeAlias = _typing.Literal["_purchases_at_least", b"_purchases_at_least"]  # noqa: Y015
+    _WhichOneofReturnType__referrals_at_least: _TypeAlias = _typing.Literal["referrals_at_least"]  # noqa: Y015
+    _WhichOneofArgType__referrals_at_least: _TypeAlias = _typing.Literal["_referrals_at_least", b"_referrals_at_least"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__csat_at_least) -> _WhichOneofReturnType__csat_at_least | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__csat_at_most) -> _WhichOneofReturnType__csat_at_most | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__inactive_days_at_least) -> _WhichOneofReturnType__inactive_days_at_least | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__nps_at_least) -> _WhichOneofReturnType__nps_at_least | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__nps_at_most) -> _WhichOneofReturnType__nps_at_most | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__open_bad_moments_at_least) -> _WhichOneofReturnType__open_bad_moments_at_least | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__purchases_at_least) -> _WhichOneofReturnType__purchases_at_least | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__referrals_at_least) -> _WhichOneofReturnType__referrals_at_least | None: ...
+
+Global___LoyaltyRule: _TypeAlias = LoyaltyRule  # noqa: Y015

@@ -8,6 +8,8 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from recorrido.actions.v1 import action_pb2 as _action_pb2
 from recorrido.inference.v1 import analysis_pb2 as _analysis_pb2
 from recorrido.ingest.v1 import interaction_pb2 as _interaction_pb2
 from recorrido.journey.v1 import journey_map_pb2 as _journey_map_pb2
@@ -21,6 +23,441 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Period:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PeriodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Period.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PERIOD_UNSPECIFIED: _Period.ValueType  # 0
+    PERIOD_DAY: _Period.ValueType  # 1
+    PERIOD_WEEK: _Period.ValueType  # 2
+    """From Monday on."""
+    PERIOD_MONTH: _Period.ValueType  # 3
+    PERIOD_QUARTER: _Period.ValueType  # 4
+    PERIOD_YEAR: _Period.ValueType  # 5
+
+class Period(_Period, metaclass=_PeriodEnumTypeWrapper): ...
+
+PERIOD_UNSPECIFIED: Period.ValueType  # 0
+PERIOD_DAY: Period.ValueType  # 1
+PERIOD_WEEK: Period.ValueType  # 2
+"""From Monday on."""
+PERIOD_MONTH: Period.ValueType  # 3
+PERIOD_QUARTER: Period.ValueType  # 4
+PERIOD_YEAR: Period.ValueType  # 5
+Global___Period: _TypeAlias = Period  # noqa: Y015
+
+class _MapChangeKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MapChangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MapChangeKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MAP_CHANGE_KIND_UNSPECIFIED: _MapChangeKind.ValueType  # 0
+    MAP_CHANGE_KIND_ADDED: _MapChangeKind.ValueType  # 1
+    MAP_CHANGE_KIND_REMOVED: _MapChangeKind.ValueType  # 2
+    MAP_CHANGE_KIND_CHANGED: _MapChangeKind.ValueType  # 3
+    MAP_CHANGE_KIND_RENAMED: _MapChangeKind.ValueType  # 4
+    """Another id, and the old one as its alias."""
+    MAP_CHANGE_KIND_MOVED: _MapChangeKind.ValueType  # 5
+    """To another stage, or another place in the order of rules."""
+
+class MapChangeKind(_MapChangeKind, metaclass=_MapChangeKindEnumTypeWrapper): ...
+
+MAP_CHANGE_KIND_UNSPECIFIED: MapChangeKind.ValueType  # 0
+MAP_CHANGE_KIND_ADDED: MapChangeKind.ValueType  # 1
+MAP_CHANGE_KIND_REMOVED: MapChangeKind.ValueType  # 2
+MAP_CHANGE_KIND_CHANGED: MapChangeKind.ValueType  # 3
+MAP_CHANGE_KIND_RENAMED: MapChangeKind.ValueType  # 4
+"""Another id, and the old one as its alias."""
+MAP_CHANGE_KIND_MOVED: MapChangeKind.ValueType  # 5
+"""To another stage, or another place in the order of rules."""
+Global___MapChangeKind: _TypeAlias = MapChangeKind  # noqa: Y015
+
+class _Grouping:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GroupingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Grouping.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GROUPING_UNSPECIFIED: _Grouping.ValueType  # 0
+    GROUPING_TOUCHPOINT: _Grouping.ValueType  # 1
+    GROUPING_STAGE: _Grouping.ValueType  # 2
+    GROUPING_CHANNEL: _Grouping.ValueType  # 3
+    GROUPING_PERSONA: _Grouping.ValueType  # 4
+    GROUPING_NEED: _Grouping.ValueType  # 5
+    """What the words told of."""
+    GROUPING_SOURCE: _Grouping.ValueType  # 6
+
+class Grouping(_Grouping, metaclass=_GroupingEnumTypeWrapper): ...
+
+GROUPING_UNSPECIFIED: Grouping.ValueType  # 0
+GROUPING_TOUCHPOINT: Grouping.ValueType  # 1
+GROUPING_STAGE: Grouping.ValueType  # 2
+GROUPING_CHANNEL: Grouping.ValueType  # 3
+GROUPING_PERSONA: Grouping.ValueType  # 4
+GROUPING_NEED: Grouping.ValueType  # 5
+"""What the words told of."""
+GROUPING_SOURCE: Grouping.ValueType  # 6
+Global___Grouping: _TypeAlias = Grouping  # noqa: Y015
+
+@_typing.final
+class Selection(_message.Message):
+    """What part of the history to look at; every condition given holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    STAGE_ID_FIELD_NUMBER: _builtins.int
+    TOUCHPOINT_ID_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    PERSONA_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    NEED_PATH_FIELD_NUMBER: _builtins.int
+    stage_id: _builtins.str
+    touchpoint_id: _builtins.str
+    channel: _interaction_pb2.Channel.ValueType
+    persona_id: _builtins.str
+    """Customers that are of this persona as of then."""
+    source: _builtins.str
+    need_path: _builtins.str
+    """The need that the words told of, or one that holds it: "delivery" holds "delivery/speed"."""
+    @_builtins.property
+    def to(self) -> _timestamp_pb2.Timestamp:
+        """Happened before."""
+
+    def __init__(
+        self,
+        *,
+        to: _timestamp_pb2.Timestamp | None = ...,
+        stage_id: _builtins.str = ...,
+        touchpoint_id: _builtins.str = ...,
+        channel: _interaction_pb2.Channel.ValueType = ...,
+        persona_id: _builtins.str = ...,
+        source: _builtins.str = ...,
+        need_path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "from", b"from", "need_path", b"need_path", "persona_id", b"persona_id", "source", b"source", "stage_id", b"stage_id", "to", b"to", "touchpoint_id", b"touchpoint_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Selection: _TypeAlias = Selection  # noqa: Y015
+
+@_typing.final
+class Interval(_message.Message):
+    """What is true lies within these bounds with the confidence given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    low: _builtins.float
+    high: _builtins.float
+    confidence: _builtins.float
+    """0.95"""
+    method: _builtins.str
+    """Such as "wilson/1927"; docs/journey.md tells the formula and its source."""
+    def __init__(
+        self,
+        *,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+        confidence: _builtins.float = ...,
+        method: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "high", b"high", "low", b"low", "method", b"method"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Interval: _TypeAlias = Interval  # noqa: Y015
+
+@_typing.final
+class EventRange(_message.Message):
+    """Which events an answer was computed from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_POSITION_FIELD_NUMBER: _builtins.int
+    LAST_POSITION_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    first_position: _builtins.int
+    """Positions in the store of the first and the last of them."""
+    last_position: _builtins.int
+    events: _builtins.int
+    def __init__(
+        self,
+        *,
+        first_position: _builtins.int = ...,
+        last_position: _builtins.int = ...,
+        events: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "first_position", b"first_position", "last_position", b"last_position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventRange: _TypeAlias = EventRange  # noqa: Y015
+
+@_typing.final
+class DiffJourneyMapsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAP_ID_FIELD_NUMBER: _builtins.int
+    FROM_VERSION_FIELD_NUMBER: _builtins.int
+    TO_VERSION_FIELD_NUMBER: _builtins.int
+    DRAFT_FIELD_NUMBER: _builtins.int
+    map_id: _builtins.str
+    from_version: _builtins.int
+    """0: the one before `to_version`."""
+    to_version: _builtins.int
+    """0: the latest."""
+    @_builtins.property
+    def draft(self) -> _journey_map_pb2.JourneyMap:
+        """In place of `to_version`; 'from_version' 0 then is the latest."""
+
+    def __init__(
+        self,
+        *,
+        map_id: _builtins.str = ...,
+        from_version: _builtins.int = ...,
+        to_version: _builtins.int = ...,
+        draft: _journey_map_pb2.JourneyMap | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["draft", b"draft"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft", b"draft", "from_version", b"from_version", "map_id", b"map_id", "to_version", b"to_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiffJourneyMapsRequest: _TypeAlias = DiffJourneyMapsRequest  # noqa: Y015
+
+@_typing.final
+class DiffJourneyMapsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_VERSION_FIELD_NUMBER: _builtins.int
+    TO_VERSION_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    from_version: _builtins.int
+    to_version: _builtins.int
+    """0: the draft."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___MapChange]:
+        """In the order of the newer map, then what it took away."""
+
+    def __init__(
+        self,
+        *,
+        from_version: _builtins.int = ...,
+        to_version: _builtins.int = ...,
+        changes: _abc.Iterable[Global___MapChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "from_version", b"from_version", "to_version", b"to_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiffJourneyMapsResponse: _TypeAlias = DiffJourneyMapsResponse  # noqa: Y015
+
+@_typing.final
+class MapChange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    kind: Global___MapChangeKind.ValueType
+    path: _builtins.str
+    """Such as "touchpoints[checkout].owner" or "mapping_rules[3]"."""
+    before: _builtins.str
+    """In words for people; empty where there was, or is, nothing."""
+    after: _builtins.str
+    def __init__(
+        self,
+        *,
+        kind: Global___MapChangeKind.ValueType = ...,
+        path: _builtins.str = ...,
+        before: _builtins.str = ...,
+        after: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "kind", b"kind", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MapChange: _TypeAlias = MapChange  # noqa: Y015
+
+@_typing.final
+class PreviewJourneyMapRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAFT_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def draft(self) -> _journey_map_pb2.JourneyMap: ...
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        draft: _journey_map_pb2.JourneyMap | None = ...,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "draft", b"draft"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "draft", b"draft"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewJourneyMapRequest: _TypeAlias = PreviewJourneyMapRequest  # noqa: Y015
+
+@_typing.final
+class PreviewJourneyMapResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGAINST_VERSION_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    TOUCHPOINTS_FIELD_NUMBER: _builtins.int
+    UNCOVERED_BEFORE_FIELD_NUMBER: _builtins.int
+    UNCOVERED_AFTER_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
+    PERSONAS_FIELD_NUMBER: _builtins.int
+    LEVELS_FIELD_NUMBER: _builtins.int
+    EPISODES_BEFORE_FIELD_NUMBER: _builtins.int
+    EPISODES_AFTER_FIELD_NUMBER: _builtins.int
+    against_version: _builtins.int
+    """Against the latest version of the same map; 0: there is none, and everything is new."""
+    uncovered_before: _builtins.int
+    uncovered_after: _builtins.int
+    moved: _builtins.int
+    """Interactions that would be placed elsewhere."""
+    episodes_before: _builtins.int
+    episodes_after: _builtins.int
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___MapChange]: ...
+    @_builtins.property
+    def touchpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___TouchpointPreview]:
+        """Every touchpoint that either has, in the order of the draft."""
+
+    @_builtins.property
+    def personas(self) -> _containers.RepeatedCompositeFieldContainer[Global___PersonaPreview]: ...
+    @_builtins.property
+    def levels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LevelPreview]: ...
+    def __init__(
+        self,
+        *,
+        against_version: _builtins.int = ...,
+        changes: _abc.Iterable[Global___MapChange] | None = ...,
+        touchpoints: _abc.Iterable[Global___TouchpointPreview] | None = ...,
+        uncovered_before: _builtins.int = ...,
+        uncovered_after: _builtins.int = ...,
+        moved: _builtins.int = ...,
+        personas: _abc.Iterable[Global___PersonaPreview] | None = ...,
+        levels: _abc.Iterable[Global___LevelPreview] | None = ...,
+        episodes_before: _builtins.int = ...,
+        episodes_after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["against_version", b"against_version", "changes", b"changes", "episodes_after", b"episodes_after", "episodes_before", b"episodes_before", "levels", b"levels", "moved", b"moved", "personas", b"personas", "touchpoints", b"touchpoints", "uncovered_after", b"uncovered_after", "uncovered_before", b"uncovered_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewJourneyMapResponse: _TypeAlias = PreviewJourneyMapResponse  # noqa: Y015
+
+@_typing.final
+class TouchpointPreview(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOUCHPOINT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    touchpoint_id: _builtins.str
+    name: _builtins.str
+    @_builtins.property
+    def before(self) -> Global___Scores: ...
+    @_builtins.property
+    def after(self) -> Global___Scores: ...
+    def __init__(
+        self,
+        *,
+        touchpoint_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        before: Global___Scores | None = ...,
+        after: Global___Scores | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "name", b"name", "touchpoint_id", b"touchpoint_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TouchpointPreview: _TypeAlias = TouchpointPreview  # noqa: Y015
+
+@_typing.final
+class PersonaPreview(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERSONA_ID_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_BEFORE_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_AFTER_FIELD_NUMBER: _builtins.int
+    persona_id: _builtins.str
+    """Empty: of no persona."""
+    customers_before: _builtins.int
+    customers_after: _builtins.int
+    def __init__(
+        self,
+        *,
+        persona_id: _builtins.str = ...,
+        customers_before: _builtins.int = ...,
+        customers_after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers_after", b"customers_after", "customers_before", b"customers_before", "persona_id", b"persona_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PersonaPreview: _TypeAlias = PersonaPreview  # noqa: Y015
+
+@_typing.final
+class LevelPreview(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_BEFORE_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_AFTER_FIELD_NUMBER: _builtins.int
+    level: _journey_map_pb2.LoyaltyLevel.ValueType
+    customers_before: _builtins.int
+    customers_after: _builtins.int
+    def __init__(
+        self,
+        *,
+        level: _journey_map_pb2.LoyaltyLevel.ValueType = ...,
+        customers_before: _builtins.int = ...,
+        customers_after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers_after", b"customers_after", "customers_before", b"customers_before", "level", b"level"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LevelPreview: _TypeAlias = LevelPreview  # noqa: Y015
 
 @_typing.final
 class PublishJourneyMapRequest(_message.Message):
@@ -224,6 +661,18 @@ class GetCustomerJourneyResponse(_message.Message):
     TOTAL_ENTRIES_FIELD_NUMBER: _builtins.int
     MAP_ID_FIELD_NUMBER: _builtins.int
     MAP_VERSION_FIELD_NUMBER: _builtins.int
+    PERSONA_FIELD_NUMBER: _builtins.int
+    EPISODES_FIELD_NUMBER: _builtins.int
+    STAGE_PATH_FIELD_NUMBER: _builtins.int
+    EXPERIENCE_FIELD_NUMBER: _builtins.int
+    LOYALTY_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    SIGNALS_FIELD_NUMBER: _builtins.int
+    ACTIONS_FIELD_NUMBER: _builtins.int
+    SHARE_OF_WALLET_FIELD_NUMBER: _builtins.int
+    SPENT_FIELD_NUMBER: _builtins.int
+    CUSTOMER_IDS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """Whose history it is: the customer that the identity asked for is linked to, else the id asked for."""
     kind: _interaction_pb2.CustomerKind.ValueType
@@ -231,9 +680,49 @@ class GetCustomerJourneyResponse(_message.Message):
     total_entries: _builtins.int
     map_id: _builtins.str
     map_version: _builtins.int
+    position: _builtins.int
+    """Position in the store up to which it is known."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimelineEntry]:
         """In the order in which it happened to the customer."""
+
+    @_builtins.property
+    def persona(self) -> _journey_map_pb2.Persona:
+        """What follows is about the whole history, whatever the page."""
+
+    @_builtins.property
+    def episodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Episode]: ...
+    @_builtins.property
+    def stage_path(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageVisit]:
+        """Interactions on the map in the order in which they happened, those of one stage in a row as one step."""
+
+    @_builtins.property
+    def experience(self) -> Global___Experience: ...
+    @_builtins.property
+    def loyalty(self) -> Global___Loyalty: ...
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___CustomerPoint]:
+        """What they told of: pain, itch and delight points, those of most mentions first."""
+
+    @_builtins.property
+    def signals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Signal]:
+        """Newest first, at most 100."""
+
+    @_builtins.property
+    def actions(self) -> _containers.RepeatedCompositeFieldContainer[Global___CustomerAction]:
+        """Those that touch them, newest first, at most 100."""
+
+    @_builtins.property
+    def share_of_wallet(self) -> Global___ShareOfWallet:
+        """Absent while nobody told what they spend elsewhere."""
+
+    @_builtins.property
+    def spent(self) -> _containers.RepeatedCompositeFieldContainer[Global___Amount]:
+        """What they spent, by currency."""
+
+    @_builtins.property
+    def customer_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Customer ids that this history is recorded under, the customer's own first."""
 
     def __init__(
         self,
@@ -245,14 +734,422 @@ class GetCustomerJourneyResponse(_message.Message):
         total_entries: _builtins.int = ...,
         map_id: _builtins.str = ...,
         map_version: _builtins.int = ...,
+        persona: _journey_map_pb2.Persona | None = ...,
+        episodes: _abc.Iterable[Global___Episode] | None = ...,
+        stage_path: _abc.Iterable[Global___StageVisit] | None = ...,
+        experience: Global___Experience | None = ...,
+        loyalty: Global___Loyalty | None = ...,
+        points: _abc.Iterable[Global___CustomerPoint] | None = ...,
+        signals: _abc.Iterable[Global___Signal] | None = ...,
+        actions: _abc.Iterable[Global___CustomerAction] | None = ...,
+        share_of_wallet: Global___ShareOfWallet | None = ...,
+        spent: _abc.Iterable[Global___Amount] | None = ...,
+        customer_ids: _abc.Iterable[_builtins.str] | None = ...,
+        position: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["experience", b"experience", "loyalty", b"loyalty", "persona", b"persona", "share_of_wallet", b"share_of_wallet"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "entries", b"entries", "kind", b"kind", "map_id", b"map_id", "map_version", b"map_version", "next_page_token", b"next_page_token", "total_entries", b"total_entries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "customer_id", b"customer_id", "customer_ids", b"customer_ids", "entries", b"entries", "episodes", b"episodes", "experience", b"experience", "kind", b"kind", "loyalty", b"loyalty", "map_id", b"map_id", "map_version", b"map_version", "next_page_token", b"next_page_token", "persona", b"persona", "points", b"points", "position", b"position", "share_of_wallet", b"share_of_wallet", "signals", b"signals", "spent", b"spent", "stage_path", b"stage_path", "total_entries", b"total_entries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetCustomerJourneyResponse: _TypeAlias = GetCustomerJourneyResponse  # noqa: Y015
+
+@_typing.final
+class Episode(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPISODE_ID_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    INTERACTIONS_FIELD_NUMBER: _builtins.int
+    GOAL_IDS_FIELD_NUMBER: _builtins.int
+    EXPERIENCE_FIELD_NUMBER: _builtins.int
+    episode_id: _builtins.str
+    """As the sources gave it; empty where it was found by goals and gaps."""
+    interactions: _builtins.int
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def ended_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def goal_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Goals of the map that it reached, in the order in which it did."""
+
+    @_builtins.property
+    def experience(self) -> Global___Experience:
+        """What was felt in it."""
+
+    def __init__(
+        self,
+        *,
+        episode_id: _builtins.str = ...,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        ended_at: _timestamp_pb2.Timestamp | None = ...,
+        interactions: _builtins.int = ...,
+        goal_ids: _abc.Iterable[_builtins.str] | None = ...,
+        experience: Global___Experience | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "experience", b"experience", "started_at", b"started_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "episode_id", b"episode_id", "experience", b"experience", "goal_ids", b"goal_ids", "interactions", b"interactions", "started_at", b"started_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Episode: _TypeAlias = Episode  # noqa: Y015
+
+@_typing.final
+class StageVisit(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_ID_FIELD_NUMBER: _builtins.int
+    STAGE_NAME_FIELD_NUMBER: _builtins.int
+    ENTERED_AT_FIELD_NUMBER: _builtins.int
+    LEFT_AT_FIELD_NUMBER: _builtins.int
+    INTERACTIONS_FIELD_NUMBER: _builtins.int
+    RE_ENTRY_FIELD_NUMBER: _builtins.int
+    stage_id: _builtins.str
+    stage_name: _builtins.str
+    interactions: _builtins.int
+    re_entry: _builtins.int
+    """How often they had been in this stage before; 0: the first time."""
+    @_builtins.property
+    def entered_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def left_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        stage_id: _builtins.str = ...,
+        stage_name: _builtins.str = ...,
+        entered_at: _timestamp_pb2.Timestamp | None = ...,
+        left_at: _timestamp_pb2.Timestamp | None = ...,
+        interactions: _builtins.int = ...,
+        re_entry: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entered_at", b"entered_at", "left_at", b"left_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entered_at", b"entered_at", "interactions", b"interactions", "left_at", b"left_at", "re_entry", b"re_entry", "stage_id", b"stage_id", "stage_name", b"stage_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageVisit: _TypeAlias = StageVisit  # noqa: Y015
+
+@_typing.final
+class Experience(_message.Message):
+    """How it felt, from moment to moment. A moment is an interaction whose ratings, words or outcome tell; each is put on one
+    scale from -1 (bad) to 1 (good), see docs/journey.md.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOMENTS_FIELD_NUMBER: _builtins.int
+    PEAK_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    LASTING_IMPRESSION_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    lasting_impression: _builtins.float
+    """The mean of peak and end: the lasting impression (Kahneman et al., 1993)."""
+    mean: _builtins.float
+    """The mean of all moments, to compare."""
+    @_builtins.property
+    def moments(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExperienceMoment]: ...
+    @_builtins.property
+    def peak(self) -> Global___ExperienceMoment:
+        """The moment farthest from neutral, the later one of two alike, and the last one."""
+
+    @_builtins.property
+    def end(self) -> Global___ExperienceMoment: ...
+    def __init__(
+        self,
+        *,
+        moments: _abc.Iterable[Global___ExperienceMoment] | None = ...,
+        peak: Global___ExperienceMoment | None = ...,
+        end: Global___ExperienceMoment | None = ...,
+        lasting_impression: _builtins.float | None = ...,
+        mean: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lasting_impression", b"_lasting_impression", "_mean", b"_mean", "end", b"end", "lasting_impression", b"lasting_impression", "mean", b"mean", "peak", b"peak"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lasting_impression", b"_lasting_impression", "_mean", b"_mean", "end", b"end", "lasting_impression", b"lasting_impression", "mean", b"mean", "moments", b"moments", "peak", b"peak"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__lasting_impression: _TypeAlias = _typing.Literal["lasting_impression"]  # noqa: Y015
+    _WhichOneofArgType__lasting_impression: _TypeAlias = _typing.Literal["_lasting_impression", b"_lasting_impression"]  # noqa: Y015
+    _WhichOneofReturnType__mean: _TypeAlias = _typing.Literal["mean"]  # noqa: Y015
+    _WhichOneofArgType__mean: _TypeAlias = _typing.Literal["_mean", b"_mean"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lasting_impression) -> _WhichOneofReturnType__lasting_impression | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean) -> _WhichOneofReturnType__mean | None: ...
+
+Global___Experience: _TypeAlias = Experience  # noqa: Y015
+
+@_typing.final
+class ExperienceMoment(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    TOUCHPOINT_ID_FIELD_NUMBER: _builtins.int
+    TOUCHPOINT_NAME_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    value: _builtins.float
+    """-1 to 1."""
+    touchpoint_id: _builtins.str
+    touchpoint_name: _builtins.str
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+        value: _builtins.float = ...,
+        touchpoint_id: _builtins.str = ...,
+        touchpoint_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "occurred_at", b"occurred_at", "touchpoint_id", b"touchpoint_id", "touchpoint_name", b"touchpoint_name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExperienceMoment: _TypeAlias = ExperienceMoment  # noqa: Y015
+
+@_typing.final
+class Loyalty(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    EVIDENCE_EVENT_IDS_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    level: _journey_map_pb2.LoyaltyLevel.ValueType
+    rule: _builtins.int
+    """Number of the rule that decided, from 1; 0: none did."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What makes it so, in words for people, such as "NPS 9 of 10"."""
+
+    @_builtins.property
+    def evidence_event_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        level: _journey_map_pb2.LoyaltyLevel.ValueType = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+        evidence_event_ids: _abc.Iterable[_builtins.str] | None = ...,
+        rule: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence_event_ids", b"evidence_event_ids", "level", b"level", "reasons", b"reasons", "rule", b"rule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Loyalty: _TypeAlias = Loyalty  # noqa: Y015
+
+@_typing.final
+class CustomerPoint(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NEED_PATH_FIELD_NUMBER: _builtins.int
+    TOUCHPOINT_ID_FIELD_NUMBER: _builtins.int
+    TOUCHPOINT_NAME_FIELD_NUMBER: _builtins.int
+    MENTIONS_FIELD_NUMBER: _builtins.int
+    MEAN_SENTIMENT_FIELD_NUMBER: _builtins.int
+    LAST_AT_FIELD_NUMBER: _builtins.int
+    kind: _analysis_pb2.PointKind.ValueType
+    need_path: _builtins.str
+    touchpoint_id: _builtins.str
+    touchpoint_name: _builtins.str
+    mentions: _builtins.int
+    mean_sentiment: _builtins.float
+    @_builtins.property
+    def last_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        kind: _analysis_pb2.PointKind.ValueType = ...,
+        need_path: _builtins.str = ...,
+        touchpoint_id: _builtins.str = ...,
+        touchpoint_name: _builtins.str = ...,
+        mentions: _builtins.int = ...,
+        mean_sentiment: _builtins.float = ...,
+        last_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_at", b"last_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "last_at", b"last_at", "mean_sentiment", b"mean_sentiment", "mentions", b"mentions", "need_path", b"need_path", "touchpoint_id", b"touchpoint_id", "touchpoint_name", b"touchpoint_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CustomerPoint: _TypeAlias = CustomerPoint  # noqa: Y015
+
+@_typing.final
+class CustomerAction(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    SIGNAL_ID_FIELD_NUMBER: _builtins.int
+    OPENED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    action_id: _builtins.str
+    kind: _action_pb2.ActionKind.ValueType
+    state: _action_pb2.ActionState.ValueType
+    result: _action_pb2.ActionResult.ValueType
+    title: _builtins.str
+    signal_id: _builtins.str
+    @_builtins.property
+    def opened_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        action_id: _builtins.str = ...,
+        kind: _action_pb2.ActionKind.ValueType = ...,
+        state: _action_pb2.ActionState.ValueType = ...,
+        result: _action_pb2.ActionResult.ValueType = ...,
+        title: _builtins.str = ...,
+        signal_id: _builtins.str = ...,
+        opened_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["opened_at", b"opened_at", "updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "kind", b"kind", "opened_at", b"opened_at", "result", b"result", "signal_id", b"signal_id", "state", b"state", "title", b"title", "updated_at", b"updated_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CustomerAction: _TypeAlias = CustomerAction  # noqa: Y015
+
+@_typing.final
+class Amount(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    currency_code: _builtins.str
+    """ISO 4217."""
+    amount: _builtins.str
+    """Decimal, such as "129.90"."""
+    def __init__(
+        self,
+        *,
+        currency_code: _builtins.str = ...,
+        amount: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "currency_code", b"currency_code"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Amount: _TypeAlias = Amount  # noqa: Y015
+
+@_typing.final
+class ShareOfWallet(_message.Message):
+    """Part of what the customer spends in the category that is spent with us: what they spent with us in the 365 days before,
+    by what they said they spend in a year (attributes "customer.category_spend" and "customer.category_currency").
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: _builtins.int
+    WITH_US_FIELD_NUMBER: _builtins.int
+    IN_CATEGORY_FIELD_NUMBER: _builtins.int
+    share: _builtins.float
+    """0 to 1."""
+    @_builtins.property
+    def with_us(self) -> Global___Amount: ...
+    @_builtins.property
+    def in_category(self) -> Global___Amount: ...
+    def __init__(
+        self,
+        *,
+        share: _builtins.float = ...,
+        with_us: Global___Amount | None = ...,
+        in_category: Global___Amount | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["in_category", b"in_category", "with_us", b"with_us"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_category", b"in_category", "share", b"share", "with_us", b"with_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareOfWallet: _TypeAlias = ShareOfWallet  # noqa: Y015
+
+@_typing.final
+class WatchCustomerJourneyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    MAP_ID_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    map_id: _builtins.str
+    """Empty: the map published last, also when another one is published meanwhile."""
+    def __init__(
+        self,
+        *,
+        customer_id: _builtins.str = ...,
+        map_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "map_id", b"map_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchCustomerJourneyRequest: _TypeAlias = WatchCustomerJourneyRequest  # noqa: Y015
+
+@_typing.final
+class WatchCustomerJourneyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    TOTAL_ENTRIES_FIELD_NUMBER: _builtins.int
+    LOYALTY_FIELD_NUMBER: _builtins.int
+    SIGNALS_FIELD_NUMBER: _builtins.int
+    ACTIONS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    total_entries: _builtins.int
+    position: _builtins.int
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimelineEntry]:
+        """At first the newest 100, then what is new or changed; in the order in which it happened to the customer."""
+
+    @_builtins.property
+    def loyalty(self) -> Global___Loyalty: ...
+    @_builtins.property
+    def signals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Signal]:
+        """Newest first, at most 100."""
+
+    @_builtins.property
+    def actions(self) -> _containers.RepeatedCompositeFieldContainer[Global___CustomerAction]: ...
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___TimelineEntry] | None = ...,
+        total_entries: _builtins.int = ...,
+        loyalty: Global___Loyalty | None = ...,
+        signals: _abc.Iterable[Global___Signal] | None = ...,
+        actions: _abc.Iterable[Global___CustomerAction] | None = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["loyalty", b"loyalty"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "entries", b"entries", "loyalty", b"loyalty", "position", b"position", "signals", b"signals", "total_entries", b"total_entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchCustomerJourneyResponse: _TypeAlias = WatchCustomerJourneyResponse  # noqa: Y015
 
 @_typing.final
 class TimelineEntry(_message.Message):
@@ -269,6 +1166,7 @@ class TimelineEntry(_message.Message):
     ANALYSIS_FIELD_NUMBER: _builtins.int
     ANALYSIS_FAILURE_FIELD_NUMBER: _builtins.int
     SIGNAL_IDS_FIELD_NUMBER: _builtins.int
+    RECORDED_UNDER_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     stage_id: _builtins.str
     """Empty when the map does not place it."""
@@ -277,6 +1175,8 @@ class TimelineEntry(_message.Message):
     touchpoint_name: _builtins.str
     analysis_failure: _builtins.str
     """Why a verbatim could not be analysed."""
+    recorded_under: _builtins.str
+    """Where it was recorded, when under a linked identity: such as "device:4711"."""
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -303,10 +1203,11 @@ class TimelineEntry(_message.Message):
         analysis: _analysis_pb2.Analysis | None = ...,
         analysis_failure: _builtins.str = ...,
         signal_ids: _abc.Iterable[_builtins.str] | None = ...,
+        recorded_under: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "interaction", b"interaction", "occurred_at", b"occurred_at", "recorded_at", b"recorded_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "analysis_failure", b"analysis_failure", "event_id", b"event_id", "interaction", b"interaction", "occurred_at", b"occurred_at", "recorded_at", b"recorded_at", "signal_ids", b"signal_ids", "stage_id", b"stage_id", "stage_name", b"stage_name", "touchpoint_id", b"touchpoint_id", "touchpoint_name", b"touchpoint_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "analysis_failure", b"analysis_failure", "event_id", b"event_id", "interaction", b"interaction", "occurred_at", b"occurred_at", "recorded_at", b"recorded_at", "recorded_under", b"recorded_under", "signal_ids", b"signal_ids", "stage_id", b"stage_id", "stage_name", b"stage_name", "touchpoint_id", b"touchpoint_id", "touchpoint_name", b"touchpoint_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -320,12 +1221,27 @@ class GetScoresRequest(_message.Message):
     MAP_ID_FIELD_NUMBER: _builtins.int
     FROM_FIELD_NUMBER: _builtins.int
     TO_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
     map_id: _builtins.str
+    period: Global___Period.ValueType
+    limit: _builtins.int
+    """Groups, those of most interactions first to stay. At most 10,000; 0 means 1,000."""
     @_builtins.property
     def as_of(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def to(self) -> _timestamp_pb2.Timestamp:
         """Happened before."""
+
+    @_builtins.property
+    def selection(self) -> Global___Selection:
+        """`from` and `to` are those above."""
+
+    @_builtins.property
+    def group_by(self) -> _containers.RepeatedScalarFieldContainer[Global___Grouping.ValueType]:
+        """With any of these, or a period, `groups` is given: one for each combination that occurs."""
 
     def __init__(
         self,
@@ -333,10 +1249,14 @@ class GetScoresRequest(_message.Message):
         as_of: _timestamp_pb2.Timestamp | None = ...,
         map_id: _builtins.str = ...,
         to: _timestamp_pb2.Timestamp | None = ...,
+        selection: Global___Selection | None = ...,
+        group_by: _abc.Iterable[Global___Grouping.ValueType] | None = ...,
+        period: Global___Period.ValueType = ...,
+        limit: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "from", b"from", "to", b"to"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "from", b"from", "selection", b"selection", "to", b"to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "from", b"from", "map_id", b"map_id", "to", b"to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "from", b"from", "group_by", b"group_by", "limit", b"limit", "map_id", b"map_id", "period", b"period", "selection", b"selection", "to", b"to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -350,8 +1270,15 @@ class GetScoresResponse(_message.Message):
     TOUCHPOINTS_FIELD_NUMBER: _builtins.int
     MAP_ID_FIELD_NUMBER: _builtins.int
     MAP_VERSION_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     map_id: _builtins.str
     map_version: _builtins.int
+    left_out: _builtins.int
+    """Groups that the limit left out."""
+    position: _builtins.int
+    """Position in the store up to which it is known."""
     @_builtins.property
     def total(self) -> Global___Scores: ...
     @_builtins.property
@@ -360,6 +1287,10 @@ class GetScoresResponse(_message.Message):
         raw name given).
         """
 
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreGroup]:
+        """By what was asked to group by, in the order of the request; of a time series each period, also those of nothing."""
+
     def __init__(
         self,
         *,
@@ -367,14 +1298,55 @@ class GetScoresResponse(_message.Message):
         touchpoints: _abc.Iterable[Global___TouchpointScores] | None = ...,
         map_id: _builtins.str = ...,
         map_version: _builtins.int = ...,
+        groups: _abc.Iterable[Global___ScoreGroup] | None = ...,
+        left_out: _builtins.int = ...,
+        position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["map_id", b"map_id", "map_version", b"map_version", "total", b"total", "touchpoints", b"touchpoints"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "left_out", b"left_out", "map_id", b"map_id", "map_version", b"map_version", "position", b"position", "total", b"total", "touchpoints", b"touchpoints"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetScoresResponse: _TypeAlias = GetScoresResponse  # noqa: Y015
+
+@_typing.final
+class ScoreGroup(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    PERIOD_START_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One per grouping asked for, in that order. Empty: on no map, of no persona, of no known need."""
+
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """How people call them."""
+
+    @_builtins.property
+    def period_start(self) -> _timestamp_pb2.Timestamp:
+        """With a period: when it began (UTC)."""
+
+    @_builtins.property
+    def scores(self) -> Global___Scores: ...
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        period_start: _timestamp_pb2.Timestamp | None = ...,
+        scores: Global___Scores | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["period_start", b"period_start", "scores", b"scores"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "names", b"names", "period_start", b"period_start", "scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreGroup: _TypeAlias = ScoreGroup  # noqa: Y015
 
 @_typing.final
 class TouchpointScores(_message.Message):
@@ -415,6 +1387,9 @@ class Scores(_message.Message):
     CSAT_FIELD_NUMBER: _builtins.int
     CES_FIELD_NUMBER: _builtins.int
     SENTIMENT_FIELD_NUMBER: _builtins.int
+    MEAN_SENTIMENT_FIELD_NUMBER: _builtins.int
+    CUSTOM_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
     interactions: _builtins.int
     """Interactions, rated or not."""
     customers: _builtins.int
@@ -428,6 +1403,16 @@ class Scores(_message.Message):
     def ces(self) -> Global___RatingScore: ...
     @_builtins.property
     def sentiment(self) -> Global___SentimentCounts: ...
+    @_builtins.property
+    def mean_sentiment(self) -> Global___MeanSentiment:
+        """Absent where no words were understood."""
+
+    @_builtins.property
+    def custom(self) -> _containers.RepeatedCompositeFieldContainer[Global___CustomScore]:
+        """Scales of the company's own, each by itself."""
+
+    @_builtins.property
+    def events(self) -> Global___EventRange: ...
     def __init__(
         self,
         *,
@@ -437,14 +1422,89 @@ class Scores(_message.Message):
         csat: Global___RatingScore | None = ...,
         ces: Global___RatingScore | None = ...,
         sentiment: Global___SentimentCounts | None = ...,
+        mean_sentiment: Global___MeanSentiment | None = ...,
+        custom: _abc.Iterable[Global___CustomScore] | None = ...,
+        events: Global___EventRange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ces", b"ces", "csat", b"csat", "nps", b"nps", "sentiment", b"sentiment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ces", b"ces", "csat", b"csat", "events", b"events", "mean_sentiment", b"mean_sentiment", "nps", b"nps", "sentiment", b"sentiment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ces", b"ces", "csat", b"csat", "customers", b"customers", "interactions", b"interactions", "nps", b"nps", "sentiment", b"sentiment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ces", b"ces", "csat", b"csat", "custom", b"custom", "customers", b"customers", "events", b"events", "interactions", b"interactions", "mean_sentiment", b"mean_sentiment", "nps", b"nps", "sentiment", b"sentiment"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Scores: _TypeAlias = Scores  # noqa: Y015
+
+@_typing.final
+class MeanSentiment(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    value: _builtins.float
+    """-1 to 1."""
+    count: _builtins.int
+    method: _builtins.str
+    """"mean-sentiment/1"."""
+    @_builtins.property
+    def interval(self) -> Global___Interval: ...
+    def __init__(
+        self,
+        *,
+        value: _builtins.float = ...,
+        count: _builtins.int = ...,
+        interval: Global___Interval | None = ...,
+        method: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "interval", b"interval", "method", b"method", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeanSentiment: _TypeAlias = MeanSentiment  # noqa: Y015
+
+@_typing.final
+class CustomScore(_message.Message):
+    """Answers on one scale: name and bounds are part of it, so no two scales are ever averaged."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SCALE_MIN_FIELD_NUMBER: _builtins.int
+    SCALE_MAX_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    scale_min: _builtins.float
+    scale_max: _builtins.float
+    mean: _builtins.float
+    count: _builtins.int
+    method: _builtins.str
+    """"mean-raw/1": on the scale itself."""
+    @_builtins.property
+    def interval(self) -> Global___Interval: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        scale_min: _builtins.float = ...,
+        scale_max: _builtins.float = ...,
+        mean: _builtins.float = ...,
+        count: _builtins.int = ...,
+        interval: Global___Interval | None = ...,
+        method: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "interval", b"interval", "mean", b"mean", "method", b"method", "name", b"name", "scale_max", b"scale_max", "scale_min", b"scale_min"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CustomScore: _TypeAlias = CustomScore  # noqa: Y015
 
 @_typing.final
 class NetPromoterScore(_message.Message):
@@ -457,11 +1517,17 @@ class NetPromoterScore(_message.Message):
     PASSIVES_FIELD_NUMBER: _builtins.int
     DETRACTORS_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
     value: _builtins.float
     promoters: _builtins.int
     passives: _builtins.int
     detractors: _builtins.int
     count: _builtins.int
+    method: _builtins.str
+    """"nps/2003"."""
+    @_builtins.property
+    def interval(self) -> Global___Interval: ...
     def __init__(
         self,
         *,
@@ -470,10 +1536,12 @@ class NetPromoterScore(_message.Message):
         passives: _builtins.int = ...,
         detractors: _builtins.int = ...,
         count: _builtins.int = ...,
+        interval: Global___Interval | None = ...,
+        method: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "detractors", b"detractors", "passives", b"passives", "promoters", b"promoters", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "detractors", b"detractors", "interval", b"interval", "method", b"method", "passives", b"passives", "promoters", b"promoters", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -489,12 +1557,20 @@ class RatingScore(_message.Message):
     MEAN_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     HISTOGRAM_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
     value: _builtins.float
     mean: _builtins.float
     count: _builtins.int
+    method: _builtins.str
+    """"csat-top-2-box/1" or "ces-2.0-top-3-box/1"."""
     @_builtins.property
     def histogram(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Answers per scale point, lowest first."""
+
+    @_builtins.property
+    def interval(self) -> Global___Interval:
+        """Of `value`."""
 
     def __init__(
         self,
@@ -503,10 +1579,12 @@ class RatingScore(_message.Message):
         mean: _builtins.float = ...,
         count: _builtins.int = ...,
         histogram: _abc.Iterable[_builtins.int] | None = ...,
+        interval: Global___Interval | None = ...,
+        method: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "histogram", b"histogram", "mean", b"mean", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "histogram", b"histogram", "interval", b"interval", "mean", b"mean", "method", b"method", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -545,13 +1623,19 @@ class ListPointsRequest(_message.Message):
     MAP_ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
+    TREND_DAYS_FIELD_NUMBER: _builtins.int
     map_id: _builtins.str
     kind: _analysis_pb2.PointKind.ValueType
     """UNSPECIFIED: pain, itch and delight."""
     limit: _builtins.int
     """At most 1,000; 0 means 20."""
+    trend_days: _builtins.int
+    """Days that the trend compares, with as many before them. 0: 30."""
     @_builtins.property
     def as_of(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def selection(self) -> Global___Selection: ...
     def __init__(
         self,
         *,
@@ -559,10 +1643,12 @@ class ListPointsRequest(_message.Message):
         map_id: _builtins.str = ...,
         kind: _analysis_pb2.PointKind.ValueType = ...,
         limit: _builtins.int = ...,
+        selection: Global___Selection | None = ...,
+        trend_days: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "kind", b"kind", "limit", b"limit", "map_id", b"map_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "kind", b"kind", "limit", b"limit", "map_id", b"map_id", "selection", b"selection", "trend_days", b"trend_days"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -573,20 +1659,122 @@ class ListPointsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     POINTS_FIELD_NUMBER: _builtins.int
+    MAP_ID_FIELD_NUMBER: _builtins.int
+    MAP_VERSION_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_HEARD_FIELD_NUMBER: _builtins.int
+    DRIVERS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    map_id: _builtins.str
+    map_version: _builtins.int
+    customers_heard: _builtins.int
+    """Customers heard in words: what the shares are of."""
+    position: _builtins.int
     @_builtins.property
     def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___Point]: ...
+    @_builtins.property
+    def drivers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Driver]:
+        """What moves the score, the strongest effect first."""
+
     def __init__(
         self,
         *,
         points: _abc.Iterable[Global___Point] | None = ...,
+        map_id: _builtins.str = ...,
+        map_version: _builtins.int = ...,
+        customers_heard: _builtins.int = ...,
+        drivers: _abc.Iterable[Global___Driver] | None = ...,
+        position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["points", b"points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers_heard", b"customers_heard", "drivers", b"drivers", "map_id", b"map_id", "map_version", b"map_version", "points", b"points", "position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPointsResponse: _TypeAlias = ListPointsResponse  # noqa: Y015
+
+@_typing.final
+class Driver(_message.Message):
+    """How ratings differ between interactions whose words tell of a need and those whose words do not. That one brings about
+    the other it does not prove.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEED_PATH_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    WITH_NEED_FIELD_NUMBER: _builtins.int
+    WITHOUT_NEED_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    need_path: _builtins.str
+    metric: _journey_map_pb2.Metric.ValueType
+    difference: _builtins.float
+    """Difference of the mean answers, in points of the metric's scale."""
+    effect: _builtins.float
+    """Hedges' g, and its interval."""
+    with_need: _builtins.int
+    without_need: _builtins.int
+    share: _builtins.float
+    """Part of the rated words that tell of it, 0 to 1."""
+    @_builtins.property
+    def interval(self) -> Global___Interval: ...
+    def __init__(
+        self,
+        *,
+        need_path: _builtins.str = ...,
+        metric: _journey_map_pb2.Metric.ValueType = ...,
+        difference: _builtins.float = ...,
+        effect: _builtins.float = ...,
+        interval: Global___Interval | None = ...,
+        with_need: _builtins.int = ...,
+        without_need: _builtins.int = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["difference", b"difference", "effect", b"effect", "interval", b"interval", "metric", b"metric", "need_path", b"need_path", "share", b"share", "with_need", b"with_need", "without_need", b"without_need"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Driver: _TypeAlias = Driver  # noqa: Y015
+
+@_typing.final
+class Trend(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    HEARD_BEFORE_FIELD_NUMBER: _builtins.int
+    HEARD_SINCE_FIELD_NUMBER: _builtins.int
+    before: _builtins.float
+    """Part of the customers heard in the days before, and in those since."""
+    since: _builtins.float
+    heard_before: _builtins.int
+    heard_since: _builtins.int
+    @_builtins.property
+    def interval(self) -> Global___Interval:
+        """Of the difference."""
+
+    def __init__(
+        self,
+        *,
+        before: _builtins.float = ...,
+        since: _builtins.float = ...,
+        interval: Global___Interval | None = ...,
+        heard_before: _builtins.int = ...,
+        heard_since: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "heard_before", b"heard_before", "heard_since", b"heard_since", "interval", b"interval", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Trend: _TypeAlias = Trend  # noqa: Y015
 
 @_typing.final
 class Point(_message.Message):
@@ -601,6 +1789,11 @@ class Point(_message.Message):
     SHARE_FIELD_NUMBER: _builtins.int
     MEAN_SENTIMENT_FIELD_NUMBER: _builtins.int
     EXAMPLES_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    MONEY_AT_STAKE_FIELD_NUMBER: _builtins.int
+    TREND_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
     kind: _analysis_pb2.PointKind.ValueType
     need_path: _builtins.str
     """Empty: the need is not known."""
@@ -611,10 +1804,28 @@ class Point(_message.Message):
     share: _builtins.float
     """Part of all customers heard in words, 0 to 1."""
     mean_sentiment: _builtins.float
+    severity: _builtins.float
+    """How strongly it is felt by those who told of it: mean distance of the sentiment from neutral towards what the point
+    is (pain and itch: negative, delight: positive), 0 to 1.
+    """
     @_builtins.property
     def examples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """At most three, newest first."""
 
+    @_builtins.property
+    def interval(self) -> Global___Interval:
+        """Of `share`."""
+
+    @_builtins.property
+    def money_at_stake(self) -> _containers.RepeatedCompositeFieldContainer[Global___Amount]:
+        """What the customers who told of it spent in the 365 days before, by currency."""
+
+    @_builtins.property
+    def trend(self) -> Global___Trend:
+        """Absent while nobody was heard in one of the two spans."""
+
+    @_builtins.property
+    def events(self) -> Global___EventRange: ...
     def __init__(
         self,
         *,
@@ -627,14 +1838,291 @@ class Point(_message.Message):
         share: _builtins.float = ...,
         mean_sentiment: _builtins.float = ...,
         examples: _abc.Iterable[_builtins.str] | None = ...,
+        interval: Global___Interval | None = ...,
+        severity: _builtins.float = ...,
+        money_at_stake: _abc.Iterable[Global___Amount] | None = ...,
+        trend: Global___Trend | None = ...,
+        events: Global___EventRange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "interval", b"interval", "trend", b"trend"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "examples", b"examples", "kind", b"kind", "mean_sentiment", b"mean_sentiment", "mentions", b"mentions", "need_path", b"need_path", "share", b"share", "touchpoint_id", b"touchpoint_id", "touchpoint_name", b"touchpoint_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "events", b"events", "examples", b"examples", "interval", b"interval", "kind", b"kind", "mean_sentiment", b"mean_sentiment", "mentions", b"mentions", "money_at_stake", b"money_at_stake", "need_path", b"need_path", "severity", b"severity", "share", b"share", "touchpoint_id", b"touchpoint_id", "touchpoint_name", b"touchpoint_name", "trend", b"trend"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Point: _TypeAlias = Point  # noqa: Y015
+
+@_typing.final
+class GetLoyaltyLadderRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AS_OF_FIELD_NUMBER: _builtins.int
+    MAP_ID_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    PERSONA_ID_FIELD_NUMBER: _builtins.int
+    map_id: _builtins.str
+    period: Global___Period.ValueType
+    """UNSPECIFIED: month."""
+    persona_id: _builtins.str
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def to(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        map_id: _builtins.str = ...,
+        to: _timestamp_pb2.Timestamp | None = ...,
+        period: Global___Period.ValueType = ...,
+        persona_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "from", b"from", "to", b"to"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "from", b"from", "map_id", b"map_id", "period", b"period", "persona_id", b"persona_id", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLoyaltyLadderRequest: _TypeAlias = GetLoyaltyLadderRequest  # noqa: Y015
+
+@_typing.final
+class GetLoyaltyLadderResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVELS_FIELD_NUMBER: _builtins.int
+    PERIODS_FIELD_NUMBER: _builtins.int
+    RECOVERY_FIELD_NUMBER: _builtins.int
+    WORD_OF_MOUTH_FIELD_NUMBER: _builtins.int
+    MAP_ID_FIELD_NUMBER: _builtins.int
+    MAP_VERSION_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    map_id: _builtins.str
+    map_version: _builtins.int
+    position: _builtins.int
+    @_builtins.property
+    def levels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LevelCount]:
+        """Every level, at `to`."""
+
+    @_builtins.property
+    def periods(self) -> _containers.RepeatedCompositeFieldContainer[Global___LadderPeriod]:
+        """One per period, oldest first."""
+
+    @_builtins.property
+    def recovery(self) -> Global___ServiceRecovery: ...
+    @_builtins.property
+    def word_of_mouth(self) -> Global___WordOfMouth: ...
+    def __init__(
+        self,
+        *,
+        levels: _abc.Iterable[Global___LevelCount] | None = ...,
+        periods: _abc.Iterable[Global___LadderPeriod] | None = ...,
+        recovery: Global___ServiceRecovery | None = ...,
+        word_of_mouth: Global___WordOfMouth | None = ...,
+        map_id: _builtins.str = ...,
+        map_version: _builtins.int = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["recovery", b"recovery", "word_of_mouth", b"word_of_mouth"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["levels", b"levels", "map_id", b"map_id", "map_version", b"map_version", "periods", b"periods", "position", b"position", "recovery", b"recovery", "word_of_mouth", b"word_of_mouth"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLoyaltyLadderResponse: _TypeAlias = GetLoyaltyLadderResponse  # noqa: Y015
+
+@_typing.final
+class LevelCount(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    level: _journey_map_pb2.LoyaltyLevel.ValueType
+    customers: _builtins.int
+    share: _builtins.float
+    """Of those on any level, 0 to 1; of none for UNSPECIFIED."""
+    def __init__(
+        self,
+        *,
+        level: _journey_map_pb2.LoyaltyLevel.ValueType = ...,
+        customers: _builtins.int = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "level", b"level", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LevelCount: _TypeAlias = LevelCount  # noqa: Y015
+
+@_typing.final
+class LadderPeriod(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    LEVELS_FIELD_NUMBER: _builtins.int
+    TRANSITIONS_FIELD_NUMBER: _builtins.int
+    ROSE_FIELD_NUMBER: _builtins.int
+    FELL_FIELD_NUMBER: _builtins.int
+    ROSE_AT_FIELD_NUMBER: _builtins.int
+    FELL_AT_FIELD_NUMBER: _builtins.int
+    rose: _builtins.int
+    fell: _builtins.int
+    @_builtins.property
+    def to(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def levels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LevelCount]: ...
+    @_builtins.property
+    def transitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transition]:
+        """From one end of the period to the other."""
+
+    @_builtins.property
+    def rose_at(self) -> _containers.RepeatedCompositeFieldContainer[Global___TouchpointCount]:
+        """Where those who rose were last glad, and those who fell last had a bad moment, in the period; most first, at most 10."""
+
+    @_builtins.property
+    def fell_at(self) -> _containers.RepeatedCompositeFieldContainer[Global___TouchpointCount]: ...
+    def __init__(
+        self,
+        *,
+        to: _timestamp_pb2.Timestamp | None = ...,
+        levels: _abc.Iterable[Global___LevelCount] | None = ...,
+        transitions: _abc.Iterable[Global___Transition] | None = ...,
+        rose: _builtins.int = ...,
+        fell: _builtins.int = ...,
+        rose_at: _abc.Iterable[Global___TouchpointCount] | None = ...,
+        fell_at: _abc.Iterable[Global___TouchpointCount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fell", b"fell", "fell_at", b"fell_at", "from", b"from", "levels", b"levels", "rose", b"rose", "rose_at", b"rose_at", "to", b"to", "transitions", b"transitions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LadderPeriod: _TypeAlias = LadderPeriod  # noqa: Y015
+
+@_typing.final
+class Transition(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_FIELD_NUMBER: _builtins.int
+    to: _journey_map_pb2.LoyaltyLevel.ValueType
+    customers: _builtins.int
+    def __init__(
+        self,
+        *,
+        to: _journey_map_pb2.LoyaltyLevel.ValueType = ...,
+        customers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "from", b"from", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Transition: _TypeAlias = Transition  # noqa: Y015
+
+@_typing.final
+class TouchpointCount(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOUCHPOINT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_FIELD_NUMBER: _builtins.int
+    touchpoint_id: _builtins.str
+    """Empty: on no map."""
+    name: _builtins.str
+    customers: _builtins.int
+    def __init__(
+        self,
+        *,
+        touchpoint_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        customers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "name", b"name", "touchpoint_id", b"touchpoint_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TouchpointCount: _TypeAlias = TouchpointCount  # noqa: Y015
+
+@_typing.final
+class ServiceRecovery(_message.Message):
+    """Of the customers who had a bad moment between `from` and `to`, those whose last moment that tells, up to `to`, is a glad
+    one.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HAD_BAD_MOMENT_FIELD_NUMBER: _builtins.int
+    RECOVERED_FIELD_NUMBER: _builtins.int
+    RATE_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    MEDIAN_HOURS_FIELD_NUMBER: _builtins.int
+    P90_HOURS_FIELD_NUMBER: _builtins.int
+    had_bad_moment: _builtins.int
+    recovered: _builtins.int
+    rate: _builtins.float
+    median_hours: _builtins.float
+    """From the last bad moment to the first glad one after it."""
+    p90_hours: _builtins.float
+    @_builtins.property
+    def interval(self) -> Global___Interval: ...
+    def __init__(
+        self,
+        *,
+        had_bad_moment: _builtins.int = ...,
+        recovered: _builtins.int = ...,
+        rate: _builtins.float = ...,
+        interval: Global___Interval | None = ...,
+        median_hours: _builtins.float = ...,
+        p90_hours: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["had_bad_moment", b"had_bad_moment", "interval", b"interval", "median_hours", b"median_hours", "p90_hours", b"p90_hours", "rate", b"rate", "recovered", b"recovered"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServiceRecovery: _TypeAlias = ServiceRecovery  # noqa: Y015
+
+@_typing.final
+class WordOfMouth(_message.Message):
+    """Between `from` and `to`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GIVEN_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    RECOMMENDING_CUSTOMERS_FIELD_NUMBER: _builtins.int
+    RECOMMENDED_CUSTOMERS_FIELD_NUMBER: _builtins.int
+    given: _builtins.int
+    received: _builtins.int
+    recommending_customers: _builtins.int
+    recommended_customers: _builtins.int
+    def __init__(
+        self,
+        *,
+        given: _builtins.int = ...,
+        received: _builtins.int = ...,
+        recommending_customers: _builtins.int = ...,
+        recommended_customers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["given", b"given", "received", b"received", "recommended_customers", b"recommended_customers", "recommending_customers", b"recommending_customers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WordOfMouth: _TypeAlias = WordOfMouth  # noqa: Y015
 
 @_typing.final
 class ListSignalsRequest(_message.Message):
@@ -644,10 +2132,13 @@ class ListSignalsRequest(_message.Message):
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     page_size: _builtins.int
     """At most 1,000; 0 means 100."""
     page_token: _builtins.str
+    rule: _builtins.str
+    """Empty: every rule."""
     @_builtins.property
     def as_of(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -657,10 +2148,11 @@ class ListSignalsRequest(_message.Message):
         customer_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        rule: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "customer_id", b"customer_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "customer_id", b"customer_id", "page_size", b"page_size", "page_token", b"page_token", "rule", b"rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -695,6 +2187,26 @@ Global___ListSignalsResponse: _TypeAlias = ListSignalsResponse  # noqa: Y015
 class Signal(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class InputsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SIGNAL_ID_FIELD_NUMBER: _builtins.int
     RULE_FIELD_NUMBER: _builtins.int
     RULE_VERSION_FIELD_NUMBER: _builtins.int
@@ -705,12 +2217,20 @@ class Signal(_message.Message):
     REASONS_FIELD_NUMBER: _builtins.int
     EVIDENCE_EVENT_IDS_FIELD_NUMBER: _builtins.int
     NEED_PATH_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    MAP_ID_FIELD_NUMBER: _builtins.int
+    MAP_VERSION_FIELD_NUMBER: _builtins.int
+    TOUCHPOINT_ID_FIELD_NUMBER: _builtins.int
+    EVIDENCE_POSITIONS_FIELD_NUMBER: _builtins.int
     signal_id: _builtins.str
     rule: _builtins.str
     rule_version: _builtins.int
     customer_id: _builtins.str
     touchpoint: _builtins.str
     need_path: _builtins.str
+    map_id: _builtins.str
+    map_version: _builtins.int
+    touchpoint_id: _builtins.str
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -719,6 +2239,12 @@ class Signal(_message.Message):
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def evidence_event_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def inputs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def evidence_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Positions in the store of the evidence, as far as they were recorded."""
+
     def __init__(
         self,
         *,
@@ -732,10 +2258,15 @@ class Signal(_message.Message):
         reasons: _abc.Iterable[_builtins.str] | None = ...,
         evidence_event_ids: _abc.Iterable[_builtins.str] | None = ...,
         need_path: _builtins.str = ...,
+        inputs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        map_id: _builtins.str = ...,
+        map_version: _builtins.int = ...,
+        touchpoint_id: _builtins.str = ...,
+        evidence_positions: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at", "raised_at", b"raised_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "evidence_event_ids", b"evidence_event_ids", "need_path", b"need_path", "occurred_at", b"occurred_at", "raised_at", b"raised_at", "reasons", b"reasons", "rule", b"rule", "rule_version", b"rule_version", "signal_id", b"signal_id", "touchpoint", b"touchpoint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "evidence_event_ids", b"evidence_event_ids", "evidence_positions", b"evidence_positions", "inputs", b"inputs", "map_id", b"map_id", "map_version", b"map_version", "need_path", b"need_path", "occurred_at", b"occurred_at", "raised_at", b"raised_at", "reasons", b"reasons", "rule", b"rule", "rule_version", b"rule_version", "signal_id", b"signal_id", "touchpoint", b"touchpoint", "touchpoint_id", b"touchpoint_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -834,3 +2365,48 @@ class UncoveredTouchpoint(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UncoveredTouchpoint: _TypeAlias = UncoveredTouchpoint  # noqa: Y015
+
+@_typing.final
+class RebuildReadModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildReadModelRequest: _TypeAlias = RebuildReadModelRequest  # noqa: Y015
+
+@_typing.final
+class RebuildReadModelResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """Position in the store that was read up to, and the one to reach."""
+    head: _builtins.int
+    events: _builtins.int
+    done: _builtins.bool
+    """The last answer: what is in use now is the one that was built."""
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        head: _builtins.int = ...,
+        events: _builtins.int = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "events", b"events", "head", b"head", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildReadModelResponse: _TypeAlias = RebuildReadModelResponse  # noqa: Y015

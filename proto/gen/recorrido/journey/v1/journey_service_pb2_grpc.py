@@ -51,10 +51,25 @@ class JourneyServiceStub:
                 request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListJourneyMapsRequest.SerializeToString,
                 response_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListJourneyMapsResponse.FromString,
                 _registered_method=True)
+        self.DiffJourneyMaps = channel.unary_unary(
+                '/recorrido.journey.v1.JourneyService/DiffJourneyMaps',
+                request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.DiffJourneyMapsRequest.SerializeToString,
+                response_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.DiffJourneyMapsResponse.FromString,
+                _registered_method=True)
+        self.PreviewJourneyMap = channel.unary_unary(
+                '/recorrido.journey.v1.JourneyService/PreviewJourneyMap',
+                request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.PreviewJourneyMapRequest.SerializeToString,
+                response_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.PreviewJourneyMapResponse.FromString,
+                _registered_method=True)
         self.GetCustomerJourney = channel.unary_unary(
                 '/recorrido.journey.v1.JourneyService/GetCustomerJourney',
                 request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCustomerJourneyRequest.SerializeToString,
                 response_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCustomerJourneyResponse.FromString,
+                _registered_method=True)
+        self.WatchCustomerJourney = channel.unary_stream(
+                '/recorrido.journey.v1.JourneyService/WatchCustomerJourney',
+                request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.WatchCustomerJourneyRequest.SerializeToString,
+                response_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.WatchCustomerJourneyResponse.FromString,
                 _registered_method=True)
         self.GetScores = channel.unary_unary(
                 '/recorrido.journey.v1.JourneyService/GetScores',
@@ -66,6 +81,11 @@ class JourneyServiceStub:
                 request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListPointsRequest.SerializeToString,
                 response_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListPointsResponse.FromString,
                 _registered_method=True)
+        self.GetLoyaltyLadder = channel.unary_unary(
+                '/recorrido.journey.v1.JourneyService/GetLoyaltyLadder',
+                request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetLoyaltyLadderRequest.SerializeToString,
+                response_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetLoyaltyLadderResponse.FromString,
+                _registered_method=True)
         self.ListSignals = channel.unary_unary(
                 '/recorrido.journey.v1.JourneyService/ListSignals',
                 request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListSignalsRequest.SerializeToString,
@@ -75,6 +95,11 @@ class JourneyServiceStub:
                 '/recorrido.journey.v1.JourneyService/GetOverview',
                 request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetOverviewRequest.SerializeToString,
                 response_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetOverviewResponse.FromString,
+                _registered_method=True)
+        self.RebuildReadModel = channel.unary_stream(
+                '/recorrido.journey.v1.JourneyService/RebuildReadModel',
+                request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.RebuildReadModelRequest.SerializeToString,
+                response_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.RebuildReadModelResponse.FromString,
                 _registered_method=True)
 
 
@@ -103,6 +128,20 @@ class JourneyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiffJourneyMaps(self, request, context):
+        """What changed from one version to another, or to a draft.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewJourneyMap(self, request, context):
+        """Reads the history by a draft and shows what would change; publishes nothing. INVALID_ARGUMENT names every problem.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetCustomerJourney(self, request, context):
         """The whole history of a customer, over the identities that were linked to them as of then. Asked by an identity that
         was linked, it answers with the customer's. NOT_FOUND when nothing is known of the customer.
@@ -111,8 +150,16 @@ class JourneyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchCustomerJourney(self, request, context):
+        """The newest entries of a customer's journey, then each entry that comes or changes, until the caller leaves. A
+        customer of whom nothing is known yet is waited for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetScores(self, request, context):
-        """NPS, CSAT and CES in total and per touchpoint, each with its counts.
+        """NPS, CSAT, CES and sentiment in total, per touchpoint, and by any grouping, each with counts and interval.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,6 +167,13 @@ class JourneyServiceServicer:
 
     def ListPoints(self, request, context):
         """Pain, itch and delight points, ranked by the number of customers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLoyaltyLadder(self, request, context):
+        """At risk, satisfied, loyal, advocate: how many are where, who rose and fell, and who was won back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,6 +187,14 @@ class JourneyServiceServicer:
 
     def GetOverview(self, request, context):
         """What is recorded, understood and placed so far, and how far behind the history the answers are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RebuildReadModel(self, request, context):
+        """Builds the read model from the history, beside the one in use, and puts it in its place. Questions are answered all
+        the while. ABORTED while another rebuild runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,10 +218,25 @@ def add_JourneyServiceServicer_to_server(servicer, server):
                     request_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListJourneyMapsRequest.FromString,
                     response_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListJourneyMapsResponse.SerializeToString,
             ),
+            'DiffJourneyMaps': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiffJourneyMaps,
+                    request_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.DiffJourneyMapsRequest.FromString,
+                    response_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.DiffJourneyMapsResponse.SerializeToString,
+            ),
+            'PreviewJourneyMap': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewJourneyMap,
+                    request_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.PreviewJourneyMapRequest.FromString,
+                    response_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.PreviewJourneyMapResponse.SerializeToString,
+            ),
             'GetCustomerJourney': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCustomerJourney,
                     request_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCustomerJourneyRequest.FromString,
                     response_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCustomerJourneyResponse.SerializeToString,
+            ),
+            'WatchCustomerJourney': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchCustomerJourney,
+                    request_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.WatchCustomerJourneyRequest.FromString,
+                    response_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.WatchCustomerJourneyResponse.SerializeToString,
             ),
             'GetScores': grpc.unary_unary_rpc_method_handler(
                     servicer.GetScores,
@@ -171,6 +248,11 @@ def add_JourneyServiceServicer_to_server(servicer, server):
                     request_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListPointsRequest.FromString,
                     response_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListPointsResponse.SerializeToString,
             ),
+            'GetLoyaltyLadder': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLoyaltyLadder,
+                    request_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetLoyaltyLadderRequest.FromString,
+                    response_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetLoyaltyLadderResponse.SerializeToString,
+            ),
             'ListSignals': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSignals,
                     request_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListSignalsRequest.FromString,
@@ -180,6 +262,11 @@ def add_JourneyServiceServicer_to_server(servicer, server):
                     servicer.GetOverview,
                     request_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetOverviewRequest.FromString,
                     response_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetOverviewResponse.SerializeToString,
+            ),
+            'RebuildReadModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.RebuildReadModel,
+                    request_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.RebuildReadModelRequest.FromString,
+                    response_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.RebuildReadModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -276,6 +363,60 @@ class JourneyService:
             _registered_method=True)
 
     @staticmethod
+    def DiffJourneyMaps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.journey.v1.JourneyService/DiffJourneyMaps',
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.DiffJourneyMapsRequest.SerializeToString,
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.DiffJourneyMapsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewJourneyMap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.journey.v1.JourneyService/PreviewJourneyMap',
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.PreviewJourneyMapRequest.SerializeToString,
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.PreviewJourneyMapResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetCustomerJourney(request,
             target,
             options=(),
@@ -292,6 +433,33 @@ class JourneyService:
             '/recorrido.journey.v1.JourneyService/GetCustomerJourney',
             recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCustomerJourneyRequest.SerializeToString,
             recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCustomerJourneyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchCustomerJourney(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/recorrido.journey.v1.JourneyService/WatchCustomerJourney',
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.WatchCustomerJourneyRequest.SerializeToString,
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.WatchCustomerJourneyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -357,6 +525,33 @@ class JourneyService:
             _registered_method=True)
 
     @staticmethod
+    def GetLoyaltyLadder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.journey.v1.JourneyService/GetLoyaltyLadder',
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetLoyaltyLadderRequest.SerializeToString,
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetLoyaltyLadderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListSignals(request,
             target,
             options=(),
@@ -400,6 +595,33 @@ class JourneyService:
             '/recorrido.journey.v1.JourneyService/GetOverview',
             recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetOverviewRequest.SerializeToString,
             recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetOverviewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebuildReadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/recorrido.journey.v1.JourneyService/RebuildReadModel',
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.RebuildReadModelRequest.SerializeToString,
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.RebuildReadModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,17 +41,31 @@ class JourneyServiceStub:
     """
     GetJourneyMap: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.GetJourneyMapRequest, _journey_service_pb2.GetJourneyMapResponse]
     ListJourneyMaps: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.ListJourneyMapsRequest, _journey_service_pb2.ListJourneyMapsResponse]
+    DiffJourneyMaps: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.DiffJourneyMapsRequest, _journey_service_pb2.DiffJourneyMapsResponse]
+    """What changed from one version to another, or to a draft."""
+    PreviewJourneyMap: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.PreviewJourneyMapRequest, _journey_service_pb2.PreviewJourneyMapResponse]
+    """Reads the history by a draft and shows what would change; publishes nothing. INVALID_ARGUMENT names every problem."""
     GetCustomerJourney: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.GetCustomerJourneyRequest, _journey_service_pb2.GetCustomerJourneyResponse]
     """The whole history of a customer, over the identities that were linked to them as of then. Asked by an identity that
     was linked, it answers with the customer's. NOT_FOUND when nothing is known of the customer.
     """
+    WatchCustomerJourney: _grpc.UnaryStreamMultiCallable[_journey_service_pb2.WatchCustomerJourneyRequest, _journey_service_pb2.WatchCustomerJourneyResponse]
+    """The newest entries of a customer's journey, then each entry that comes or changes, until the caller leaves. A
+    customer of whom nothing is known yet is waited for.
+    """
     GetScores: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.GetScoresRequest, _journey_service_pb2.GetScoresResponse]
-    """NPS, CSAT and CES in total and per touchpoint, each with its counts."""
+    """NPS, CSAT, CES and sentiment in total, per touchpoint, and by any grouping, each with counts and interval."""
     ListPoints: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.ListPointsRequest, _journey_service_pb2.ListPointsResponse]
     """Pain, itch and delight points, ranked by the number of customers."""
+    GetLoyaltyLadder: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.GetLoyaltyLadderRequest, _journey_service_pb2.GetLoyaltyLadderResponse]
+    """At risk, satisfied, loyal, advocate: how many are where, who rose and fell, and who was won back."""
     ListSignals: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.ListSignalsRequest, _journey_service_pb2.ListSignalsResponse]
     GetOverview: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.GetOverviewRequest, _journey_service_pb2.GetOverviewResponse]
     """What is recorded, understood and placed so far, and how far behind the history the answers are."""
+    RebuildReadModel: _grpc.UnaryStreamMultiCallable[_journey_service_pb2.RebuildReadModelRequest, _journey_service_pb2.RebuildReadModelResponse]
+    """Builds the read model from the history, beside the one in use, and puts it in its place. Questions are answered all
+    the while. ABORTED while another rebuild runs.
+    """
 
 @_typing.type_check_only
 class JourneyServiceAsyncStub(JourneyServiceStub):
@@ -66,17 +80,31 @@ class JourneyServiceAsyncStub(JourneyServiceStub):
     """
     GetJourneyMap: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.GetJourneyMapRequest, _journey_service_pb2.GetJourneyMapResponse]  # type: ignore[assignment]
     ListJourneyMaps: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.ListJourneyMapsRequest, _journey_service_pb2.ListJourneyMapsResponse]  # type: ignore[assignment]
+    DiffJourneyMaps: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.DiffJourneyMapsRequest, _journey_service_pb2.DiffJourneyMapsResponse]  # type: ignore[assignment]
+    """What changed from one version to another, or to a draft."""
+    PreviewJourneyMap: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.PreviewJourneyMapRequest, _journey_service_pb2.PreviewJourneyMapResponse]  # type: ignore[assignment]
+    """Reads the history by a draft and shows what would change; publishes nothing. INVALID_ARGUMENT names every problem."""
     GetCustomerJourney: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.GetCustomerJourneyRequest, _journey_service_pb2.GetCustomerJourneyResponse]  # type: ignore[assignment]
     """The whole history of a customer, over the identities that were linked to them as of then. Asked by an identity that
     was linked, it answers with the customer's. NOT_FOUND when nothing is known of the customer.
     """
+    WatchCustomerJourney: _aio.UnaryStreamMultiCallable[_journey_service_pb2.WatchCustomerJourneyRequest, _journey_service_pb2.WatchCustomerJourneyResponse]  # type: ignore[assignment]
+    """The newest entries of a customer's journey, then each entry that comes or changes, until the caller leaves. A
+    customer of whom nothing is known yet is waited for.
+    """
     GetScores: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.GetScoresRequest, _journey_service_pb2.GetScoresResponse]  # type: ignore[assignment]
-    """NPS, CSAT and CES in total and per touchpoint, each with its counts."""
+    """NPS, CSAT, CES and sentiment in total, per touchpoint, and by any grouping, each with counts and interval."""
     ListPoints: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.ListPointsRequest, _journey_service_pb2.ListPointsResponse]  # type: ignore[assignment]
     """Pain, itch and delight points, ranked by the number of customers."""
+    GetLoyaltyLadder: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.GetLoyaltyLadderRequest, _journey_service_pb2.GetLoyaltyLadderResponse]  # type: ignore[assignment]
+    """At risk, satisfied, loyal, advocate: how many are where, who rose and fell, and who was won back."""
     ListSignals: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.ListSignalsRequest, _journey_service_pb2.ListSignalsResponse]  # type: ignore[assignment]
     GetOverview: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.GetOverviewRequest, _journey_service_pb2.GetOverviewResponse]  # type: ignore[assignment]
     """What is recorded, understood and placed so far, and how far behind the history the answers are."""
+    RebuildReadModel: _aio.UnaryStreamMultiCallable[_journey_service_pb2.RebuildReadModelRequest, _journey_service_pb2.RebuildReadModelResponse]  # type: ignore[assignment]
+    """Builds the read model from the history, beside the one in use, and puts it in its place. Questions are answered all
+    the while. ABORTED while another rebuild runs.
+    """
 
 class JourneyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Where does each customer, and each touchpoint, stand? Every query takes as_of and answers with what was known then
@@ -108,6 +136,22 @@ class JourneyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_journey_service_pb2.ListJourneyMapsResponse, _abc.Awaitable[_journey_service_pb2.ListJourneyMapsResponse]]: ...
 
     @_abc_1.abstractmethod
+    def DiffJourneyMaps(
+        self,
+        request: _journey_service_pb2.DiffJourneyMapsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_journey_service_pb2.DiffJourneyMapsResponse, _abc.Awaitable[_journey_service_pb2.DiffJourneyMapsResponse]]:
+        """What changed from one version to another, or to a draft."""
+
+    @_abc_1.abstractmethod
+    def PreviewJourneyMap(
+        self,
+        request: _journey_service_pb2.PreviewJourneyMapRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_journey_service_pb2.PreviewJourneyMapResponse, _abc.Awaitable[_journey_service_pb2.PreviewJourneyMapResponse]]:
+        """Reads the history by a draft and shows what would change; publishes nothing. INVALID_ARGUMENT names every problem."""
+
+    @_abc_1.abstractmethod
     def GetCustomerJourney(
         self,
         request: _journey_service_pb2.GetCustomerJourneyRequest,
@@ -118,12 +162,22 @@ class JourneyServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def WatchCustomerJourney(
+        self,
+        request: _journey_service_pb2.WatchCustomerJourneyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_journey_service_pb2.WatchCustomerJourneyResponse], _abc.AsyncIterator[_journey_service_pb2.WatchCustomerJourneyResponse]]:
+        """The newest entries of a customer's journey, then each entry that comes or changes, until the caller leaves. A
+        customer of whom nothing is known yet is waited for.
+        """
+
+    @_abc_1.abstractmethod
     def GetScores(
         self,
         request: _journey_service_pb2.GetScoresRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_journey_service_pb2.GetScoresResponse, _abc.Awaitable[_journey_service_pb2.GetScoresResponse]]:
-        """NPS, CSAT and CES in total and per touchpoint, each with its counts."""
+        """NPS, CSAT, CES and sentiment in total, per touchpoint, and by any grouping, each with counts and interval."""
 
     @_abc_1.abstractmethod
     def ListPoints(
@@ -132,6 +186,14 @@ class JourneyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_journey_service_pb2.ListPointsResponse, _abc.Awaitable[_journey_service_pb2.ListPointsResponse]]:
         """Pain, itch and delight points, ranked by the number of customers."""
+
+    @_abc_1.abstractmethod
+    def GetLoyaltyLadder(
+        self,
+        request: _journey_service_pb2.GetLoyaltyLadderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_journey_service_pb2.GetLoyaltyLadderResponse, _abc.Awaitable[_journey_service_pb2.GetLoyaltyLadderResponse]]:
+        """At risk, satisfied, loyal, advocate: how many are where, who rose and fell, and who was won back."""
 
     @_abc_1.abstractmethod
     def ListSignals(
@@ -147,5 +209,15 @@ class JourneyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_journey_service_pb2.GetOverviewResponse, _abc.Awaitable[_journey_service_pb2.GetOverviewResponse]]:
         """What is recorded, understood and placed so far, and how far behind the history the answers are."""
+
+    @_abc_1.abstractmethod
+    def RebuildReadModel(
+        self,
+        request: _journey_service_pb2.RebuildReadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_journey_service_pb2.RebuildReadModelResponse], _abc.AsyncIterator[_journey_service_pb2.RebuildReadModelResponse]]:
+        """Builds the read model from the history, beside the one in use, and puts it in its place. Questions are answered all
+        the while. ABORTED while another rebuild runs.
+        """
 
 def add_JourneyServiceServicer_to_server(servicer: JourneyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

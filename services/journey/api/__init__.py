@@ -1,0 +1,5 @@
+"""The gRPC face of the journey: proto ⇄ domain."""
+
+from services.journey.api.service import JourneyService
+
+__all__ = ["JourneyService"]

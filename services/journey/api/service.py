@@ -1,0 +1,273 @@
+"""Each method: check the request, ask, answer."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+from uuid import uuid4
+
+from recorrido.inference.v1.events import PointKind
+from recorrido.journey.v1 import journey_service_pb2 as pb
+from recorrido.journey.v1 import journey_service_pb2_grpc as pb_grpc
+from recorrido.journey.v1.events import JourneyMap
+from services.foundation.errors import InvalidError, NotFoundError
+from services.foundation.rebuild import Progress
+from services.journey.api import answers
+from services.journey.api.requests import Checks
+from services.journey.domain.mapcheck import violations
+from services.journey.domain.mapdiff import changes
+from services.journey.domain.maps import PublishJourneyMap
+from services.journey.handlers import MapHandlers
+from services.journey.views.ladder import ladder
+from services.journey.views.overview import overview
+from services.journey.views.points import KINDS, points, words
+from services.journey.views.preview import preview
+from services.journey.views.scores import Group, Period, grouped, scores
+from services.journey.views.signals import signals
+from services.journey.views.snapshot import MapInForce, ReadModel, Snapshot
+from services.journey.views.timeline import customer_journey, newest_entries, snapshot_moment
+
+#: Groups of one answer, by default and at most.
+DEFAULT_GROUPS = 1_000
+MAX_GROUPS = 10_000
+MAX_TREND_DAYS = 3_660
+#: Entries that a watch begins with, and how often it looks.
+WATCHED = 100
+WATCH_EVERY_S = 0.25
+
+
+class JourneyService(pb_grpc.JourneyServiceServicer):
+    """Passes over the whole history run in a thread: others are answered meanwhile."""
+
+    def __init__(
+        self, maps: MapHandlers, read_model: ReadModel, rebuild: Callable[[], AsyncIterator[Progress]]
+    ) -> None:
+        self._maps = maps
+        self._read_model = read_model
+        self._rebuild = rebuild
+
+    # -- maps ----------------------------------------------------------------------------------------------------------
+
+    async def PublishJourneyMap(  # noqa: N802 - the name in the contract
+        self, request: pb.PublishJourneyMapRequest, _context: Any
+    ) -> pb.PublishJourneyMapResponse:
+        check = Checks()
+        map_ = check.journey_map(request.map)
+        check.done()
+        command = PublishJourneyMap(map=map_, actor=request.actor, request_id=request.request_id or str(uuid4()))
+        return pb.PublishJourneyMapResponse(published=answers.published(await self._maps.publish(command)))
+
+    async def GetJourneyMap(  # noqa: N802
+        self, request: pb.GetJourneyMapRequest, _context: Any
+    ) -> pb.GetJourneyMapResponse:
+        found = await self._maps.get(request.map_id, request.version)
+        return pb.GetJourneyMapResponse(published=answers.published(found))
+
+    async def ListJourneyMaps(  # noqa: N802
+        self, _request: pb.ListJourneyMapsRequest, _context: Any
+    ) -> pb.ListJourneyMapsResponse:
+        async with self._read_model.snapshot() as snapshot:
+            return pb.ListJourneyMapsResponse(maps=[answers.published(m) for m in snapshot.latest_maps()])
+
+    async def DiffJourneyMaps(  # noqa: N802
+        self, request: pb.DiffJourneyMapsRequest, _context: Any
+    ) -> pb.DiffJourneyMapsResponse:
+        check = Checks()
+        map_id = check.identity("map_id", request.map_id or request.draft.map_id)
+        draft = check.journey_map(request.draft, "draft") if request.HasField("draft") else None
+        check.done()
+        to_version = 0
+        if draft is None:
+            newer = await self._maps.get(map_id, request.to_version)
+            draft, to_version = newer.map, newer.version
+        if request.from_version or not to_version:
+            older = await self._maps.get(map_id, request.from_version)
+            old, from_version = older.map, older.version
+        elif to_version > 1:
+            old, from_version = (await self._maps.get(map_id, to_version - 1)).map, to_version - 1
+        else:
+            old, from_version = JourneyMap(), 0
+        return pb.DiffJourneyMapsResponse(
+            from_version=from_version,
+            to_version=to_version,
+            changes=[answers.change(each) for each in changes(old, draft)],
+        )
+
+    async def PreviewJourneyMap(  # noqa: N802
+        self, request: pb.PreviewJourneyMapRequest, _context: Any
+    ) -> pb.PreviewJourneyMapResponse:
+        check = Checks()
+        draft, as_of = check.journey_map(request.draft, "draft"), check.time(request, "as_of")
+        check.done()
+        if problems := list(violations(draft)):
+            raise InvalidError(problems)
+        async with self._read_model.snapshot(as_of) as snapshot:
+            try:
+                in_force = snapshot.map_in_force(draft.map_id)
+            except NotFoundError:
+                in_force = MapInForce(None)
+            reading, moment = snapshot.reading(in_force), snapshot_moment(snapshot, snapshot.history)
+        return answers.preview(await asyncio.to_thread(preview, reading, in_force, draft, moment=moment))
+
+    # -- a customer ----------------------------------------------------------------------------------------------------
+
+    async def GetCustomerJourney(  # noqa: N802
+        self, request: pb.GetCustomerJourneyRequest, _context: Any
+    ) -> pb.GetCustomerJourneyResponse:
+        check = Checks()
+        customer_id = check.identity("customer_id", request.customer_id)
+        as_of, page_size = check.time(request, "as_of"), check.size("page_size", request.page_size, default=100)
+        map_id = check.optional_identity("map_id", request.map_id)
+        check.done()
+        async with self._read_model.snapshot(as_of) as snapshot:
+            in_force = snapshot.map_in_force(map_id)
+            journey = await customer_journey(
+                snapshot, in_force, customer_id, page_size=page_size, page_token=request.page_token
+            )
+        return answers.journey(journey, in_force, _known_to(snapshot))
+
+    async def WatchCustomerJourney(  # noqa: N802
+        self, request: pb.WatchCustomerJourneyRequest, _context: Any
+    ) -> AsyncIterator[pb.WatchCustomerJourneyResponse]:
+        check = Checks()
+        customer_id = check.identity("customer_id", request.customer_id)
+        map_id = check.optional_identity("map_id", request.map_id)
+        check.done()
+        known: dict[str, bytes] = {}
+        last: pb.WatchCustomerJourneyResponse | None = None
+        position = -1
+        while True:
+            journey = None
+            async with self._read_model.snapshot() as snapshot:
+                if snapshot.cut != position:
+                    position = snapshot.cut
+                    in_force = snapshot.map_in_force(map_id)
+                    with contextlib.suppress(NotFoundError):
+                        journey = await newest_entries(snapshot, in_force, customer_id, WATCHED)
+            if journey is not None:
+                now = answers.journey(journey, in_force, _known_to(snapshot))
+                fresh = [
+                    each
+                    for each in now.entries
+                    if known.get(each.event_id) != each.SerializeToString(deterministic=True)
+                ]
+                known |= {each.event_id: each.SerializeToString(deterministic=True) for each in fresh}
+                update = pb.WatchCustomerJourneyResponse(
+                    total_entries=now.total_entries, loyalty=now.loyalty, signals=now.signals, actions=now.actions
+                )
+                if fresh or update != last:
+                    last = pb.WatchCustomerJourneyResponse()
+                    last.CopyFrom(update)
+                    update.entries.extend(fresh)
+                    update.position = now.position
+                    yield update
+            await asyncio.sleep(WATCH_EVERY_S)
+
+    # -- everyone ------------------------------------------------------------------------------------------------------
+
+    async def GetScores(self, request: pb.GetScoresRequest, _context: Any) -> pb.GetScoresResponse:  # noqa: N802
+        check = Checks()
+        as_of, span = check.time(request, "as_of"), check.span(request)
+        map_id = check.optional_identity("map_id", request.map_id)
+        selection = check.selection(request.selection, span)
+        groupings, period = check.groupings(request.group_by), check.period(request.period)
+        limit = check.size("limit", request.limit, default=DEFAULT_GROUPS, most=MAX_GROUPS)
+        check.done()
+        async with self._read_model.snapshot(as_of) as snapshot:
+            in_force = snapshot.map_in_force(map_id)
+            reading = snapshot.reading(in_force)
+        total, touchpoints = await asyncio.to_thread(scores, reading, selection)
+        groups: Sequence[Group] = ()
+        left_out = 0
+        if groupings or period:
+            groups, left_out = await asyncio.to_thread(grouped, reading, selection, groupings, period, limit)
+        return pb.GetScoresResponse(
+            total=answers.scores(total),
+            touchpoints=[answers.touchpoint_scores(each) for each in touchpoints],
+            map_id=in_force.map_id,
+            map_version=in_force.version,
+            groups=[answers.group(each) for each in groups],
+            left_out=left_out,
+            position=_known_to(snapshot),
+        )
+
+    async def ListPoints(self, request: pb.ListPointsRequest, _context: Any) -> pb.ListPointsResponse:  # noqa: N802
+        check = Checks()
+        as_of, limit = check.time(request, "as_of"), check.size("limit", request.limit, default=20)
+        map_id = check.optional_identity("map_id", request.map_id)
+        selection = check.selection(request.selection)
+        trend_days = check.size("trend_days", request.trend_days, default=0, most=MAX_TREND_DAYS)
+        kind = PointKind.from_number(request.kind)
+        if request.kind and kind not in KINDS:
+            check.refuse("kind", "pain, itch or delight")
+        check.done()
+        async with self._read_model.snapshot(as_of) as snapshot:
+            in_force = snapshot.map_in_force(map_id)
+            found = await asyncio.to_thread(
+                points,
+                snapshot.reading(in_force),
+                selection,
+                kinds=(kind,) if request.kind else KINDS,
+                limit=limit,
+                moment=snapshot_moment(snapshot, snapshot.history),
+                trend_days=trend_days,
+            )
+            examples = await words(snapshot.connection, found.points)
+        return pb.ListPointsResponse(
+            points=[answers.point(each, said) for each, said in zip(found.points, examples, strict=True)],
+            map_id=in_force.map_id,
+            map_version=in_force.version,
+            customers_heard=found.heard,
+            drivers=[answers.driver(each) for each in found.drivers],
+            position=_known_to(snapshot),
+        )
+
+    async def GetLoyaltyLadder(  # noqa: N802
+        self, request: pb.GetLoyaltyLadderRequest, _context: Any
+    ) -> pb.GetLoyaltyLadderResponse:
+        check = Checks()
+        as_of, (since, until) = check.time(request, "as_of"), check.span(request)
+        map_id = check.optional_identity("map_id", request.map_id)
+        persona_id = check.optional_identity("persona_id", request.persona_id)
+        period = check.period(request.period) or Period.MONTH
+        check.done()
+        async with self._read_model.snapshot(as_of) as snapshot:
+            in_force = snapshot.map_in_force(map_id)
+            reading, moment = snapshot.reading(in_force), snapshot_moment(snapshot, snapshot.history)
+        found = await asyncio.to_thread(
+            ladder, reading, moment=moment, since=since, until=until, period=period, persona_id=persona_id
+        )
+        return answers.ladder(found, in_force, _known_to(snapshot))
+
+    async def ListSignals(self, request: pb.ListSignalsRequest, _context: Any) -> pb.ListSignalsResponse:  # noqa: N802
+        check = Checks()
+        as_of, page_size = check.time(request, "as_of"), check.size("page_size", request.page_size, default=100)
+        customer_id = check.optional_identity("customer_id", request.customer_id)
+        rule = check.optional_identity("rule", request.rule)
+        check.done()
+        async with self._read_model.snapshot(as_of) as snapshot:
+            found, token = await signals(
+                snapshot, customer_id, page_size=page_size, page_token=request.page_token, rule=rule
+            )
+        return pb.ListSignalsResponse(signals=[answers.signal(s) for s in found], next_page_token=token)
+
+    async def GetOverview(self, request: pb.GetOverviewRequest, _context: Any) -> pb.GetOverviewResponse:  # noqa: N802
+        check = Checks()
+        as_of = check.time(request, "as_of")
+        check.done()
+        async with self._read_model.snapshot(as_of) as snapshot:
+            now = await asyncio.to_thread(overview, snapshot.reading(snapshot.map_in_force("")))
+        return answers.overview(now, snapshot.position)
+
+    async def RebuildReadModel(  # noqa: N802
+        self, _request: pb.RebuildReadModelRequest, _context: Any
+    ) -> AsyncIterator[pb.RebuildReadModelResponse]:
+        async for each in self._rebuild():
+            yield pb.RebuildReadModelResponse(
+                position=each.position, head=each.head, events=each.events, done=each.done
+            )
+
+
+def _known_to(snapshot: Snapshot) -> int:
+    """Return the position in the store up to which an answer is known."""
+    return max(snapshot.cut - 1, 0)

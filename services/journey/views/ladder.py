@@ -1,0 +1,238 @@
+"""The loyalty ladder of everyone: who stands where, who rose and fell, who was won back, who recommends."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recorrido.ingest.v1.events import ReferralDirection
+from recorrido.journey.v1.events import LoyaltyLevel
+from services.foundation.errors import InvalidError, Violation
+from services.journey.domain import intervals
+from services.journey.domain.history import HOUR_US, Flags, History, Ints
+from services.journey.domain.intervals import Interval
+from services.journey.domain.loyalty import levels, rules_of, standing
+from services.journey.domain.reading import Reading
+from services.journey.views.money import YEAR_US
+from services.journey.views.scores import Period, period_number, period_start
+from services.journey.views.snapshot import microseconds, moment_of
+
+#: Periods of one answer.
+MAX_PERIODS = 120
+#: Touchpoints named where customers rose or fell.
+_PLACES = 10
+
+ALL_LEVELS = tuple(LoyaltyLevel.from_number(number) for number in range(5))
+
+
+@dataclass(frozen=True, slots=True)
+class LevelCount:
+    """`share` is of those on any level, 0 to 1."""
+
+    level: LoyaltyLevel
+    customers: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    source: LoyaltyLevel
+    target: LoyaltyLevel
+    customers: int
+
+
+@dataclass(frozen=True, slots=True)
+class TouchpointCount:
+    """On no map: `touchpoint_id` is empty, and the name the raw one."""
+
+    touchpoint_id: str
+    name: str
+    customers: int
+
+
+@dataclass(frozen=True, slots=True)
+class LadderPeriod:
+    """What changed between two times; `levels` are those at the end."""
+
+    since: datetime
+    until: datetime
+    levels: Sequence[LevelCount]
+    transitions: Sequence[Transition]
+    rose: int
+    fell: int
+    rose_at: Sequence[TouchpointCount]
+    fell_at: Sequence[TouchpointCount]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRecovery:
+    """Of the customers who had a bad moment, those who ended glad; hours are from the last bad moment to gladness."""
+
+    had_bad_moment: int
+    recovered: int
+    interval: Interval
+    median_hours: float
+    p90_hours: float
+
+
+@dataclass(frozen=True, slots=True)
+class WordOfMouth:
+    given: int
+    received: int
+    recommending_customers: int
+    recommended_customers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    levels: Sequence[LevelCount]
+    periods: Sequence[LadderPeriod]
+    recovery: ServiceRecovery | None
+    word_of_mouth: WordOfMouth
+
+
+def ladder(
+    reading: Reading,
+    *,
+    moment: int,
+    since: datetime | None,
+    until: datetime | None,
+    period: Period,
+    persona_id: str,
+) -> Ladder:
+    """Return the ladder at `until`, and what changed since `since`; without them at `moment`, and over the year before.
+
+    Raises:
+        InvalidError: more than MAX_PERIODS periods, or the map has no such persona.
+    """
+    end = moment if until is None else microseconds(until)
+    start = end - YEAR_US if since is None else microseconds(since)
+    history = reading.history
+    meant = _customers(reading, persona_id)
+    rules = rules_of(reading.map_.loyalty)
+    times = _boundaries(start, end, period)
+    found: list[NDArray[np.int8]] = []
+    for time in times:
+        at = standing(history, rules, time)
+        # Nobody of whom nothing had happened is on the ladder: -1.
+        found.append(np.where(at.known & meant, levels(at, rules)[0], np.int8(-1)))
+    periods = [_period(reading, times[n], times[n + 1], found[n], found[n + 1]) for n in range(len(times) - 1)]
+    inside = (history.interactions.occurred > start) & (history.interactions.occurred <= end)
+    inside &= meant[history.customer]
+    return Ladder(counts(found[-1]), periods, _recovery(history, inside, end), _word_of_mouth(history, inside))
+
+
+def _customers(reading: Reading, persona_id: str) -> Flags:
+    ids = [persona.persona_id for persona in reading.map_.personas]
+    if not persona_id:
+        return np.ones(len(reading.history.owners), bool)
+    if persona_id not in ids:
+        raise InvalidError(
+            [Violation("persona_id", f"one of the map {reading.map_.map_id!r}; it has no {persona_id!r}")]
+        )
+    meant: Flags = reading.personas == ids.index(persona_id)
+    return meant
+
+
+def _boundaries(start: int, end: int, period: Period) -> list[int]:
+    first, last = (int(n) for n in period_number(np.array([start, end], np.int64), period))
+    if last - first >= MAX_PERIODS:
+        raise InvalidError([Violation("period", f"at most {MAX_PERIODS} of them; these are {last - first + 1:,}")])
+    between = [microseconds(period_start(n, period)) for n in range(first + 1, last + 1)]
+    return [start, *(time for time in between if start < time < end), end]
+
+
+def counts(level: NDArray[np.int8]) -> list[LevelCount]:
+    """Return how many stand on each level, 0 (nothing tells) to 4; -1 is not on the ladder."""
+    numbers = np.bincount(level[level >= 0], minlength=5)
+    on_any = max(int(numbers[1:].sum()), 1)
+    return [
+        LevelCount(each, int(numbers[each.number]), int(numbers[each.number]) / on_any if each.number else 0.0)
+        for each in ALL_LEVELS
+    ]
+
+
+def _period(reading: Reading, start: int, end: int, before: NDArray[np.int8], after: NDArray[np.int8]) -> LadderPeriod:
+    there = (before >= 0) & (after >= 0) & (before != after)
+    pairs = np.bincount(before[there].astype(np.int64) * 5 + after[there], minlength=25)
+    # From or to "nothing tells" is neither up nor down.
+    told = (before > 0) & (after > 0)
+    rose, fell = told & (after > before), told & (after < before)
+    history = reading.history
+    return LadderPeriod(
+        since=moment_of(start),
+        until=moment_of(end),
+        levels=counts(after),
+        transitions=[
+            Transition(ALL_LEVELS[n // 5], ALL_LEVELS[n % 5], int(count)) for n, count in enumerate(pairs) if count
+        ],
+        rose=int(rose.sum()),
+        fell=int(fell.sum()),
+        rose_at=_last_at(reading, history.glad, rose, start, end),
+        fell_at=_last_at(reading, history.bad, fell, start, end),
+    )
+
+
+def _last_at(reading: Reading, telling: Flags, meant: Flags, start: int, end: int) -> list[TouchpointCount]:
+    """Return at which touchpoints the last telling interaction of each of these customers was, within a period."""
+    history = reading.history
+    order = history.by_time
+    occurred = history.interactions.occurred
+    first, last = (int(n) for n in np.searchsorted(occurred[order], [start, end], side="right"))
+    rows = order[first:last]
+    rows = rows[telling[rows] & meant[history.customer[rows]]]
+    row_of = np.full(len(history.owners), -1, np.int64)
+    row_of[history.customer[rows]] = rows
+    found: dict[tuple[str, str], int] = {}
+    for row in row_of[row_of >= 0].tolist():
+        place = int(reading.place[row])
+        raw = history.vocabulary.touchpoints[int(history.interactions.touchpoint[row])]
+        touchpoint = reading.touchpoints[place][1] if place >= 0 else None
+        key = (touchpoint.touchpoint_id, touchpoint.name) if touchpoint else ("", raw.touchpoint)
+        found[key] = found.get(key, 0) + 1
+    ranked = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    return [TouchpointCount(*key, count) for key, count in ranked[:_PLACES]]
+
+
+def _recovery(history: History, inside: Flags, end: int) -> ServiceRecovery | None:
+    """Return who was won back; None where nobody had a bad moment.
+
+    What counts is the customer's gladness afterwards, not that somebody answered (C. W. L. Hart, J. L. Heskett and
+    W. E. Sasser, "The Profitable Art of Service Recovery", Harvard Business Review, July 1990).
+    """
+    order = history.by_time
+    occurred = history.interactions.occurred
+    upto = order[: int(np.searchsorted(occurred[order], end, side="right"))]
+    customers = len(history.owners)
+    bad = upto[history.bad[upto] & inside[upto]]
+    if not len(bad):
+        return None
+    place = np.empty(len(history.interactions), np.int64)
+    place[order] = np.arange(len(order))
+    last_bad = np.full(customers, -1, np.int64)
+    last_bad[history.customer[bad]] = bad
+    glad = upto[history.glad[upto]]
+    hurt_row = last_bad[history.customer[glad]]
+    after = glad[(hurt_row >= 0) & (place[glad] > place[hurt_row])]
+    first_glad = np.full(customers, -1, np.int64)
+    first_glad[history.customer[after[::-1]]] = after[::-1]
+    recovered = np.flatnonzero(first_glad >= 0)
+    hours = (occurred[first_glad[recovered]] - occurred[last_bad[recovered]]) / HOUR_US
+    had = int((last_bad >= 0).sum())
+    median, p90 = np.percentile(hours, [50, 90]) if len(hours) else (0.0, 0.0)
+    return ServiceRecovery(had, len(recovered), intervals.proportion(len(recovered), had), float(median), float(p90))
+
+
+def _word_of_mouth(history: History, inside: Flags) -> WordOfMouth:
+    def of(direction: ReferralDirection) -> Ints:
+        return np.flatnonzero(inside & (history.interactions.referral == direction.number))
+
+    given, received = of(ReferralDirection.GIVEN), of(ReferralDirection.RECEIVED)
+    return WordOfMouth(
+        len(given),
+        len(received),
+        len(np.unique(history.customer[given])),
+        len(np.unique(history.customer[received])),
+    )
