@@ -3,9 +3,10 @@
 import json
 import os
 import sys
+import time
 import uuid
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 from urllib.parse import urlsplit
 
 import grpc
@@ -16,9 +17,12 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from recorrido.ingest.v1 import privacy_service_pb2 as pb
 from recorrido.ingest.v1.privacy_service_pb2_grpc import PrivacyServiceStub
 from services.cli import show
-from services.cli.clients import Addresses, channel
+from services.cli.clients import DEADLINE_S, Addresses, channel
 from services.cli.failures import CommandError, explain
 from services.cli.options import Json, run
+
+if TYPE_CHECKING:
+    from recorrido.ingest.v1.privacy_service_pb2_grpc import PrivacyServiceAsyncStub
 
 #: An export is as long as a history; an erasure waits for relay and bus, should they be away.
 WITHIN_S = 3600.0
@@ -100,7 +104,7 @@ async def _erase(request: pb.EraseCustomerRequest, *, as_json: bool) -> None:
     address = Addresses.configured().ingest
     async with channel("ingest", address) as opened:
         try:
-            done = await PrivacyServiceStub(opened).EraseCustomer(request, timeout=WITHIN_S)
+            done = await _receipt(PrivacyServiceStub(opened), request)
         except grpc.aio.AioRpcError as error:
             if error.code() not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
                 raise
@@ -120,6 +124,19 @@ async def _erase(request: pb.EraseCustomerRequest, *, as_json: bool) -> None:
         out.print("Gone for every reader; 'recorrido scavenge' takes it off the event store's disk too.")
     else:
         out.print("Nothing was held.")
+
+
+async def _receipt(
+    service: "PrivacyServiceAsyncStub", request: pb.EraseCustomerRequest, within_s: float = WITHIN_S
+) -> pb.EraseCustomerResponse:
+    """Wait for the receipt. A call waits for half a minute at most; repeating it goes on waiting."""
+    until = time.monotonic() + within_s
+    while True:
+        try:
+            return await service.EraseCustomer(request, timeout=min(DEADLINE_S, within_s))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or time.monotonic() > until:
+                raise
 
 
 # -- scavenge ------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from recorrido.ingest.v1 import rejection_service_pb2
 from recorrido.ingest.v1.events import CustomerAnonymized
 from recorrido.journey.v1 import journey_service_pb2 as journey_pb
 from services.foundation.events import Registry
+from services.ingest.privacy import receipt_id_of
 from tests.support.cli import answer, recorrido
 from tests.support.company import Company, company
 from tests.support.interactions import interaction, record
@@ -259,6 +260,20 @@ async def test_what_is_asked_wrongly_is_refused(shared: Company) -> None:
     empty = await c.erase("nobody at all")
     assert MessageToDict(empty) == {"receiptId": empty.receipt_id}
     assert await c.receipt(empty.receipt_id) == empty
+
+
+async def test_an_erasure_that_nobody_could_wait_for_is_finished_when_the_relay_is_back(shared: Company) -> None:
+    c = shared
+    await c.happened("uma", 1, text="hello")
+    await c.settled()
+    await c.cluster.stop("relay")
+    request = pb.EraseCustomerRequest(customer_id="uma", request_id=str(uuid4()))
+    error = await failure(c.privacy.EraseCustomer(request, timeout=1))
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert info(await failure(c.receipt(receipt_id_of("uma", request.request_id)))).reason == "RECEIPT_UNKNOWN"
+    await c.cluster.start("relay")
+    assert (await c.erase("uma", request.request_id)).interactions == 1
+    assert await c.pending() == []
 
 
 async def test_a_person_links_exports_and_erases(shared: Company, tmp_path: Path) -> None:

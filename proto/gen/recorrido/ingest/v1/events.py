@@ -383,7 +383,8 @@ class Interaction(Struct, frozen=True, kw_only=True, omit_defaults=True, rename=
     source: str = ""
     """The system that saw it, such as "webshop" or "olist". 1 to 128 characters."""
     interaction_id: str = ""
-    """Its id in that system. source and interaction_id together are the idempotency key. 1 to 256 characters."""
+    """Its id in that system. source and interaction_id together are the idempotency key within one customer: the same two
+    for another customer are another interaction. 1 to 256 characters."""
     customer: Customer | None = None
     touchpoint: str = ""
     """Where it happened, as the source names it; the journey map places it. 1 to 128 characters."""

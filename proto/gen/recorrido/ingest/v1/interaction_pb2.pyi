@@ -196,7 +196,9 @@ class Interaction(_message.Message):
     source: _builtins.str
     """The system that saw it, such as "webshop" or "olist". 1 to 128 characters."""
     interaction_id: _builtins.str
-    """Its id in that system. source and interaction_id together are the idempotency key. 1 to 256 characters."""
+    """Its id in that system. source and interaction_id together are the idempotency key within one customer: the same two
+    for another customer are another interaction. 1 to 256 characters.
+    """
     touchpoint: _builtins.str
     """Where it happened, as the source names it; the journey map places it. 1 to 128 characters."""
     channel: Global___Channel.ValueType
