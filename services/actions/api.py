@@ -15,6 +15,8 @@ from recorrido.actions.v1.events import (
     ActionResult,
     ActionState,
     ContactChannel,
+    Impact,
+    ImpactVerdict,
     Priority,
     RemedyKind,
     Target,
@@ -38,10 +40,11 @@ from services.actions.domain.commands import (
 from services.actions.domain.rules import Rules
 from services.actions.handlers.commands import ActionCommands
 from services.actions.views.history import Histories, HistoryEntry
+from services.actions.views.impact import ImpactQuery, Impacts
 from services.actions.views.queries import DEFAULT_PAGE, ActionQueries, ActionQuery, BoardLine
 from services.actions.views.watching import ActionChange, Watch, Watchers
 from services.foundation import rpc
-from services.foundation.errors import InvalidError, Violation
+from services.foundation.errors import InvalidError, RecorridoError, RefusedError, Violation
 from services.foundation.flow import until_set
 
 MAX_LINKS = 500
@@ -57,6 +60,7 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
         queries: ActionQueries,
         histories: Histories,
         watchers: Watchers,
+        impacts: Impacts,
         clock: Callable[[], datetime],
         stopping: asyncio.Event,
     ) -> None:
@@ -64,6 +68,7 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
         self._queries = queries
         self._histories = histories
         self._watchers = watchers
+        self._impacts = impacts
         self._clock = clock
         self._stopping = stopping
 
@@ -118,7 +123,11 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
         return pb.CompleteActionResponse(action=done)
 
     async def VerifyAction(self, request: pb.VerifyActionRequest, _context: Any) -> pb.VerifyActionResponse:  # noqa: N802
-        return pb.VerifyActionResponse(action=await self._change(VerifyAction, request, reason=request.reason))
+        impact = await self._impact(request.action_id)
+        if impact is not None and impact.verdict is ImpactVerdict.GOT_WORSE and not request.despite_impact:
+            raise RefusedError("GOT_WORSE", f"{impact.statement} Reopen it, or verify it despite that.")
+        done = await self._change(VerifyAction, request, reason=request.reason, impact=impact)
+        return pb.VerifyActionResponse(action=done)
 
     async def ReopenAction(self, request: pb.ReopenActionRequest, _context: Any) -> pb.ReopenActionResponse:  # noqa: N802
         due_at = _moment(request, "due_at")
@@ -146,6 +155,14 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
         ]
         done = await self._commands.link(commands, metadata=rpc.metadata())
         return pb.LinkActionsResponse(actions=[_action(each.state, each.revision) for each in done])
+
+    async def _impact(self, action_id: str) -> Impact | None:
+        """Return what is measured now; None where there is nothing to measure, or nobody to ask."""
+        try:
+            return await self._impacts.get(ImpactQuery(action_id=action_id), self._clock())
+        except RecorridoError:
+            # The command itself tells what is wrong with it.
+            return None
 
     async def _change(self, command: type[Change], request: Any, **fields: Any) -> pb.Action:
         done = await self._commands.execute(

@@ -6,11 +6,17 @@ from pydantic import Field
 
 from recorrido.actions.v1 import actions_service_pb2 as pb
 from recorrido.actions.v1 import actions_service_pb2_grpc as pb_grpc
+from recorrido.actions.v1 import impact_service_pb2 as impact_pb
+from recorrido.actions.v1 import impact_service_pb2_grpc as impact_grpc
 from services.actions.api import ActionsServicer
 from services.actions.domain.action import ActionDecider
 from services.actions.handlers.commands import ActionCommands
+from services.actions.handlers.falls import Falls
 from services.actions.handlers.signals import Recoveries
+from services.actions.impact_api import ImpactServicer
 from services.actions.views.history import Histories
+from services.actions.views.impact import Impacts
+from services.actions.views.measures import Measures, MeasuresProjection
 from services.actions.views.projection import ActionsProjection
 from services.actions.views.queries import ActionQueries
 from services.actions.views.watching import Watchers
@@ -27,6 +33,11 @@ class ActionsSettings(ServiceSettings):
     """What actions is told."""
 
     postgres_dsn: PostgresDsn = Field(description="PostgreSQL for the list of actions")
+    falls_every_seconds: float = Field(3600.0, gt=0, description="how often verified improvements are looked at again")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 async def wire(settings: ActionsSettings, process: Process) -> None:
@@ -44,20 +55,33 @@ async def wire(settings: ActionsSettings, process: Process) -> None:
     await runner.prepare()
     watchers = Watchers(store)
     process.background("watching", watchers.run(await runner.last()))
+    measures = ProjectionRunner(store, pool, MeasuresProjection())
+    await measures.prepare()
+    queries = ActionQueries(pool)
+    impacts = Impacts(store, Measures(pool), queries)
+    process.server.register(
+        impact_grpc.add_ImpactServiceServicer_to_server,
+        ImpactServicer(impacts, _now),
+        impact_pb.DESCRIPTOR.services_by_name["ImpactService"].full_name,
+    )
     executor = Executor(store, ActionDecider())
     process.server.register(
         pb_grpc.add_ActionsServiceServicer_to_server,
         ActionsServicer(
             commands=ActionCommands(executor),
-            queries=ActionQueries(pool),
+            queries=queries,
             histories=Histories(store),
             watchers=watchers,
-            clock=lambda: datetime.now(UTC),
+            impacts=impacts,
+            clock=_now,
             stopping=process.server.stopping,
         ),
         pb.DESCRIPTOR.services_by_name["ActionsService"].full_name,
     )
     process.background("list of actions", runner.run(available=process.server.availability("read model")))
+    process.background("measures", measures.run(available=process.server.availability("measures")))
+    falls = Falls(executor, impacts.verified, impacts.fall, _now)
+    process.background("falls", falls.run(settings.falls_every_seconds, measures.caught_up.wait()))
     process.background(
         "recoveries",
         bus.react(Recoveries(executor).reaction, available=process.server.availability("event store")),

@@ -63,6 +63,8 @@ class Metric(StrEnum):
     CES = "ces"
     SENTIMENT = "sentiment"
     BAD_MOMENTS = "bad_moments"
+    PAIN_SHARE = "pain_share"
+    VOLUME = "volume"
 
 
 class Remedy(StrEnum):

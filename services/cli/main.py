@@ -14,6 +14,7 @@ from services.cli import (
     journeys,
     local,
     privacy,
+    proof,
     rejected,
     report,
     republish,
@@ -36,6 +37,7 @@ app.command()(journeys.scores)
 app.command()(journeys.points)
 app.command()(journeys.signals)
 app.add_typer(actions.app, name="actions")
+app.command()(proof.impact)
 app.add_typer(rejected.app, name="rejected")
 app.add_typer(identity.app, name="identity")
 app.command()(privacy.export)

@@ -160,7 +160,7 @@ def test_an_improvement_has_a_target_and_no_improvement_of_its_own() -> None:
         OpenAction(**improvement, target=Target(metric="joy"), improvement_id="i")
     assert [(v.field, v.rule) for v in caught.value.violations] == [
         ("improvement_id", "only of a recovery"),
-        ("target.metric", "one of nps, csat, ces, sentiment, bad_moments"),
+        ("target.metric", "one of nps, csat, ces, sentiment, bad_moments, pain_share, volume"),
     ]
 
 

@@ -338,6 +338,8 @@ def _asks_for(command: Command, event: ActionEvent, done: ActionEvent) -> bool:
     if type(event) is not type(done):
         return False
     same: dict[str, Any] = {"occurred_at": done.occurred_at}
+    if isinstance(done, ActionVerified | ActionReopened):
+        same["impact"] = done.impact
     if isinstance(event, ActionOpened | ActionReopened):
         assert isinstance(done, ActionOpened | ActionReopened)
         same["deadlines"] = done.deadlines

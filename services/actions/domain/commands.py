@@ -29,6 +29,7 @@ from recorrido.actions.v1.events import (
     ContactChannel,
     CustomerContacted,
     Deadline,
+    Impact,
     Priority,
     RemedyKind,
     RemedyOffered,
@@ -39,6 +40,7 @@ from recorrido.actions.v1.events import (
 from recorrido.journey.v1.events import SignalRaised
 from services.actions.domain.calendars import BusinessTime
 from services.actions.domain.deadlines import Schedule, by_hand, scheduled
+from services.actions.domain.impact import MEASURES
 from services.actions.domain.rules import (
     MAX_CUSTOMER_ID,
     MAX_ID,
@@ -71,7 +73,7 @@ ActionEvent = (
 )
 
 #: The measures that an improvement may be about.
-METRICS = ("nps", "csat", "ces", "sentiment", "bad_moments")
+METRICS = tuple(MEASURES)
 #: Who acts when a deadline passes.
 TIMER = "timer"
 
@@ -436,6 +438,8 @@ class VerifyAction(Change):
     changed = ActionVerified
 
     reason: str
+    #: What is measured at this moment.
+    impact: Impact | None = None
 
     def check(self, rules: Rules) -> None:
         rules.text("reason", self.reason, MAX_REASON, required=True, lines=True)
@@ -454,6 +458,8 @@ class ReopenAction(Change):
     due_at: datetime | None = None
     level: ServiceLevel | None = None
     time: BusinessTime | None = None
+    #: Where the measure fell after the verification.
+    impact: Impact | None = None
 
     def check(self, rules: Rules) -> None:
         rules.text("reason", self.reason, MAX_REASON, required=True, lines=True)
@@ -474,6 +480,7 @@ class ReopenAction(Change):
             occurred_at=self.occurred_at,
             due_at=schedule.due_at,
             deadlines=tuple(schedule.deadlines),
+            impact=self.impact,
         )
 
 

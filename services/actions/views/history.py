@@ -19,6 +19,7 @@ from recorrido.actions.v1.events import (
     ActionStarted,
     ActionVerified,
     CustomerContacted,
+    Impact,
     RemedyOffered,
     SignalJoined,
 )
@@ -107,6 +108,8 @@ def why(event: ActionEvent) -> str:
             return event.note
         case ActionCommented():
             return event.text
+        case ActionVerified(impact=Impact(statement=statement)):
+            return f"{event.reason} ({statement})"
         case ActionDueSoon() | ActionOverdue() | ActionEscalated():
             return f"{_what(event)} due {event.due_at:%Y-%m-%d %H:%M} UTC"
         case _:

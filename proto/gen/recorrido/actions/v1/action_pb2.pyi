@@ -290,7 +290,7 @@ class Target(_message.Message):
     TOUCHPOINT_FIELD_NUMBER: _builtins.int
     NEED_PATH_FIELD_NUMBER: _builtins.int
     metric: _builtins.str
-    """"nps", "csat", "ces", "sentiment" or "bad_moments"."""
+    """"nps", "csat", "ces", "sentiment", "bad_moments", "pain_share" or "volume"."""
     touchpoint: _builtins.str
     """Empty: every touchpoint."""
     need_path: _builtins.str

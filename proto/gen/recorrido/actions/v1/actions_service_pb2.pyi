@@ -511,12 +511,15 @@ class VerifyActionRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    DESPITE_IMPACT_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     actor: _builtins.str
     reason: _builtins.str
     """Required: what shows that it helped."""
     request_id: _builtins.str
     expected_revision: _builtins.int
+    despite_impact: _builtins.bool
+    """Verify it though the measure got worse; otherwise that is refused (GOT_WORSE)."""
     def __init__(
         self,
         *,
@@ -525,10 +528,11 @@ class VerifyActionRequest(_message.Message):
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
         expected_revision: _builtins.int | None = ...,
+        despite_impact: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "action_id", b"action_id", "actor", b"actor", "expected_revision", b"expected_revision", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision", "action_id", b"action_id", "actor", b"actor", "despite_impact", b"despite_impact", "expected_revision", b"expected_revision", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_revision: _TypeAlias = _typing.Literal["expected_revision"]  # noqa: Y015
     _WhichOneofArgType__expected_revision: _TypeAlias = _typing.Literal["_expected_revision", b"_expected_revision"]  # noqa: Y015

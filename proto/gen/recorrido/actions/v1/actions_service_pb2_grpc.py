@@ -188,7 +188,7 @@ class ActionsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyAction(self, request, context):
-        """Improvements: it was seen to help.
+        """Improvements: it was seen to help. What is measured at this moment is recorded with it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

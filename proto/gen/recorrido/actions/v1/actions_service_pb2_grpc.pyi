@@ -56,7 +56,7 @@ class ActionsServiceStub:
     CompleteAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.CompleteActionRequest, _actions_service_pb2.CompleteActionResponse]
     """A recovery ends with the customer's answer; an improvement is done, and to be verified."""
     VerifyAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.VerifyActionRequest, _actions_service_pb2.VerifyActionResponse]
-    """Improvements: it was seen to help."""
+    """Improvements: it was seen to help. What is measured at this moment is recorded with it."""
     ReopenAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.ReopenActionRequest, _actions_service_pb2.ReopenActionResponse]
     """It is taken up again, for a reason."""
     CommentAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.CommentActionRequest, _actions_service_pb2.CommentActionResponse]
@@ -98,7 +98,7 @@ class ActionsServiceAsyncStub(ActionsServiceStub):
     CompleteAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.CompleteActionRequest, _actions_service_pb2.CompleteActionResponse]  # type: ignore[assignment]
     """A recovery ends with the customer's answer; an improvement is done, and to be verified."""
     VerifyAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.VerifyActionRequest, _actions_service_pb2.VerifyActionResponse]  # type: ignore[assignment]
-    """Improvements: it was seen to help."""
+    """Improvements: it was seen to help. What is measured at this moment is recorded with it."""
     ReopenAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.ReopenActionRequest, _actions_service_pb2.ReopenActionResponse]  # type: ignore[assignment]
     """It is taken up again, for a reason."""
     CommentAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.CommentActionRequest, _actions_service_pb2.CommentActionResponse]  # type: ignore[assignment]
@@ -191,7 +191,7 @@ class ActionsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _actions_service_pb2.VerifyActionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_actions_service_pb2.VerifyActionResponse, _abc.Awaitable[_actions_service_pb2.VerifyActionResponse]]:
-        """Improvements: it was seen to help."""
+        """Improvements: it was seen to help. What is measured at this moment is recorded with it."""
 
     @_abc_1.abstractmethod
     def ReopenAction(

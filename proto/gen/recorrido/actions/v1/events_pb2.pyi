@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from recorrido.actions.v1 import action_pb2 as _action_pb2
+from recorrido.actions.v1 import impact_pb2 as _impact_pb2
 from recorrido.actions.v1 import playbook_pb2 as _playbook_pb2
 import builtins as _builtins
 import sys
@@ -423,12 +424,17 @@ class ActionVerified(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    IMPACT_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     actor: _builtins.str
     reason: _builtins.str
     request_id: _builtins.str
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def impact(self) -> _impact_pb2.Impact:
+        """What was measured when it was verified."""
+
     def __init__(
         self,
         *,
@@ -437,10 +443,11 @@ class ActionVerified(_message.Message):
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
         occurred_at: _timestamp_pb2.Timestamp | None = ...,
+        impact: _impact_pb2.Impact | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["impact", b"impact", "occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "occurred_at", b"occurred_at", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "impact", b"impact", "occurred_at", b"occurred_at", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -459,6 +466,7 @@ class ActionReopened(_message.Message):
     OCCURRED_AT_FIELD_NUMBER: _builtins.int
     DUE_AT_FIELD_NUMBER: _builtins.int
     DEADLINES_FIELD_NUMBER: _builtins.int
+    IMPACT_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     actor: _builtins.str
     reason: _builtins.str
@@ -469,6 +477,10 @@ class ActionReopened(_message.Message):
     def due_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def deadlines(self) -> _containers.RepeatedCompositeFieldContainer[_action_pb2.Deadline]: ...
+    @_builtins.property
+    def impact(self) -> _impact_pb2.Impact:
+        """Where the measure fell after the verification: from what was verified to now."""
+
     def __init__(
         self,
         *,
@@ -479,10 +491,11 @@ class ActionReopened(_message.Message):
         occurred_at: _timestamp_pb2.Timestamp | None = ...,
         due_at: _timestamp_pb2.Timestamp | None = ...,
         deadlines: _abc.Iterable[_action_pb2.Deadline] | None = ...,
+        impact: _impact_pb2.Impact | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["due_at", b"due_at", "occurred_at", b"occurred_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["due_at", b"due_at", "impact", b"impact", "occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "deadlines", b"deadlines", "due_at", b"due_at", "occurred_at", b"occurred_at", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "deadlines", b"deadlines", "due_at", b"due_at", "impact", b"impact", "occurred_at", b"occurred_at", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

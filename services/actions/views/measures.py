@@ -1,0 +1,452 @@
+"""The read model of impact: what was heard at each touchpoint, about each need, in each hour.
+
+Sums of whole numbers, so that they are exact, whatever comes late, is analysed again or is erased. A question reads the
+hours of its windows and no single interaction.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from recorrido.actions.v1.events import ImpactSample, Target
+from recorrido.inference.v1.events import Analysis, FeedbackAnalyzed, PointKind
+from recorrido.ingest.v1.events import (
+    AnonymousInteraction,
+    CustomerAnonymized,
+    Interaction,
+    InteractionRecorded,
+    Rating,
+    RatingMetric,
+)
+from recorrido.journey.v1.events import SignalRaised
+from services.actions.domain.impact import Samples, daily, moments, share
+from services.foundation.errors import UnavailableError
+from services.foundation.events import Event
+from services.foundation.projection import POSTGRES_DOWN, Fact, in_order
+
+HOUR = timedelta(hours=1)
+#: The rule of journey whose signals are the bad moments: one at most of each interaction.
+BAD_MOMENT = "bad_moment"
+#: Sentiment is kept in millionths.
+_MICRO = 1_000_000
+#: Standard scales, and their boxes that count as they do in the scores of journey.
+_SCALES = {RatingMetric.NPS: (0, 10), RatingMetric.CSAT: (1, 5), RatingMetric.CES: (1, 7)}
+_HIGHEST_DETRACTOR, _LOWEST_PROMOTER, _SATISFIED, _EASY = 6, 9, 4, 5
+
+_SUMS = (
+    "interactions",
+    "nps",
+    "promoters",
+    "detractors",
+    "csat",
+    "satisfied",
+    "ces",
+    "easy",
+    "words",
+    "score",
+    "score_squares",
+    "pains",
+    "bad_moments",
+)
+_HEARD = ("position", "event_id", "hour", "touchpoint", "need_path", "nps", "csat", "ces", "score", "pain")
+_TYPES = ["bigint", "uuid", "timestamptz", "text", "text", "smallint", "smallint", "smallint", "int", "boolean"]
+_ANALYSED = ("need_path", "score", "pain")
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """One interaction. `score` is None without words; an erased customer's has no `event_id`."""
+
+    position: int
+    event_id: UUID | None
+    hour: datetime
+    touchpoint: str
+    need_path: str = ""
+    nps: int | None = None
+    csat: int | None = None
+    ces: int | None = None
+    score: int | None = None
+    pain: bool = False
+
+    @property
+    def key(self) -> tuple[datetime, str, str]:
+        return self.hour, self.touchpoint, self.need_path
+
+    @property
+    def sums(self) -> Sequence[int]:
+        score = self.score or 0
+        return (
+            1,
+            self.nps is not None,
+            self.nps is not None and self.nps >= _LOWEST_PROMOTER,
+            self.nps is not None and self.nps <= _HIGHEST_DETRACTOR,
+            self.csat is not None,
+            self.csat is not None and self.csat >= _SATISFIED,
+            self.ces is not None,
+            self.ces is not None and self.ces >= _EASY,
+            self.score is not None,
+            score,
+            score * score,
+            self.pain,
+            0,
+        )
+
+
+@dataclass(slots=True)
+class _Changes:
+    """What a batch adds to the sums."""
+
+    sums: dict[tuple[datetime, str, str], list[int]] = field(
+        default_factory=lambda: defaultdict(lambda: [0] * len(_SUMS))
+    )
+
+    def count(self, key: tuple[datetime, str, str], sums: Iterable[int], sign: int = 1) -> None:
+        line = self.sums[key]
+        for index, value in enumerate(sums):
+            line[index] += sign * value
+
+    def bad(self, key: tuple[datetime, str, str], sign: int = 1) -> None:
+        self.sums[key][-1] += sign
+
+
+class MeasuresProjection:
+    """Table `tally` has the sums; `heard` and `bad_moment` what has to be taken off them again one day."""
+
+    name = "actions_measures"
+    types: Sequence[type[Event]] = (InteractionRecorded, FeedbackAnalyzed, SignalRaised, CustomerAnonymized)
+    ddl = f"""
+        CREATE TABLE heard (
+            position bigint PRIMARY KEY,
+            event_id uuid UNIQUE,
+            hour timestamptz NOT NULL,
+            touchpoint text COLLATE "C" NOT NULL,
+            need_path text COLLATE "C" NOT NULL,
+            nps smallint,
+            csat smallint,
+            ces smallint,
+            score int,
+            pain boolean NOT NULL
+        );
+        CREATE TABLE bad_moment (
+            position bigint PRIMARY KEY,
+            hour timestamptz NOT NULL,
+            touchpoint text COLLATE "C" NOT NULL,
+            need_path text COLLATE "C" NOT NULL
+        );
+        CREATE TABLE tally (
+            hour timestamptz,
+            touchpoint text COLLATE "C",
+            need_path text COLLATE "C",
+            {", ".join(f"{column} bigint NOT NULL" for column in _SUMS)},
+            PRIMARY KEY (touchpoint, hour, need_path)
+        );
+        CREATE INDEX ON tally (hour);
+    """
+
+    async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
+        await in_order(connection, facts, CustomerAnonymized, self._add, self._replace)
+
+    async def _add(self, connection: Any, facts: Sequence[Fact]) -> None:
+        changes = _Changes()
+        new = {
+            f.recorded.event_id: _heard(f.event.interaction or Interaction(), f)
+            for f in facts
+            if isinstance(f.event, InteractionRecorded)
+        }
+        analyses = [f for f in facts if isinstance(f.event, FeedbackAnalyzed)]
+        about = [_uuid(f.event.interaction_event_id) for f in analyses]
+        known = await _known(connection, {each for each in about if each is not None} - new.keys())
+        after = {**known, **new}
+        for key, fact in zip(about, analyses, strict=True):
+            if key is not None and key in after:
+                after[key] = _analysed(after[key], fact.event.analysis or Analysis())
+        for heard in known.values():
+            changes.count(heard.key, heard.sums, -1)
+        for heard in after.values():
+            changes.count(heard.key, heard.sums)
+        await _insert_heard(connection, [after[key] for key in new])
+        await connection.execute(
+            """UPDATE heard SET need_path = n.need_path, score = n.score, pain = n.pain
+               FROM unnest($1::bigint[], $2::text[], $3::int[], $4::boolean[]) AS n (position, need_path, score, pain)
+               WHERE heard.position = n.position""",
+            *_columns([after[key] for key in known], ("position", *_ANALYSED)),
+        )
+        signals = [f for f in facts if isinstance(f.event, SignalRaised) and f.event.rule == BAD_MOMENT]
+        await _insert_bad_moments(
+            connection,
+            changes,
+            [
+                (
+                    f.recorded.position,
+                    _hour(f.event.occurred_at or f.recorded.recorded_at),
+                    _text(f.event.touchpoint),
+                    _text(f.event.need_path),
+                )
+                for f in signals
+            ],
+        )
+        await _write(connection, changes)
+
+    async def _replace(self, connection: Any, fact: Fact) -> None:
+        """Forget whose they were: sums stay, as the anonymous facts tell the same."""
+        event: CustomerAnonymized = fact.event
+        positions = [int(position) for position in event.erased_positions]
+        changes = _Changes()
+        gone = await connection.fetch("DELETE FROM heard WHERE position = ANY($1::bigint[]) RETURNING *", positions)
+        for row in gone:
+            heard = _heard_of(row)
+            changes.count(heard.key, heard.sums, -1)
+        bad = await connection.fetch("DELETE FROM bad_moment WHERE position = ANY($1::bigint[]) RETURNING *", positions)
+        for row in bad:
+            changes.bad((row["hour"], row["touchpoint"], row["need_path"]), -1)
+        left = [_anonymous(each, fact) for each in event.interactions]
+        for heard in left:
+            changes.count(heard.key, heard.sums)
+        await _insert_heard(connection, left)
+        signals = [
+            (
+                int(each.position),
+                _hour(each.occurred_at or each.recorded_at or fact.recorded.recorded_at),
+                _text(each.touchpoint),
+                _text(each.need_path),
+            )
+            for each in event.signals
+            if each.rule == BAD_MOMENT
+        ]
+        await _insert_bad_moments(connection, changes, signals)
+        await _write(connection, changes)
+
+
+async def _known(connection: Any, ids: set[UUID]) -> dict[UUID, _Heard]:
+    rows = await connection.fetch("SELECT * FROM heard WHERE event_id = ANY($1::uuid[])", list(ids)) if ids else []
+    return {row["event_id"]: _heard_of(row) for row in rows}
+
+
+async def _insert_heard(connection: Any, heard: Sequence[_Heard]) -> None:
+    arrays = ", ".join(f"${number}::{type_}[]" for number, type_ in enumerate(_TYPES, 1))
+    await connection.execute(
+        f"INSERT INTO heard ({', '.join(_HEARD)}) SELECT * FROM unnest({arrays})",  # noqa: S608 - constants of ours
+        *_columns(heard, _HEARD),
+    )
+
+
+async def _insert_bad_moments(
+    connection: Any, changes: _Changes, rows: Sequence[tuple[int, datetime, str, str]]
+) -> None:
+    for _, hour, touchpoint, need_path in rows:
+        changes.bad((hour, touchpoint, need_path))
+    await connection.executemany("INSERT INTO bad_moment VALUES ($1, $2, $3, $4)", rows)
+
+
+async def _write(connection: Any, changes: _Changes) -> None:
+    # In one order, so that nobody waits for anybody in a circle.
+    lines = sorted((key, sums) for key, sums in changes.sums.items() if any(sums))
+    arrays = ", ".join(f"${number}::bigint[]" for number in range(4, 4 + len(_SUMS)))
+    added = ", ".join(f"{column} = tally.{column} + excluded.{column}" for column in _SUMS)
+    await connection.execute(
+        f"""INSERT INTO tally SELECT * FROM unnest($1::timestamptz[], $2::text[], $3::text[], {arrays})
+            ON CONFLICT (touchpoint, hour, need_path) DO UPDATE SET {added}""",  # noqa: S608 - constants of ours
+        *(list(column) for column in zip(*(key for key, _ in lines), strict=True) or ()),
+        *(list(column) for column in zip(*(sums for _, sums in lines), strict=True) or ()),
+    ) if lines else None
+
+
+def _columns(heard: Sequence[_Heard], names: Sequence[str]) -> list[list[Any]]:
+    return [[getattr(each, name) for each in heard] for name in names]
+
+
+def _heard_of(row: Any) -> _Heard:
+    return _Heard(**{name: row[name] for name in _HEARD})
+
+
+def _heard(interaction: Interaction, fact: Fact) -> _Heard:
+    return _Heard(
+        position=fact.recorded.position,
+        event_id=fact.recorded.event_id,
+        hour=_hour(interaction.occurred_at or fact.recorded.recorded_at),
+        touchpoint=_text(interaction.touchpoint),
+        **_answers(interaction.ratings),
+    )
+
+
+def _anonymous(left: AnonymousInteraction, fact: Fact) -> _Heard:
+    heard = _Heard(
+        position=int(left.position),
+        event_id=None,
+        hour=_hour(left.occurred_at or left.recorded_at or fact.recorded.recorded_at),
+        touchpoint=_text(left.touchpoint),
+        **_answers(left.ratings),
+    )
+    for each in sorted(left.analyses, key=lambda analysis: int(analysis.position)):
+        if each.analysis is not None:
+            heard = _analysed(heard, each.analysis)
+    return heard
+
+
+def _analysed(heard: _Heard, analysis: Analysis) -> _Heard:
+    return replace(
+        heard,
+        need_path=_text(analysis.need_path),
+        score=round(max(-1.0, min(1.0, analysis.sentiment_score)) * _MICRO),
+        pain=analysis.point is PointKind.PAIN,
+    )
+
+
+def _answers(ratings: Sequence[Rating]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for rating in ratings:
+        if rating.metric in _SCALES:
+            lowest, highest = _SCALES[rating.metric]
+            name = rating.metric.name.lower()
+            if name not in found and rating.value % 1 == 0 and lowest <= rating.value <= highest:
+                found[name] = int(rating.value)
+    return found
+
+
+def _hour(at: datetime) -> datetime:
+    return at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+def _text(value: str) -> str:
+    # PostgreSQL's text holds no NUL.
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _uuid(value: str) -> UUID | None:
+    try:
+        return UUID(value)
+    except ValueError:
+        return None
+
+
+# -- questions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """What is before and what is after, UTC, in whole hours; the ends are not part of it."""
+
+    before_from: datetime
+    before_to: datetime
+    after_from: datetime
+    after_to: datetime
+
+    @classmethod
+    def around(cls, began: datetime, done: datetime, now: datetime, days: int) -> "Windows":
+        """Return `days` before the work began, and at most as many after it was done; between the two is neither."""
+        before_to, after_from = _hour(began), _hour(done + HOUR - timedelta(microseconds=1))
+        window = timedelta(days=days)
+        after_to = max(after_from, min(after_from + window, _hour(now)))
+        return cls(before_to - window, before_to, after_from, after_to)
+
+    @property
+    def days_after(self) -> float:
+        return (self.after_to - self.after_from) / timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The samples, exactly as the history told them up to `position`."""
+
+    samples: Samples
+    position: int
+
+
+# $1: touchpoint of the target, '' for all; $2 its need, '' for all; $3 what it is compared with, NULL: all others,
+# empty: nothing; $4 to $7 the windows; $8 whether days are told apart. The day is counted within each window.
+_HEARD_IN = f"""
+    SELECT hour >= $6 AS after, ($1 = '' OR touchpoint = $1) AS treated,
+           ($2 = '' OR need_path = $2 OR starts_with(need_path, $2 || '/')) AS about,
+           CASE WHEN $8 THEN floor(extract(epoch FROM hour - CASE WHEN hour >= $6 THEN $6 ELSE $4 END) / 86400)::int
+                ELSE 0 END AS day,
+           {", ".join(f"sum({column}) AS {column}" for column in _SUMS)}
+    FROM actions_measures.tally
+    WHERE ((hour >= $4 AND hour < $5) OR (hour >= $6 AND hour < $7))
+      AND ($1 = '' OR touchpoint = $1 OR ($3::text[] IS NULL OR touchpoint = ANY($3)))
+    GROUP BY 1, 2, 3, 4"""  # noqa: S608 - constants of ours
+
+
+class Measures:
+    """Answers what was measured."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    async def measure(self, target: Target, windows: Windows, comparison: Sequence[str] | None) -> Measured:
+        """Return the samples of a target's measure.
+
+        `comparison` are the touchpoints to compare with, None for all others; an empty one, or a target without a
+        touchpoint, for no comparison.
+
+        Raises:
+            UnavailableError: PostgreSQL does not answer.
+        """
+        by_day = target.metric == "volume"
+        compared = bool(target.touchpoint) and (comparison is None or bool(comparison))
+        others = None if compared and comparison is None else list(comparison or ()) if compared else []
+        try:
+            # One snapshot, so that the position fits the sums.
+            async with (
+                self._pool.acquire() as connection,
+                connection.transaction(isolation="repeatable_read", readonly=True),
+            ):
+                position = await connection.fetchval("SELECT position FROM actions_measures.checkpoint")
+                rows = await connection.fetch(
+                    _HEARD_IN,
+                    target.touchpoint,
+                    target.need_path,
+                    others,
+                    windows.before_from,
+                    windows.before_to,
+                    windows.after_from,
+                    windows.after_to,
+                    by_day,
+                )
+        except POSTGRES_DOWN as error:
+            raise UnavailableError("PostgreSQL", type(error).__name__) from error
+        whole_days = {False: (windows.before_to - windows.before_from).days, True: int(windows.days_after)}
+
+        def sample(*, after: bool, treated: bool) -> ImpactSample:
+            some = [row for row in rows if row["after"] is after and row["treated"] is treated]
+            return _sample(target.metric, some, whole_days[after], all_needs=not treated)
+
+        return Measured(
+            Samples(
+                sample(after=False, treated=True),
+                sample(after=True, treated=True),
+                sample(after=False, treated=False) if compared else None,
+                sample(after=True, treated=False) if compared else None,
+            ),
+            position,
+        )
+
+
+def _sample(metric: str, rows: Sequence[Mapping[str, Any]], days: int, *, all_needs: bool) -> ImpactSample:  # noqa: PLR0911 - one per measure
+    def total(column: str, some: Iterable[Mapping[str, Any]]) -> int:
+        return sum(int(row[column]) for row in some)
+
+    about = [row for row in rows if row["about"] or all_needs]
+    match metric:
+        case "nps":
+            promoters, detractors = total("promoters", about), total("detractors", about)
+            return moments(total("nps", about), 100 * (promoters - detractors), 1e4 * (promoters + detractors))
+        case "csat":
+            return share(total("satisfied", about), total("csat", about))
+        case "ces":
+            return share(total("easy", about), total("ces", about))
+        case "sentiment":
+            score, squares = total("score", about) / _MICRO, total("score_squares", about) / _MICRO**2
+            return moments(total("words", about), score, squares)
+        # Of all that was heard there, how much was bad in this.
+        case "pain_share":
+            return share(total("pains", about), total("words", rows))
+        case "bad_moments":
+            return share(total("bad_moments", about), total("interactions", rows))
+        case _:
+            by_day: dict[int, int] = defaultdict(int)
+            for row in about:
+                by_day[row["day"]] += int(row["interactions"])
+            return daily([by_day[day] for day in range(days)])

@@ -1,0 +1,366 @@
+"""Impact over gRPC: what was measured is exact, verification records it, and a fall reopens once."""
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import grpc
+import pytest
+import pytest_asyncio
+
+from recorrido.actions.v1 import action_pb2, impact_pb2
+from recorrido.actions.v1 import impact_service_pb2 as pb
+from recorrido.actions.v1.events import (
+    ActionAccepted,
+    ActionCompleted,
+    ActionKind,
+    ActionOpened,
+    ActionResult,
+    ActionStarted,
+    ActionVerified,
+    Impact,
+    Target,
+)
+from recorrido.actions.v1.impact_service_pb2_grpc import ImpactServiceStub
+from recorrido.inference.v1.events import Analysis, FeedbackAnalyzed, PointKind
+from recorrido.ingest.v1.events import (
+    AnonymousAnalysis,
+    AnonymousInteraction,
+    AnonymousSignal,
+    Customer,
+    CustomerAnonymized,
+    Interaction,
+    InteractionRecorded,
+    Rating,
+    RatingMetric,
+)
+from recorrido.journey.v1.events import SignalRaised
+from services.actions.domain.impact import Samples, assess, share
+from services.foundation.events import Event, Pending
+from services.foundation.eventstore import ANY, EventStore, StreamAppend
+from tests.support.cli import answer, recorrido
+from tests.support.cluster import running
+from tests.support.office import ACCEPTED, IMPROVEMENT, Office, connected, refusal, unique
+from tests.support.rpc_errors import info, violations
+from tests.support.wait import until
+
+NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+DONE = NOW - timedelta(days=60)
+BEGAN = DONE - timedelta(days=5)
+DAY = timedelta(days=1)
+V = impact_pb2.ImpactVerdict
+
+
+@dataclass
+class World:
+    """A running actions service and what is written for it."""
+
+    office: Office
+    impacts: Any
+
+    @property
+    def store(self) -> EventStore:
+        return self.office.store
+
+    async def append(self, stream: str, *events: Event) -> list[Pending]:
+        pending = [Pending(event, uuid4()) for event in events]
+        await self.store.append([StreamAppend(stream, ANY, pending)])
+        return pending
+
+    async def answers(self, touchpoint: str, at: datetime, csats: Sequence[int]) -> list[Pending]:
+        """Record one interaction an hour from `at` on, of one customer."""
+        return await self.append(
+            f"customer-{uuid4()}", *(_interaction(touchpoint, at, hour, csat) for hour, csat in enumerate(csats))
+        )
+
+    async def improvement(self, target: Target | None, *, done: datetime | None = DONE, **verified: Any) -> str:
+        key = str(uuid4())
+        common = {"action_id": key, "actor": "maja"}
+        events: list[Event] = [
+            ActionOpened(
+                **common,
+                kind=ActionKind.IMPROVEMENT,
+                title="Faster",
+                request_id="1",
+                target=target,
+                occurred_at=BEGAN - 3 * DAY,
+            ),
+            ActionAccepted(**common, owner="maja", request_id="2", occurred_at=BEGAN - DAY),
+            ActionStarted(**common, request_id="3", occurred_at=BEGAN),
+        ]
+        if done:
+            events.append(
+                ActionCompleted(**common, result=ActionResult.HELPED, request_id="4", occurred_at=done),
+            )
+        if verified:
+            events.append(ActionVerified(**common, request_id="5", reason="seen", **verified))
+        await self.append(f"action-{key}", *events)
+        return key
+
+    async def impact(self, action_id: str, **fields: Any) -> impact_pb2.Impact:
+        found = await self.impacts.GetImpact(pb.GetImpactRequest(action_id=action_id, **fields))
+        return found.impact  # type: ignore[no-any-return]
+
+    async def measured(self, action_id: str, before: int, after: int, **fields: Any) -> impact_pb2.Impact:
+        """Return the impact as soon as so many were heard before and after."""
+
+        async def complete() -> impact_pb2.Impact | None:
+            found = await self.impact(action_id, **fields)
+            return found if (found.before.count, found.after.count) == (before, after) else None
+
+        return await until(complete, 20, what=f"{before} before and {after} after")
+
+
+def _interaction(touchpoint: str, at: datetime, hour: int, csat: int) -> InteractionRecorded:
+    return InteractionRecorded(
+        interaction=Interaction(
+            source="test",
+            interaction_id=str(uuid4()),
+            customer=Customer(customer_id="ana"),
+            touchpoint=touchpoint,
+            occurred_at=at + timedelta(hours=hour),
+            ratings=(Rating(metric=RatingMetric.CSAT, value=csat),) if csat else (),
+        )
+    )
+
+
+@contextlib.asynccontextmanager
+async def world_of(data: Path) -> AsyncIterator[World]:
+    async with (
+        running(["actions"], data=data, env={"RECORRIDO_FALLS_EVERY_SECONDS": "0.2"}) as cluster,
+        connected(cluster) as office,
+        grpc.aio.insecure_channel(cluster.address("actions")) as channel,
+    ):
+        yield World(office, ImpactServiceStub(channel))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    async with world_of(tmp_path_factory.mktemp("data")) as it:
+        yield it
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def csat_at(touchpoint: str) -> Target:
+    return Target(metric="csat", touchpoint=touchpoint)
+
+
+GOOD, BAD = 5, 1
+
+
+async def test_what_got_better_here_and_not_elsewhere_helped(world: World) -> None:
+    here, there = unique("here"), unique("there")
+    await world.answers(there, BEGAN - 10 * DAY, [GOOD, BAD] * 50)
+    await world.answers(there, DONE, [GOOD, BAD] * 50)
+    await world.answers(here, BEGAN - 10 * DAY, [GOOD, BAD] * 50)
+    # While it was worked on is neither before nor after.
+    await world.answers(here, BEGAN, [BAD] * 48)
+    await world.answers(here, DONE, [GOOD, GOOD, GOOD, BAD] * 25)
+    key = await world.improvement(csat_at(here))
+    found = await world.measured(key, 100, 100, comparison_touchpoints=[there])
+    assert found.verdict == V.IMPACT_VERDICT_HELPED
+    assert found.method == impact_pb2.IMPACT_METHOD_DIFFERENCE_IN_DIFFERENCES
+    assert (found.before.mean, found.after.mean) == (50, 75)
+    assert (found.comparison_before.mean, found.comparison_after.count) == (50, 100)
+    assert found.effect.value == pytest.approx(25)
+    assert found.effect.low > 0
+    assert found.statement.endswith(": it helped.")
+    assert found.before_to.ToDatetime(UTC) == BEGAN
+    assert found.after_from.ToDatetime(UTC) == DONE
+    assert list(found.comparison_touchpoints) == [there]
+    alone = await world.impact(key, without_comparison=True)
+    assert (alone.method, alone.HasField("comparison_before")) == (impact_pb2.IMPACT_METHOD_BEFORE_AFTER, False)
+    told = await recorrido(world.office.cluster, "impact", key, "--against", there)
+    assert found.statement in told.out
+    assert (await answer(world.office.cluster, "impact", key))["impact"]["unit"] == "percentage points"
+    # Everything else is what the other tests wrote, too.
+    rest = await world.impact(key)
+    assert rest.comparison_before.count >= 100
+
+
+async def test_what_is_not_done_or_not_heard_is_too_early_to_tell(world: World) -> None:
+    here = unique("here")
+    open_ = await world.improvement(csat_at(here), done=None)
+    found = await world.impact(open_)
+    assert (found.verdict, found.statement) == (
+        V.IMPACT_VERDICT_TOO_EARLY,
+        "Too early to say: it is not done yet.",
+    )
+    recent = await world.impact(await world.improvement(csat_at(here), done=NOW - 2 * DAY))
+    assert "2.0 days ago" in recent.statement
+    few = await world.impact(await world.improvement(csat_at(here)))
+    assert few.statement == "Too early to say: 0 heard before, and it takes 30."
+    assert not few.HasField("effect")
+
+
+async def test_words_are_measured_as_they_were_understood_last(world: World) -> None:
+    here = unique("here")
+    stream = f"customer-{uuid4()}"
+    for at, kind, score in ((BEGAN - 4 * DAY, PointKind.PAIN, -0.5), (DONE, PointKind.DELIGHT, 0.5)):
+        said = await world.append(stream, *(_interaction(here, at, hour, 0) for hour in range(40)))
+        for need, each_kind, each_score in (("other", PointKind.NONE, 0.25), ("delivery/speed", kind, score)):
+            await world.append(
+                stream,
+                *(
+                    FeedbackAnalyzed(
+                        interaction_event_id=str(each.event_id),
+                        customer_id="ana",
+                        analysis=Analysis(need_path=need, point=each_kind, sentiment_score=each_score),
+                    )
+                    for each in said
+                ),
+            )
+    key = await world.improvement(Target(metric="sentiment", touchpoint=here, need_path="delivery"))
+    found = await world.measured(key, 40, 40, without_comparison=True)
+    assert (found.before.mean, found.after.mean, found.verdict) == (-0.5, 0.5, V.IMPACT_VERDICT_HELPED)
+    pains = await world.impact(
+        key, target=action_pb2.Target(metric="pain_share", touchpoint=here), without_comparison=True
+    )
+    assert (pains.before.mean, pains.after.mean, pains.verdict) == (100, 0, V.IMPACT_VERDICT_HELPED)
+    volume = await world.impact(key, target=action_pb2.Target(metric="volume", touchpoint=here))
+    assert (volume.before.count, volume.before.mean * 28) == (28, pytest.approx(40))
+
+
+async def test_bad_moments_and_the_erased_stay_in_the_sums(world: World) -> None:
+    here, receipt = unique("here"), str(uuid4())
+    said = await world.answers(here, BEGAN - 4 * DAY, [BAD] * 40)
+    await world.answers(here, DONE, [GOOD] * 40)
+    raised = [
+        SignalRaised(
+            signal_id=str(uuid4()),
+            rule="bad_moment",
+            touchpoint=here,
+            occurred_at=each.event.interaction.occurred_at,  # type: ignore[attr-defined]
+        )
+        for each in said[:30]
+    ]
+    for each in raised:
+        await world.append(f"signal-{each.signal_id}", each)
+    key = await world.improvement(None)
+    asked = {"target": action_pb2.Target(metric="bad_moments", touchpoint=here), "without_comparison": True}
+
+    async def counted() -> impact_pb2.Impact | None:
+        found = await world.impact(key, **asked)
+        return found if found.before.mean == 75 and found.after.count == 40 else None
+
+    before = await until(counted, 20)
+    assert (before.before.count, before.verdict) == (40, V.IMPACT_VERDICT_HELPED)
+
+    # One interaction and one signal are erased; what is left of them counts as they did.
+    everything = [item async for item in world.store.read_all(None)]
+    one = next(item for item in everything if item.event_id == said[0].event_id)
+    signal = next(item for item in everything if item.stream == f"signal-{raised[0].signal_id}")
+    gone = CustomerAnonymized(
+        receipt_id=receipt,
+        erased_positions=(str(one.position), str(signal.position)),
+        interactions=(
+            AnonymousInteraction(
+                pseudonym="p",
+                position=str(one.position),
+                occurred_at=said[0].event.interaction.occurred_at,  # type: ignore[attr-defined]
+                touchpoint=here,
+                ratings=(Rating(metric=RatingMetric.CSAT, value=BAD),),
+                analyses=(AnonymousAnalysis(position="1", failure_reason="X"),),
+            ),
+        ),
+        signals=(
+            AnonymousSignal(
+                position=str(signal.position),
+                occurred_at=raised[0].occurred_at,
+                touchpoint=here,
+                rule="bad_moment",
+            ),
+        ),
+    )
+    await world.append(f"erasure-{receipt}", gone)
+    dsn = world.office.cluster.environment["RECORRIDO_POSTGRES_DSN"]
+    connection = await asyncpg.connect(dsn)
+    try:
+
+        async def forgotten() -> bool:
+            left = "SELECT count(*) FROM actions_measures.heard WHERE position = $1 AND event_id IS NULL"
+            return bool(await connection.fetchval(left, one.position))
+
+        await until(forgotten, 20)
+        # The sums are those of the rows, to the last one.
+        sums = await connection.fetchrow("SELECT sum(interactions) AS n, sum(csat) AS c FROM actions_measures.tally")
+        rows = await connection.fetchrow("SELECT count(*) AS n, count(csat) AS c FROM actions_measures.heard")
+        assert tuple(map(int, sums)) == tuple(rows)
+    finally:
+        await connection.close()
+    after = await world.impact(key, **asked)
+    assert (after.before, after.after, after.effect) == (before.before, before.after, before.effect)
+
+
+async def test_verification_records_what_was_measured_and_refuses_what_got_worse(world: World) -> None:
+    better, worse = unique("better"), unique("worse")
+    for touchpoint, first, then in ((better, BAD, GOOD), (worse, GOOD, BAD)):
+        await world.answers(touchpoint, BEGAN - 4 * DAY, [first] * 40)
+        await world.answers(touchpoint, DONE, [then] * 40)
+    good, bad = await world.improvement(csat_at(better)), await world.improvement(csat_at(worse))
+    helped, harmed = await world.measured(good, 40, 40), await world.measured(bad, 40, 40)
+    assert (helped.verdict, harmed.verdict) == (V.IMPACT_VERDICT_HELPED, V.IMPACT_VERDICT_GOT_WORSE)
+    fields = {"reason": "CSAT", "request_id": unique("verify")}
+    await world.office.ask("VerifyAction", good, **fields)
+    await world.office.ask("VerifyAction", good, **fields)
+    entry = (await world.office.get(good)).history[-1]
+    assert "it helped." in entry.reason
+    recorded = (await world.store.read(f"action-{good}"))[-1]
+    assert b'"verdict":"IMPACT_VERDICT_HELPED"' in recorded.data
+    error = await refusal(world.office.ask("VerifyAction", bad, reason="I think so"))
+    assert info(error).reason == "GOT_WORSE"
+    done = await world.office.ask("VerifyAction", bad, reason="they ask other customers now", despite_impact=True)
+    assert done.state == action_pb2.ACTION_STATE_VERIFIED
+
+
+async def test_a_fall_after_the_verification_reopens_once_and_a_steady_one_stays(world: World) -> None:
+    verified_at = NOW - 21 * DAY
+
+    def verification(touchpoint: str) -> dict[str, Any]:
+        impact: Impact = assess(csat_at(touchpoint), Samples(share(50, 100), share(90, 100)))
+        return {"impact": impact, "occurred_at": verified_at}
+
+    steady, fallen = unique("steady"), unique("fallen")
+    await world.answers(steady, verified_at, [*[GOOD] * 9, BAD] * 10)
+    await world.answers(fallen, verified_at, [GOOD, BAD] * 50)
+    stays = await world.improvement(csat_at(steady), **verification(steady))
+    falls = await world.improvement(csat_at(fallen), **verification(fallen))
+
+    async def reopened() -> bool:
+        return bool((await world.office.get(falls)).action.state == ACCEPTED)
+
+    await until(reopened, 30)
+    (entry,) = [each for each in (await world.office.get(falls)).history if each.event_type.endswith("ActionReopened")]
+    assert entry.actor == "impact"
+    assert "it got worse" in entry.reason
+    # Others of the same age, looked at after it, show that it was looked at again since.
+    later = await world.improvement(csat_at(fallen), **verification(fallen))
+
+    async def later_reopened() -> bool:
+        return bool((await world.office.get(later)).action.state == ACCEPTED)
+
+    await until(later_reopened, 30)
+    for key, count in ((falls, 1), (stays, 0)):
+        history = (await world.office.get(key)).history
+        assert [each.event_type.endswith("ActionReopened") for each in history].count(True) == count
+
+
+async def test_what_cannot_be_measured_is_refused(world: World) -> None:
+    recovery = await world.office.open()
+    assert info(await refusal(world.impact(recovery.action_id))).reason == "NOT_AN_IMPROVEMENT"
+    about_nothing = await world.office.open(kind=IMPROVEMENT, customer_id="")
+    assert info(await refusal(world.impact(about_nothing.action_id))).reason == "NO_TARGET"
+    assert (await refusal(world.impact("nothing"))).code() is grpc.StatusCode.NOT_FOUND
+    wrong = {"window_days": 6, "target": action_pb2.Target(metric="joy"), "comparison_touchpoints": [""]}
+    assert [field for field, _ in violations(await refusal(world.impact("x", **wrong)))] == [
+        "target.metric",
+        "window_days",
+        "comparison_touchpoints[0]",
+    ]
