@@ -84,7 +84,7 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
             need_path=request.need_path,
             priority=Priority.from_number(request.priority),
             owner=request.owner,
-            due_at=_moment(request, "due_at"),
+            due_at=moment(request, "due_at"),
             improvement_id=request.improvement_id,
             target=Target.from_proto(request.target) if request.HasField("target") else None,
             actor=request.actor,
@@ -130,7 +130,7 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
         return pb.VerifyActionResponse(action=done)
 
     async def ReopenAction(self, request: pb.ReopenActionRequest, _context: Any) -> pb.ReopenActionResponse:  # noqa: N802
-        due_at = _moment(request, "due_at")
+        due_at = moment(request, "due_at")
         done = await self._change(ReopenAction, request, reason=request.reason, due_at=due_at)
         return pb.ReopenActionResponse(action=done)
 
@@ -212,7 +212,7 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
     async def GetBoard(self, request: pb.GetBoardRequest, _context: Any) -> pb.GetBoardResponse:  # noqa: N802
         board = await self._queries.board(_filter(ActionKind, request.kind, "kind"), self._clock())
         lines = {f"by_{dimension}": [_line(line) for line in found] for dimension, found in board.lines.items()}
-        return pb.GetBoardResponse(**lines, as_of=_timestamp(board.as_of))
+        return pb.GetBoardResponse(**lines, as_of=timestamp(board.as_of))
 
     async def WatchActions(  # noqa: N802
         self, request: pb.WatchActionsRequest, _context: Any
@@ -249,7 +249,7 @@ def _filter(enum: type[EnumT], number: int, field: str) -> EnumT | None:
     return value if number else None
 
 
-def _moment(request: Any, field: str) -> datetime | None:
+def moment(request: Any, field: str) -> datetime | None:
     """Return a moment that may be given, UTC."""
     if not request.HasField(field):
         return None
@@ -263,7 +263,7 @@ def _moment(request: Any, field: str) -> datetime | None:
     return found
 
 
-def _timestamp(at: datetime) -> Timestamp:
+def timestamp(at: datetime) -> Timestamp:
     found = Timestamp()
     found.FromDatetime(at)
     return found

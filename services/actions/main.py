@@ -8,19 +8,26 @@ from recorrido.actions.v1 import actions_service_pb2 as pb
 from recorrido.actions.v1 import actions_service_pb2_grpc as pb_grpc
 from recorrido.actions.v1 import impact_service_pb2 as impact_pb
 from recorrido.actions.v1 import impact_service_pb2_grpc as impact_grpc
+from recorrido.actions.v1 import playbook_service_pb2 as playbook_pb
+from recorrido.actions.v1 import playbook_service_pb2_grpc as playbook_pb_grpc
 from services.actions.api import ActionsServicer
 from services.actions.domain.action import ActionDecider
 from services.actions.handlers.commands import ActionCommands
 from services.actions.handlers.falls import Falls
-from services.actions.handlers.signals import Recoveries
+from services.actions.handlers.playbooks import PlaybookBook
+from services.actions.handlers.signals import SignalHandlers
+from services.actions.handlers.timer import Timer
 from services.actions.impact_api import ImpactServicer
+from services.actions.playbook_api import PlaybookServicer
+from services.actions.views import due
+from services.actions.views.dry_runs import DryRuns
 from services.actions.views.history import Histories
 from services.actions.views.impact import Impacts
 from services.actions.views.measures import Measures, MeasuresProjection
 from services.actions.views.projection import ActionsProjection
 from services.actions.views.queries import ActionQueries
 from services.actions.views.watching import Watchers
-from services.foundation import projection
+from services.foundation import lease, projection
 from services.foundation.bus import Bus
 from services.foundation.config import PostgresDsn, ServiceSettings
 from services.foundation.eventstore import EventStore
@@ -36,7 +43,7 @@ class ActionsSettings(ServiceSettings):
     falls_every_seconds: float = Field(3600.0, gt=0, description="how often verified improvements are looked at again")
 
 
-def _now() -> datetime:
+def clock() -> datetime:
     return datetime.now(UTC)
 
 
@@ -61,30 +68,38 @@ async def wire(settings: ActionsSettings, process: Process) -> None:
     impacts = Impacts(store, Measures(pool), queries)
     process.server.register(
         impact_grpc.add_ImpactServiceServicer_to_server,
-        ImpactServicer(impacts, _now),
+        ImpactServicer(impacts, clock),
         impact_pb.DESCRIPTOR.services_by_name["ImpactService"].full_name,
     )
-    executor = Executor(store, ActionDecider())
+    executor, book = Executor(store, ActionDecider()), PlaybookBook(store)
     process.server.register(
         pb_grpc.add_ActionsServiceServicer_to_server,
         ActionsServicer(
-            commands=ActionCommands(executor),
+            commands=ActionCommands(executor, book),
             queries=queries,
             histories=Histories(store),
             watchers=watchers,
             impacts=impacts,
-            clock=_now,
+            clock=clock,
             stopping=process.server.stopping,
         ),
         pb.DESCRIPTOR.services_by_name["ActionsService"].full_name,
     )
+    process.server.register(
+        playbook_pb_grpc.add_PlaybookServiceServicer_to_server,
+        PlaybookServicer(book, DryRuns(store), clock, process.server.stopping),
+        playbook_pb.DESCRIPTOR.services_by_name["PlaybookService"].full_name,
+    )
     process.background("list of actions", runner.run(available=process.server.availability("read model")))
     process.background("measures", measures.run(available=process.server.availability("measures")))
-    falls = Falls(executor, impacts.verified, impacts.fall, _now)
+    falls = Falls(executor, impacts.verified, impacts.fall, clock)
     process.background("falls", falls.run(settings.falls_every_seconds, measures.caught_up.wait()))
+    signals = SignalHandlers(store, executor, book)
+    timer = Timer(executor, due.overdue, lambda: lease.held(pool, "actions timer"), clock)
+    process.background("timer", timer.run())
     process.background(
         "recoveries",
-        bus.react(Recoveries(executor).reaction, available=process.server.availability("event store")),
+        bus.react(signals.reaction, available=process.server.availability("event store")),
     )
 
 

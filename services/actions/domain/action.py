@@ -49,6 +49,7 @@ from services.actions.domain.commands import (
     DeclineAction,
     JoinSignal,
     LinkActions,
+    LinkByCause,
     OfferRemedy,
     OpenAction,
     OpenImprovement,
@@ -305,6 +306,9 @@ def decide(command: Command, state: Action) -> Sequence[ActionEvent]:
             return []
         case PassDeadline():
             return _pass(command, state) if there else []
+        case LinkByCause():
+            free = there and not state.improvement_id and command.request_id not in state.requests
+            return [command.event()] if free else []
         case JoinSignal():
             news = there and not state.closed and command.request_id not in state.requests
             return [command.event()] if news else []

@@ -508,6 +508,11 @@ class LinkActions(Change):
         rules.text("reason", self.reason, MAX_REASON, lines=True)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkByCause(LinkActions):
+    """Put a recovery under the improvement of its cause, unless it belongs to one already, or is gone."""
+
+
 #: What people ask for, by the names of the calls.
 CHANGES: Sequence[type[Change]] = (
     AcceptAction,

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from opentelemetry.context import get_current
 
 from recorrido.actions.v1.events import ActionKind
 from services.actions.domain.action import Action, decide, stream_of, unknown
-from services.actions.domain.commands import Change, LinkActions, OpenAction
+from services.actions.domain.commands import Change, LinkActions, OpenAction, ReopenAction
+from services.actions.handlers.playbooks import PlaybookBook
 from services.foundation.commit import GroupCommit
 from services.foundation.errors import RecorridoError, RefusedError
 from services.foundation.events import encode
@@ -17,8 +19,9 @@ from services.foundation.execute import Executed, Executor, Intent
 class ActionCommands:
     """Executes what people ask for; commands that come at the same time share one append."""
 
-    def __init__(self, executor: Executor[Action]) -> None:
+    def __init__(self, executor: Executor[Action], book: PlaybookBook) -> None:
         self._executor = executor
+        self._book = book
         self._commit = GroupCommit(executor, "actions")
 
     async def execute(
@@ -27,6 +30,8 @@ class ActionCommands:
         """Execute `command`; raises what `decide` refuses with, ConflictError, ExhaustedError and UnavailableError."""
         if isinstance(command, OpenAction) and command.improvement_id:
             await self._check_improvement(command.improvement_id)
+        if isinstance(command, ReopenAction) and command.due_at is None:
+            command = await self._with_service_level(command)
         (done,) = await self._execute([command], metadata, expected_revision)
         return done
 
@@ -43,6 +48,14 @@ class ActionCommands:
         for command, folded in zip(commands, states, strict=True):
             decide(command, folded.state)
         return await self._execute(commands, metadata)
+
+    async def _with_service_level(self, command: ReopenAction) -> ReopenAction:
+        state = (await self._executor.load(stream_of(command.action_id))).state
+        if not state.playbook_id:
+            return command
+        published = await self._book.get(state.playbook_id, state.playbook_version)
+        in_force = published.in_force
+        return replace(command, level=in_force.level(state.playbook_rule), time=in_force.time)
 
     async def _check_improvement(self, action_id: str) -> None:
         state = (await self._executor.load(stream_of(action_id))).state

@@ -1724,6 +1724,8 @@ class CauseConfirmed(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
     playbook_rule: str = ""
     customers: int = 0
     occurred_at: datetime | None = None
+    recovery_ids: tuple[str, ...] = ()
+    """Their recoveries, where they have any."""
 
     @classmethod
     def from_proto(cls, message: events_pb2.CauseConfirmed) -> Self:
@@ -1735,6 +1737,7 @@ class CauseConfirmed(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
             playbook_rule=message.playbook_rule,
             customers=message.customers,
             occurred_at=message.occurred_at.ToDatetime(UTC) if message.HasField("occurred_at") else None,
+            recovery_ids=tuple(message.recovery_ids),
         )
 
     def to_proto(self) -> events_pb2.CauseConfirmed:
@@ -1745,6 +1748,7 @@ class CauseConfirmed(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
             playbook_version=self.playbook_version,
             playbook_rule=self.playbook_rule,
             customers=self.customers,
+            recovery_ids=self.recovery_ids,
         )
         if self.occurred_at is not None:
             message.occurred_at.FromDatetime(self.occurred_at)

@@ -863,6 +863,7 @@ class CauseConfirmed(_message.Message):
     PLAYBOOK_RULE_FIELD_NUMBER: _builtins.int
     CUSTOMERS_FIELD_NUMBER: _builtins.int
     OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    RECOVERY_IDS_FIELD_NUMBER: _builtins.int
     cause_id: _builtins.str
     improvement_id: _builtins.str
     playbook_id: _builtins.str
@@ -871,6 +872,10 @@ class CauseConfirmed(_message.Message):
     customers: _builtins.int
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def recovery_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their recoveries, where they have any."""
+
     def __init__(
         self,
         *,
@@ -881,10 +886,11 @@ class CauseConfirmed(_message.Message):
         playbook_rule: _builtins.str = ...,
         customers: _builtins.int = ...,
         occurred_at: _timestamp_pb2.Timestamp | None = ...,
+        recovery_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause_id", b"cause_id", "customers", b"customers", "improvement_id", b"improvement_id", "occurred_at", b"occurred_at", "playbook_id", b"playbook_id", "playbook_rule", b"playbook_rule", "playbook_version", b"playbook_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause_id", b"cause_id", "customers", b"customers", "improvement_id", b"improvement_id", "occurred_at", b"occurred_at", "playbook_id", b"playbook_id", "playbook_rule", b"playbook_rule", "playbook_version", b"playbook_version", "recovery_ids", b"recovery_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

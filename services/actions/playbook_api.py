@@ -1,0 +1,113 @@
+"""PlaybookService: protobuf to domain and back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from typing import Any
+
+from recorrido.actions.v1 import action_pb2
+from recorrido.actions.v1 import playbook_service_pb2 as pb
+from recorrido.actions.v1 import playbook_service_pb2_grpc as pb_grpc
+from recorrido.actions.v1.events import Playbook
+from services.actions.api import moment, timestamp
+from services.actions.domain.dry_run import Opening, Summary
+from services.actions.domain.playbooks import PublishPlaybook
+from services.actions.handlers.playbooks import PlaybookBook, Published
+from services.actions.views.dry_runs import DryRuns
+from services.foundation import rpc
+from services.foundation.flow import until_set
+
+
+class PlaybookServicer(pb_grpc.PlaybookServiceServicer):
+    """`clock` tells the present moment, UTC; `stopping` is set when the server ends."""
+
+    def __init__(
+        self, book: PlaybookBook, dry_runs: DryRuns, clock: Callable[[], datetime], stopping: asyncio.Event
+    ) -> None:
+        self._book = book
+        self._dry_runs = dry_runs
+        self._clock = clock
+        self._stopping = stopping
+
+    async def PublishPlaybook(self, request: pb.PublishPlaybookRequest, _context: Any) -> pb.PublishPlaybookResponse:  # noqa: N802
+        command = PublishPlaybook(
+            playbook=Playbook.from_proto(request.playbook),
+            actor=request.actor,
+            reason=request.reason,
+            request_id=request.request_id,
+            occurred_at=self._clock(),
+        )
+        expected = request.expected_version if request.HasField("expected_version") else None
+        published = await self._book.publish(command, metadata=rpc.metadata(), expected_version=expected)
+        return pb.PublishPlaybookResponse(published=_published(published))
+
+    async def GetPlaybook(self, request: pb.GetPlaybookRequest, _context: Any) -> pb.GetPlaybookResponse:  # noqa: N802
+        published = await self._book.get(request.playbook_id, request.version)
+        return pb.GetPlaybookResponse(published=_published(published))
+
+    async def ListPlaybooks(self, _request: pb.ListPlaybooksRequest, _context: Any) -> pb.ListPlaybooksResponse:  # noqa: N802
+        return pb.ListPlaybooksResponse(playbooks=map(_published, await self._book.all()))
+
+    async def DryRunPlaybook(  # noqa: N802
+        self, request: pb.DryRunPlaybookRequest, _context: Any
+    ) -> AsyncIterator[pb.DryRunPlaybookResponse]:
+        # `from` is a word of Python.
+        draft = Playbook.from_proto(request.playbook)
+        found = self._dry_runs.run(draft, moment(request, "from"), moment(request, "to"), request.max_openings)
+        async for each in until_set(found, self._stopping):
+            match each:
+                case Opening():
+                    yield pb.DryRunPlaybookResponse(opening=_opening(each))
+                case Summary():
+                    yield pb.DryRunPlaybookResponse(summary=_summary(each))
+                case (signals, at):
+                    yield pb.DryRunPlaybookResponse(progress=pb.DryRunProgress(signals=signals, at=timestamp(at)))
+
+
+def _published(published: Published) -> pb.PublishedPlaybook:
+    return pb.PublishedPlaybook(
+        playbook=published.playbook.to_proto(),
+        version=published.in_force.version,
+        actor=published.actor,
+        reason=published.reason,
+        published_at=timestamp(published.published_at),
+    )
+
+
+def _opening(opening: Opening) -> pb.DryRunOpening:
+    event = opening.event
+    message = pb.DryRunOpening(
+        kind=action_pb2.ActionKind.ValueType(event.kind.number),
+        playbook_rule=event.playbook_rule,
+        signal_id=opening.signal.signal_id,
+        customer_id=event.customer_id,
+        title=event.title,
+        reasons=event.reasons,
+        priority=action_pb2.Priority.ValueType(event.priority.number),
+        owner=event.owner,
+        touchpoint=event.touchpoint,
+        need_path=event.need_path,
+        customers=opening.customers,
+    )
+    for field, at in (("opened_at", event.occurred_at), ("accept_by", event.accept_by), ("due_at", event.due_at)):
+        if at is not None:
+            getattr(message, field).FromDatetime(at)
+    return message
+
+
+def _summary(summary: Summary) -> pb.DryRunSummary:
+    hour, count = summary.busiest_hour()
+    return pb.DryRunSummary(
+        signals=summary.signals,
+        unmatched=summary.unmatched,
+        recoveries=summary.recoveries,
+        improvements=summary.improvements,
+        cooled_down=summary.cooled_down,
+        refused_by_guard=summary.refused_by_guard,
+        busiest_hour=timestamp(hour) if hour else None,
+        busiest_count=count,
+        rules=[
+            pb.RuleCount(playbook_rule=rule, matched=matched, opened=summary.opened[rule])
+            for rule, matched in sorted(summary.matched.items())
+        ],
+    )
