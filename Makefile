@@ -15,6 +15,9 @@ BASELINE := proto/baseline.binpb
 RUN_READY := .venv/.ready-run
 DEV_READY := .venv/.ready-dev
 TRITON_READY := .venv-triton/.ready
+TRAIN_READY := .venv-train/.ready
+# Its CPU build; where the package index has that under a name of its own, say so: make train TORCH='torch==2.13.0+cpu'
+TORCH ?= torch==2.13.0
 
 .PHONY: help
 help: ## Show this list
@@ -63,8 +66,8 @@ baseline: $(DEV_READY) ## Take the contracts as they are for what may not be bro
 	$(BIN)/buf build --exclude-source-info --output $(BASELINE)
 
 .PHONY: train
-train: $(DEV_READY) ## Train, evaluate and export the feedback model
-	$(BIN)/python -m infra.triton.train
+train: $(TRAIN_READY) ## Train, judge and promote the feedback model; ARGS="--external DIR" evaluates on more
+	OMP_WAIT_POLICY=PASSIVE .venv-train/bin/python -m infra.triton.train $(ARGS)
 
 .PHONY: bench
 bench: $(DEV_READY) $(TRITON_READY) ## Run every benchmark
@@ -72,8 +75,9 @@ bench: $(DEV_READY) $(TRITON_READY) ## Run every benchmark
 
 .PHONY: lock
 lock: ## Pin requirements*.in, with hashes and without registry addresses (needs uv)
-	@for name in requirements requirements-dev infra/triton/requirements; do \
-		uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 \
+	@for name in requirements requirements-dev infra/triton/requirements infra/triton/train/requirements; do \
+		case "$$name" in infra/*) deps=--no-deps;; *) deps=;; esac; \
+		uv pip compile --quiet --universal $$deps --generate-hashes --no-header --no-annotate --python-version 3.11 \
 			"$$name.in" --output-file "$$name.lock"; \
 	done
 
@@ -92,7 +96,8 @@ clean: ## Remove var/ (all data and logs) and the caches; refused while a run us
 
 .PHONY: distclean
 distclean: clean ## Remove the virtual environments too
-	rm -rf .venv .venv-triton *.egg-info
+	rm -rf .venv .venv-triton .venv-train *.egg-info
+	rm -f infra/triton/models/*/*/encoder.*.onnx infra/triton/models/*/*/tokenizer.json infra/triton/models/*/*/.built-*
 
 ##### Set-up
 
@@ -119,9 +124,18 @@ $(DEV_READY): requirements-dev.lock pyproject.toml | .venv/bin/python
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@ $(RUN_READY)
 
-$(TRITON_READY): infra/triton/requirements.lock infra/triton/install.py | .venv/bin/python
+# The model's files too: set-up builds it from the pinned weights and what training added.
+$(TRITON_READY): infra/triton/requirements.lock infra/triton/install.py $(wildcard infra/triton/encoder/*.py \
+		infra/triton/models/*/*/adapter.npz infra/triton/models/*/*/model.json) | .venv/bin/python
 	@$(HAS_PYTHON)
 	@$(PYTHON) -m infra.local.doctor --install
-	@echo "Installing Triton into .venv-triton"
+	@echo "Installing Triton into .venv-triton and building its models"
 	@$(BIN)/python -m infra.triton.install
+	@touch $@
+
+$(TRAIN_READY): infra/triton/train/requirements.lock | .venv/bin/python
+	@echo "Installing what training takes into .venv-train"
+	@$(PYTHON) -m venv .venv-train
+	@.venv-train/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --require-hashes -r infra/triton/train/requirements.lock
+	@.venv-train/bin/python -m pip --disable-pip-version-check --quiet install --no-deps '$(TORCH)'
 	@touch $@

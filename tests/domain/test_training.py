@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from infra.triton import taxonomy
-from infra.triton.train import corpus, export, features, linear, metrics
-from infra.triton.train.__main__ import targets
-from infra.triton.train.evaluate import Model
+from infra.triton.train import calibrate, corpus, evaluate, export, features, heads, linear, metrics
+from infra.triton.train.evaluate import Ngrams
+from infra.triton.train.ngrams import targets
 
 KNOWN = taxonomy.load()
 
@@ -34,8 +34,11 @@ def test_every_language_has_enough_verbatims_of_every_kind(rows: list[corpus.Ver
 
 def test_the_split_keeps_groups_together_and_holds_out_a_fair_share(rows: list[corpus.Verbatim]) -> None:
     held_out = {row.group for row in rows if row.held_out}
+    calibrating = {row.group for row in rows if row.calibrates}
     assert not held_out & {row.group for row in rows if not row.held_out}
+    assert not calibrating & {row.group for row in rows if not row.calibrates}
     assert 0.1 < sum(row.held_out for row in rows) / len(rows) < 0.3
+    assert 0.04 < sum(row.calibrates for row in rows) / len(rows) < 0.12
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,8 @@ def test_the_split_keeps_groups_together_and_holds_out_a_fair_share(rows: list[c
         ({"language": "es"}, "language es in the file of en"),
         ({"text": " "}, "empty text"),
         ({"extra": "x"}, "unknown field"),
+        ({"emotion": "meh"}, "unknown emotion meh"),
+        ({"urgency": "soon"}, "unknown urgency soon"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_place(tmp_path: Path, change: dict[str, str], message: str) -> None:
@@ -97,14 +102,14 @@ def test_the_exported_graph_agrees_with_the_trained_weights(tmp_path: Path, rows
     path = tmp_path / "model.onnx"
     meta = {"taxonomy_version": "t", "labels": labels, "thresholds": {}}
     export.export(path, idf, heads, need_tree.astype(np.float32), meta)
-    measured = Model(path).probabilities([row.text for row in some])
+    measured = Ngrams(path).probabilities([row.text for row in some])
     for name, probability in expected.items():
         np.testing.assert_allclose(measured[name], probability, atol=0.01)
         assert measured[name].shape == probability.shape
 
 
 def test_parents_are_as_likely_as_their_children_together(rows: list[corpus.Verbatim]) -> None:
-    model = Model(features.VERSION_FOLDER / "model.onnx")
+    model = Ngrams(features.VERSION_FOLDER / "model.onnx")
     need = model.probabilities([row.text for row in rows[::100]])["need"]
     index = {path: number for number, path in enumerate(model.labels["need"])}
     for path in KNOWN.needs:
@@ -154,3 +159,50 @@ def test_measures() -> None:
 
 def test_importing_the_served_features_does_not_change_the_path() -> None:
     assert str(features.VERSION_FOLDER) not in sys.path
+
+
+def row(**labels: str) -> corpus.Verbatim:
+    given = {"sentiment": "negative", "point": "pain", "need": "", "channel": "web", "author": "a", "theme": "t"}
+    return corpus.Verbatim("x", "en", **{**given, **labels})
+
+
+def test_what_a_label_admits() -> None:
+    said = row(need="delivery/speed", emotion="anger")
+    unsaid = row(need="")
+    emotion = heads.allowed("emotion", [said, unsaid], KNOWN)
+    assert emotion.sum(axis=1).tolist() == [1, len(corpus.EMOTIONS)]
+    leaves = ["", *(leaf.path for leaf in KNOWN.leaves())]
+    need = heads.allowed("need", [said, unsaid], KNOWN)
+    assert [leaf for leaf, admitted in zip(leaves, need[0], strict=True) if admitted] == [
+        leaf for leaf in leaves if leaf.startswith("delivery/speed/")
+    ]
+    assert [leaf for leaf, admitted in zip(leaves, need[1], strict=True) if admitted] == [""]
+    assert heads.said("emotion", [said, unsaid]).tolist() == [0]
+
+
+def test_the_threshold_is_the_lowest_that_is_right_often_enough() -> None:
+    confidence = np.array([0.3, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
+    correct = np.array([False, False, False, True, True, True, True, True])
+    assert calibrate.lowest(confidence, correct, wanted=0.6) == 0.0
+    assert calibrate.lowest(confidence, correct, wanted=0.8) == pytest.approx(0.36)
+    assert calibrate.lowest(confidence, correct, wanted=1.0) == pytest.approx(0.52)
+
+
+def test_a_head_that_is_never_right_enough_still_tells_its_surest_answers() -> None:
+    confidence = np.linspace(0.3, 0.9, 20)
+    correct = np.arange(20) % 2 == 0
+    told = confidence >= calibrate.lowest(confidence, correct, wanted=0.99)
+    assert told.mean() >= calibrate.TOLD
+
+
+def test_the_bootstrap_tells_a_gain_from_noise() -> None:
+    rng = np.random.default_rng(4)
+    truth = [str(label) for label in rng.integers(0, 3, 400)]
+    poor = [label if luck < 0.6 else "0" for label, luck in zip(truth, rng.random(400), strict=True)]
+    good = [label if luck < 0.9 else "0" for label, luck in zip(truth, rng.random(400), strict=True)]
+    gain, low, high = evaluate.bootstrap(truth, poor, good, seed=1)
+    assert gain == pytest.approx(metrics.macro_f1(truth, good) - metrics.macro_f1(truth, poor))
+    assert 0 < low < gain < high
+    _, low, high = evaluate.bootstrap(truth, good, poor, seed=1)
+    assert high < 0
+    assert evaluate.bootstrap(truth, good, good, seed=1) == (0, 0, 0)

@@ -14,7 +14,7 @@ from services.inference.triton import Triton
 from tests.support.triton import Server, triton
 from tests.support.wait import until
 
-#: As large as texts may be, and as many as a reaction hands over: five seconds of one core.
+#: As large as texts may be, and as many as a reaction hands over: some seconds of one core.
 HEAVY = [
     (f"{n} Não recebi o produto, a entrega atrasou. " * 500).encode()[:MAX_TEXT_BYTES].decode(errors="ignore")
     for n in range(256)

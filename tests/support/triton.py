@@ -19,10 +19,25 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from infra.triton.install import find
-from infra.triton.launch import TritonSettings, command
+from infra.triton.install import build_models, find
+from infra.triton.launch import PROVIDERS, TritonSettings, command
 
-OUTPUTS = ("LANGUAGE", "SENTIMENT", "SENTIMENT_SCORE", "POINT", "NEED", "CONFIDENCE", "ERROR")
+OUTPUTS = (
+    "LANGUAGE",
+    "SENTIMENT",
+    "SENTIMENT_SCORE",
+    "POINT",
+    "NEED",
+    "CONFIDENCE",
+    "EMOTION",
+    "INTENT",
+    "EFFORT",
+    "URGENCY",
+    "MORE_CONFIDENCE",
+    "UNSURE",
+    "SENTENCES",
+    "ERROR",
+)
 START_SECONDS = 60
 
 
@@ -35,12 +50,19 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def infer(client: Any, texts: Sequence[bytes], timeout_seconds: float | None = None) -> dict[str, Any]:
-    """All outputs of `feedback` for one request, by name; each array has a row per text."""
+def infer(
+    client: Any,
+    texts: Sequence[bytes],
+    timeout_seconds: float | None = None,
+    outputs: Sequence[str] = OUTPUTS,
+    version: str = "",
+) -> dict[str, Any]:
+    """The outputs of `feedback` for one request, by name; each array has a row per text."""
     tensor = grpcclient.InferInput("TEXT", [len(texts), 1], "BYTES")
     tensor.set_data_from_numpy(np.array(texts, dtype=object).reshape(-1, 1))
-    result = client.infer("feedback", [tensor], client_timeout=timeout_seconds)
-    return {name: result.as_numpy(name) for name in OUTPUTS}
+    wanted = [grpcclient.InferRequestedOutput(name) for name in outputs]
+    result = client.infer("feedback", [tensor], version, outputs=wanted, client_timeout=timeout_seconds)
+    return {name: result.as_numpy(name) for name in outputs}
 
 
 @dataclass
@@ -57,7 +79,9 @@ class Server:
 
     def start(self) -> None:
         """Start and wait until the server and its models are ready, at most START_SECONDS."""
-        argv, environment = command(self.settings, find())
+        installation = find()
+        build_models(installation, self.settings.model_repository, PROVIDERS[self.settings.provider])
+        argv, environment = command(self.settings, installation)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + START_SECONDS
@@ -97,11 +121,11 @@ class Server:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
-    def analyze(self, texts: Sequence[bytes | str]) -> dict[str, Any]:
-        """One request on a connection of its own."""
+    def analyze(self, texts: Sequence[bytes | str], version: str = "") -> dict[str, Any]:
+        """One request on a connection of its own; the empty version is the newest."""
         raw = [text.encode() if isinstance(text, str) else text for text in texts]
         with closing(grpcclient.InferenceServerClient(self.address)) as client:
-            return infer(client, raw)
+            return infer(client, raw, version=version)
 
 
 @contextmanager

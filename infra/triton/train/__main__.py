@@ -1,114 +1,173 @@
-"""Train, evaluate and export the `feedback` model: `python -m infra.triton.train`.
+"""Train, calibrate, evaluate and promote the feedback model: `python -m infra.triton.train` (see `make train`).
 
-Reads `infra/triton/data/verbatims.*.jsonl` and `taxonomy.yaml`, writes `models/feedback/1/model.onnx` and
-`models/feedback/MODEL_CARD.md`. The same input gives the same file. `--external DIR` also evaluates on the public sets
-in that folder (olist, xlmt, suggestions, restaurants), none of which is trained on.
+Reads `infra/triton/data/verbatims.*.jsonl`, `taxonomy.yaml` and the pinned pretrained weights. Writes a candidate to
+`build/train`: `adapter.npz`, `model.json`, the int8 graph, `report.json`, the card and its pictures. Where the
+candidate is no worse than the model in service, beyond noise, on the held-out rows, it takes its place. The same seed,
+data and number of threads give the same weights.
 """
 
 import argparse
 import json
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from infra.triton import taxonomy as needs
-from infra.triton.train import card, corpus, evaluate, export, features, linear
+from infra.triton.encoder import adapter, build, pretrained, tokenizer
+from infra.triton.train import baseline, calibrate, card, corpus, evaluate, fit, heads
+from infra.triton.train.network import Head, Network
 
-MODEL = features.VERSION_FOLDER / "model.onnx"
-CARD = features.VERSION_FOLDER.parent / "MODEL_CARD.md"
-# Sentiment and point, and the weight of characters: by cross-validation on training rows. Language and need: by hand.
-PENALTY = {"language": 3e-5, "sentiment": 3e-5, "point": 3e-5, "need": 1e-5}
-CHAR_WEIGHT = 1.0
-THRESHOLDS = {"language": 0.6, "need": [0.25, 0.25, 0.3]}
-FOLDS = 3
+ROOT = Path(__file__).resolve().parents[3]
+MODELS = Path(__file__).parents[1] / "models" / "feedback"
+#: What the promotion looks at: the answers that people act on.
+JUDGED = ("sentiment", "point", "need_1")
 
 
-def targets(
-    rows: list[corpus.Verbatim], taxonomy: needs.Taxonomy
-) -> dict[str, tuple[list[str], NDArray[np.bool_], NDArray[np.float64]]]:
-    """Per head: the labels of its outputs, the classes each row allows [rows, classes], and the tree [nodes, classes].
+def say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
-    The first class and node of `need` is the empty need. An empty sentiment or point is unknown and allows every class.
-    """
-    leaves = ["", *(need.path for need in taxonomy.leaves())]
-    nodes = ["", *(path for path, need in taxonomy.needs.items() if not need.retired)]
-    flat = {
-        "language": (list(taxonomy.languages), [row.language for row in rows]),
-        "sentiment": (list(corpus.SENTIMENTS), [row.sentiment for row in rows]),
-        "point": (list(corpus.POINTS), [row.point for row in rows]),
+
+def train(arguments: argparse.Namespace, rows: list[corpus.Verbatim], taxonomy: needs.Taxonomy) -> list[dict[str, Any]]:
+    """Fit, set temperatures, and write the candidate's files; returns the learning curve."""
+    source = pretrained.read(pretrained.find())
+    words = fit.Words(tokenizer.build(source.vocabulary), source.vocabulary.pad)
+    questions = [Head(name, heads.labels(name, taxonomy), heads.tree(name, taxonomy)) for name in heads.NAMES]
+    network = Network(source, questions, arguments.seed)
+    if arguments.start:
+        network.continue_from(adapter.load(arguments.start).arrays)
+    seen = [row for row in rows if not row.held_out and not row.calibrates]
+    watched = [row for row in rows if row.calibrates]
+    say(f"{len(seen)} verbatims to train on, {len(watched)} to calibrate with")
+    settings = fit.Settings(arguments.seed, arguments.epochs, arguments.threads, arguments.rate)
+
+    def keep() -> None:
+        np.savez(arguments.output / "checkpoint.npz", **network.deltas())  # type: ignore[arg-type]
+
+    curve = fit.fit(network, words, taxonomy, (seen, watched), settings, say=say, keep=keep)
+    logits = fit.predict(network, words.encode([row.text for row in watched]), words.pad)
+    temperatures = calibrate.temperatures(logits, watched, taxonomy)
+    learnt = adapter.Adapter(
+        network.deltas(),
+        {
+            "labels": {name: heads.labels(name, taxonomy) for name in heads.NAMES},
+            "classes": {heads.NEED: ["", *(need.path for need in taxonomy.leaves())]},
+            "temperatures": temperatures,
+            "thresholds": {},
+            "taxonomy_version": taxonomy.version,
+            "pad": words.pad,
+            "pretrained": {"wheel": pretrained.WHEEL, "file": pretrained.FILE, "sha256": pretrained.SHA256},
+            "training": {"seed": arguments.seed, "epochs": arguments.epochs, "rate": arguments.rate, "rows": len(seen)},
+        },
+    )
+    folder = arguments.output
+    adapter.save(folder, learnt)
+    build.build(folder, "int8", source)
+    return curve
+
+
+def set_thresholds(folder: Path, rows: list[corpus.Verbatim], taxonomy: needs.Taxonomy) -> None:
+    """From what the built graph says, after its rounding, about the rows that calibrate."""
+    watched = [row for row in rows if row.calibrates]
+    likely = evaluate.load(folder).probabilities([row.text for row in watched])
+    learnt = adapter.load(folder)
+    learnt.meta["thresholds"] = calibrate.thresholds(dict(likely), watched, taxonomy)
+    adapter.save(folder, learnt)
+
+
+def report_on(arguments: argparse.Namespace, rows: list[corpus.Verbatim], service: Path | None) -> dict[str, Any]:
+    """Figures of the candidate, the model in service and the baseline on the same rows."""
+    held_out = [row for row in rows if row.held_out]
+    models: dict[str, evaluate.Classifier] = {"candidate": evaluate.load(arguments.output)}
+    if service is not None:
+        models["in service"] = evaluate.load(service)
+    say("training the baseline")
+    models["baseline"] = baseline.train([row for row in rows if not row.held_out])
+    answered = {name: evaluate.by_language(model, held_out) for name, model in models.items()}
+    report: dict[str, Any] = {"rows": len(held_out), "held_out": {}, "external": {}}
+    for name, languages in answered.items():
+        report["held_out"][name] = {
+            language: {question: _figures(each) for question, each in questions.items()}
+            for language, questions in languages.items()
+        }
+        report["external"][name] = evaluate.unseen(models[name])
+        if arguments.external:
+            say(f"evaluating on the public sets: {name}")
+            report["external"][name] |= evaluate.external(models[name], arguments.external)
+    if service is not None:
+        new, old = answered["candidate"]["all"], answered["in service"]["all"]
+        report["gain"] = {
+            question: evaluate.bootstrap(new[question].truth, old[question].guess, new[question].guess, arguments.seed)
+            for question in JUDGED
+        }
+    card.pictures(arguments.output / "card", answered["candidate"]["all"], report)
+    return report
+
+
+def _figures(answered: evaluate.Answered) -> dict[str, float]:
+    return {
+        "rows": len(answered.truth),
+        "macro_f1": round(answered.macro_f1, 4),
+        "accuracy": round(float(np.mean(np.array(answered.truth) == np.array(answered.guess))), 4),
+        "calibration_error": round(answered.calibration_error, 4),
     }
-    heads = {
-        name: (labels, np.array([[value in (label, "") for label in labels] for value in values]), np.eye(len(labels)))
-        for name, (labels, values) in flat.items()
-    }
-    below = np.array([[_on_path(node, leaf) for leaf in leaves] for node in nodes])
-    index = {node: number for number, node in enumerate(nodes)}
-    heads["need"] = (nodes, below[[index[row.need] for row in rows]], below.astype(np.float64))
-    return heads
 
 
-def _on_path(node: str, leaf: str) -> bool:
-    return leaf == node or (bool(node) and leaf.startswith(f"{node}/"))
+def refusal(report: dict[str, Any]) -> str:
+    """Why the candidate may not take over: a question on which all of the interval of its gain is below zero."""
+    worse = [question for question, (_, _, high) in report.get("gain", {}).items() if high < 0]
+    return f"worse than the model in service on {', '.join(worse)}" if worse else ""
 
 
-def fold_of(row: corpus.Verbatim) -> int:
-    """Groups stay together in cross-validation, as they do in the split; -1 for what is always trained on."""
-    return sum(row.group.encode()) % FOLDS if row.channel else -1
+def in_service() -> Path | None:
+    """The newest version that is served."""
+    versions = sorted((int(folder.name), folder) for folder in MODELS.iterdir() if folder.name.isdigit())
+    ready = [folder for _, folder in versions if (folder / "model.onnx").exists() or (folder / "adapter.npz").exists()]
+    return ready[-1] if ready else None
 
 
-def cross_validated(
-    span: linear.Span, allowed: NDArray[np.bool_], tree: NDArray[np.float64], folds: NDArray[np.int64], penalty: float
-) -> NDArray[np.float64]:
-    """Logits of every training row from a model that did not see its fold [rows, classes]; 0 for fold -1."""
-    logits = np.zeros(allowed.shape)
-    for fold in range(FOLDS):
-        seen = folds != fold
-        head = linear.fit(span.rows[seen], allowed[seen], tree, np.ones(int(seen.sum())), penalty)
-        logits[~seen] = head.logits(span.rows[~seen])
-    return logits
-
-
-def train(rows: list[corpus.Verbatim], taxonomy: needs.Taxonomy, path: Path) -> None:
-    """Fit all heads on the rows that are not held out, calibrate them by cross-validation, and write the graph."""
-    seen = [row for row in rows if not row.held_out] + corpus.definitions(taxonomy)
-    raw = features.counts([row.text for row in seen])
-    idf = features.inverse_document_frequency(raw, CHAR_WEIGHT)
-    matrix = features.weighted(raw, idf)
-    span = linear.Span.of(matrix)
-    folds = np.array([fold_of(row) for row in seen])
-    heads, labels = [], {}
-    heads_in = targets(seen, taxonomy)
-    for name, (names, allowed, tree) in heads_in.items():
-        started = time.monotonic()
-        head = linear.fit(span.rows, allowed, tree, np.ones(len(seen)), PENALTY[name])
-        unseen = cross_validated(span, allowed, tree, folds, PENALTY[name])[folds >= 0]
-        factor = linear.temperature(unseen, allowed[folds >= 0])
-        weights = head.weights(matrix, span) * np.float32(factor)
-        heads.append(export.HeadExport(name, weights, (head.bias * factor).astype(np.float32)))
-        labels[name] = names
-        print(f"{name:10} {len(names):4} labels, factor {factor:.2f}, {time.monotonic() - started:.1f} s")  # noqa: T201
-    meta: dict[str, Any] = {"taxonomy_version": taxonomy.version, "labels": labels, "thresholds": THRESHOLDS}
-    export.export(path, idf, heads, heads_in["need"][2].astype(np.float32), meta)
+def promote(folder: Path) -> None:
+    """Put the candidate's files where it is served from; `infra.triton.install` builds the rest."""
+    for name in (adapter.ARRAYS, adapter.META):
+        shutil.copyfile(folder / name, evaluate.SERVED / name)
+    shutil.copyfile(folder / "MODEL_CARD.md", MODELS / "MODEL_CARD.md")
+    shutil.copytree(folder / "card", MODELS / "card", dirs_exist_ok=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=MODEL)
-    parser.add_argument("--card", type=Path, default=CARD)
-    parser.add_argument("--external", type=Path, help="folder of public evaluation sets; evaluated, never trained on")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=8e-4, help="highest learning rate; less to continue with")
+    parser.add_argument("--start", type=Path, help="continue from the adapter in this folder, as with new rows")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "train")
+    parser.add_argument("--external", type=Path, help="folder of public sets to evaluate on; never trained on")
+    parser.add_argument("--evaluate-only", action="store_true", help="judge and promote the candidate that is there")
     arguments = parser.parse_args()
+    started = time.monotonic()
+    arguments.output.mkdir(parents=True, exist_ok=True)
     taxonomy = needs.load()
     rows = corpus.load(taxonomy)
-    train(rows, taxonomy, arguments.output)
-    model = evaluate.Model(arguments.output)
-    report = evaluate.held_out(model, [row for row in rows if row.held_out])
-    if arguments.external:
-        report["external"] = evaluate.external(model, arguments.external)
-    arguments.card.write_text(card.render(report, rows, taxonomy), encoding="utf-8")
-    print(json.dumps(report, indent=1))  # noqa: T201
+    curve_file = arguments.output / "curve.json"
+    if not arguments.evaluate_only:
+        curve_file.write_text(json.dumps(train(arguments, rows, taxonomy), indent=1))
+    set_thresholds(arguments.output, rows, taxonomy)
+    report = report_on(arguments, rows, in_service())
+    report["curve"] = json.loads(curve_file.read_text())
+    report["minutes"] = round((time.monotonic() - started) / 60, 1)
+    (arguments.output / "report.json").write_text(json.dumps(report, indent=1))
+    card.curve_picture(arguments.output / "card", report["curve"])
+    learnt = adapter.load(arguments.output)
+    (arguments.output / "MODEL_CARD.md").write_text(card.render(report, rows, taxonomy, learnt.meta), encoding="utf-8")
+    if reason := refusal(report):
+        sys.exit(f"not promoted: {reason}; see {arguments.output / 'report.json'}")
+    promote(arguments.output)
+    say(f"promoted; figures are in {MODELS / 'MODEL_CARD.md'}")
 
 
 if __name__ == "__main__":

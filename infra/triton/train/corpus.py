@@ -10,8 +10,15 @@ from infra.triton.taxonomy import Taxonomy
 DATA = Path(__file__).parents[1] / "data"
 SENTIMENTS = ("negative", "neutral", "positive")
 POINTS = ("pain", "itch", "delight", "none")
-# Share of (author, theme) groups that are never trained on.
+# Plutchik's eight (1980), the set that most published corpora map to, and none.
+EMOTIONS = ("anger", "disgust", "fear", "sadness", "surprise", "joy", "trust", "anticipation", "none")
+INTENTS = ("complain", "ask", "request", "suggest", "praise", "thank", "leave", "refer", "none")
+EFFORTS = ("high", "low", "none")
+URGENCIES = ("high", "normal")
+_OPTIONAL = {"emotion": EMOTIONS, "intent": INTENTS, "effort": EFFORTS, "urgency": URGENCIES}
+# Shares of (author, theme) groups that are never trained on: to judge by, and to calibrate and choose thresholds with.
 HELD_OUT = 0.2
+CALIBRATION = 0.08
 
 
 class Verbatim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,7 +36,7 @@ class Verbatim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     channel: str
     author: str
     theme: str
-    # Labels that newer rows carry and no head reads yet; empty where nobody has said.
+    # Newer rows carry these too; empty where nobody has said.
     emotion: str = ""
     intent: str = ""
     effort: str = ""
@@ -42,8 +49,16 @@ class Verbatim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def held_out(self) -> bool:
         """Decided by a hash of the group, so that adding rows never moves old ones."""
+        return self._place < HELD_OUT
+
+    @property
+    def calibrates(self) -> bool:
+        return HELD_OUT <= self._place < HELD_OUT + CALIBRATION
+
+    @property
+    def _place(self) -> float:
         digest = hashlib.sha256(self.group.encode()).digest()
-        return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT
+        return int.from_bytes(digest[:4], "big") / 2**32
 
 
 class CorpusError(ValueError):
@@ -97,4 +112,7 @@ def _problem(row: Verbatim, language: str, taxonomy: Taxonomy) -> str:
         return f"unknown point {row.point}"
     if row.need and row.need not in taxonomy.needs:
         return f"need {row.need} is not in the taxonomy"
+    for field, known in _OPTIONAL.items():
+        if getattr(row, field) not in ("", *known):
+            return f"unknown {field} {getattr(row, field)}"
     return "" if row.text.strip() else "empty text"

@@ -108,6 +108,14 @@ class Analyzer:
         return node, probability
 
 
+def _unanswered(texts: int) -> dict[str, np.ndarray]:
+    """What later versions answer and this one does not."""
+    empty = dict.fromkeys(("EMOTION", "INTENT", "EFFORT", "URGENCY"), b"")
+    fixed = empty | {"UNSURE": b"emotion,intent,effort,urgency", "SENTENCES": b"[]"}
+    outputs = {name: np.full((texts, 1), value, dtype=object) for name, value in fixed.items()}
+    return outputs | {"MORE_CONFIDENCE": np.zeros((texts, 4), np.float32)}
+
+
 class TritonPythonModel:
     """Triton's protocol: one instance is one process of its own."""
 
@@ -120,6 +128,7 @@ class TritonPythonModel:
         texts, errors = zip(*(decode(raw) for batch in inputs for raw in batch), strict=True)
         outputs = self._analyzer.analyze(list(texts))
         outputs["ERROR"] = np.array(errors, dtype=object)[:, None]
+        outputs |= _unanswered(len(texts))
         responses, start = [], 0
         for batch in inputs:
             end = start + len(batch)

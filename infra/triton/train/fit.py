@@ -1,0 +1,213 @@
+"""Training: batches of texts of like length, one loss over all heads, a curve of it, the same result for a seed."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from infra.triton.taxonomy import Taxonomy
+from infra.triton.train import heads, metrics
+from infra.triton.train.corpus import Verbatim, definitions
+from infra.triton.train.network import Network
+
+MAX_TOKENS = 96
+#: Tokens of a batch, padding included.
+BATCH_TOKENS = 1024
+HEAD_RATE = 2.5
+WARM_UP = 0.06
+DECAY = 0.01
+CLIP = 1.0
+#: How much a head's loss counts.
+WEIGHTS = {"sentiment": 1.0, "point": 1.0, "need": 0.6, "language": 0.2, "emotion": 0.4, "intent": 0.5}
+WEIGHT = 0.3
+
+Allowed = dict[str, NDArray[np.bool_]]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`rate` is the highest learning rate of the deltas; heads learn at a multiple of it."""
+
+    seed: int
+    epochs: int
+    threads: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Texts to ids; `pad` fills up."""
+
+    tokenizer: Any
+    pad: int
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, both ends of one that is too long."""
+        return [both_ends(each.ids, MAX_TOKENS) for each in self.tokenizer.encode_batch(list(texts))]
+
+
+def both_ends(ids: list[int], longest: int) -> list[int]:
+    """Where a text is too long, its beginning and its end (Sun et al. 2019, arXiv:1905.05583)."""
+    half = longest // 2
+    return ids if len(ids) <= longest else ids[:half] + ids[-half:]
+
+
+def batches(ids: Sequence[list[int]], pad: int, budget: int = BATCH_TOKENS) -> Iterator[tuple[Any, torch.Tensor]]:
+    """Positions and padded ids int64 [texts, length] of batches by length, shortest first."""
+    order = sorted(range(len(ids)), key=lambda position: (len(ids[position]), position))
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and len(ids[order[end]]) * (end + 1 - start) <= budget:
+            end += 1
+        some = order[start:end]
+        padded = np.full((len(some), max(len(ids[position]) for position in some)), pad, dtype=np.int64)
+        for row, position in enumerate(some):
+            padded[row, : len(ids[position])] = ids[position]
+        yield np.array(some), torch.from_numpy(padded)
+        start = end
+
+
+def loss_of(logits: dict[str, torch.Tensor], allowed: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Weighted sum over the heads of the mean of -log P(what the label admits).
+
+    Needs count once per level, so that the area, which is in all three, matters most: a wrong leaf of the right area is
+    a small mistake.
+    """
+    total = torch.zeros(())
+    for name, admitted in allowed.items():
+        head = name.partition("_")[0]
+        values = logits[head]
+        inside = values.masked_fill(~admitted, -torch.inf)
+        total = total + WEIGHTS.get(head, WEIGHT) * (values.logsumexp(1) - inside.logsumexp(1)).mean()
+    return total
+
+
+def targets(rows: Sequence[Verbatim], taxonomy: Taxonomy) -> Allowed:
+    """What each row's labels admit, by head; of needs also by the two upper levels."""
+    upper = {f"{heads.NEED}_{level}": heads.above(rows, taxonomy, level) for level in (1, 2)}
+    return {name: heads.allowed(name, rows, taxonomy) for name in heads.NAMES} | upper
+
+
+def predict(network: Network, ids: Sequence[list[int]], pad: int) -> dict[str, NDArray[np.float64]]:
+    """Logits of each head's classes, [texts, classes]."""
+    results: dict[str, NDArray[np.float64]] = {}
+    with torch.no_grad():
+        for some, padded in batches(ids, pad, 4 * BATCH_TOKENS):
+            for name, values in network.logits(padded, padded != pad).items():
+                results.setdefault(name, np.zeros((len(ids), values.shape[1])))[some] = values.numpy()
+    return results
+
+
+def start_needs(network: Network, words: Words, taxonomy: Taxonomy) -> None:
+    """Let the head of needs begin with what the taxonomy's own words mean to the pretrained encoder.
+
+    A node's coefficients point from its parent's definition to its own; their length lets logits start near 1.
+    """
+    rows = definitions(taxonomy)
+    ids, pad = words.encode([row.text for row in rows]), words.pad
+    pooled = torch.zeros(len(rows), network.hidden)
+    with torch.no_grad():
+        for some, padded in batches(ids, pad, 4 * BATCH_TOKENS):
+            mask = padded != pad
+            states = network.encode(padded, mask, train=False) * mask[:, :, None]
+            pooled[some] = states.sum(1) / mask.sum(1, keepdim=True)
+    nodes = heads.labels(heads.NEED, taxonomy)
+    mean = pooled.mean(0)
+    of = {path: pooled[[i for i, row in enumerate(rows) if row.need == path]].mean(0) for path in nodes if path}
+    steps = torch.stack([of[path] - of.get(path.rpartition("/")[0], mean) if path else 0 * mean for path in nodes])
+    spread = ((pooled - mean) @ steps.T).std()
+    network.learnt["head.need.w"].data.copy_(steps / spread)
+    network.learnt["head.need.b"].data.copy_(-(steps / spread) @ mean)
+
+
+def fit(
+    network: Network,
+    words: Words,
+    taxonomy: Taxonomy,
+    split: tuple[Sequence[Verbatim], Sequence[Verbatim]],
+    settings: Settings,
+    *,
+    say: Callable[[str], None],
+    keep: Callable[[], None],
+) -> list[dict[str, float]]:
+    """Train on the first part of `split`, follow on the second; returns a row of figures per epoch.
+
+    `keep` is called after each epoch. A network that begins from an earlier training has its needs started already.
+    """
+    torch.manual_seed(settings.seed)
+    torch.set_num_threads(settings.threads)
+    rng = np.random.default_rng(settings.seed)
+    encode, pad = words.encode, words.pad
+    if not network.continues:
+        start_needs(network, words, taxonomy)
+    seen, watched = [*split[0], *definitions(taxonomy)], split[1]
+    ids, watched_ids = encode([row.text for row in seen]), encode([row.text for row in watched])
+    allowed = {name: torch.from_numpy(value) for name, value in targets(seen, taxonomy).items()}
+    watched_allowed = {name: torch.from_numpy(value) for name, value in targets(watched, taxonomy).items()}
+    head = [value for name, value in network.learnt.items() if name.startswith("head.")]
+    body = [value for name, value in network.learnt.items() if not name.startswith("head.")]
+    groups = [{"params": body, "lr": settings.rate}, {"params": head, "lr": HEAD_RATE * settings.rate}]
+    optimiser = torch.optim.AdamW(groups, weight_decay=DECAY)
+    per_epoch = sum(1 for _ in batches(ids, pad))
+    steps = per_epoch * settings.epochs
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / steps))
+    curve: list[dict[str, float]] = []
+    started = time.monotonic()
+    for epoch in range(1, settings.epochs + 1):
+        epoch_loss = 0.0
+        # Texts of like length share a batch, others each time.
+        order = rng.permutation(len(ids))
+        made = list(batches([ids[position] for position in order], pad))
+        for done, number in enumerate(rng.permutation(len(made)), start=1):
+            some, padded = made[number]
+            rows = torch.from_numpy(order[some])
+            logits = network.logits(padded, padded != pad, train=True)
+            loss = loss_of(logits, {name: value[rows] for name, value in allowed.items()})
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([*body, *head], CLIP)
+            optimiser.step()
+            schedule.step()
+            epoch_loss += float(loss.detach())
+            if done % 25 == 0:
+                say(f"epoch {epoch}, batch {done} of {len(made)}: {time.monotonic() - started:.0f} s")
+        outcome = predict(network, watched_ids, pad)
+        with torch.no_grad():
+            tensors = {name: torch.from_numpy(value).float() for name, value in outcome.items()}
+            watched_loss = float(loss_of(tensors, watched_allowed))
+        curve.append(
+            {"epoch": epoch, "loss": epoch_loss / len(made), "watched_loss": watched_loss}
+            | {name: _score(name, outcome[name], watched, taxonomy) for name in ("sentiment", "point", "need")}
+        )
+        keep()
+        elapsed = time.monotonic() - started
+        left = elapsed / epoch * (settings.epochs - epoch)
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in curve[-1].items() if name != "epoch")
+        say(f"epoch {epoch} of {settings.epochs}: {figures}; {elapsed:.0f} s, about {left:.0f} s to go")
+    return curve
+
+
+def _rate(progress: float) -> float:
+    if progress < WARM_UP:
+        return progress / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+
+
+def _score(name: str, logits: NDArray[np.float64], rows: Sequence[Verbatim], taxonomy: Taxonomy) -> float:
+    """Macro-F1 on rows that say; of needs, of the first level."""
+    if name != heads.NEED:
+        known = heads.labels(name, taxonomy)
+        said = [number for number, row in enumerate(rows) if getattr(row, name)]
+        guess = [known[index] for index in logits[said].argmax(1)]
+        return metrics.macro_f1([getattr(rows[number], name) for number in said], guess)
+    areas = ["", *(path for path in heads.labels(name, taxonomy) if path and "/" not in path)]
+    nodes = heads.labels(name, taxonomy)
+    likely = np.exp(logits - logits.max(1, keepdims=True)) @ heads.tree(name, taxonomy).T
+    best = likely[:, [nodes.index(area) for area in areas]].argmax(1)
+    return metrics.macro_f1([row.need.split("/")[0] for row in rows], [areas[index] for index in best])
