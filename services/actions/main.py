@@ -6,12 +6,15 @@ from pydantic import Field
 
 from recorrido.actions.v1 import actions_service_pb2 as pb
 from recorrido.actions.v1 import actions_service_pb2_grpc as pb_grpc
+from recorrido.actions.v1 import explanation_service_pb2 as explanation_pb
+from recorrido.actions.v1 import explanation_service_pb2_grpc as explanation_grpc
 from recorrido.actions.v1 import impact_service_pb2 as impact_pb
 from recorrido.actions.v1 import impact_service_pb2_grpc as impact_grpc
 from recorrido.actions.v1 import playbook_service_pb2 as playbook_pb
 from recorrido.actions.v1 import playbook_service_pb2_grpc as playbook_pb_grpc
 from services.actions.api import ActionsServicer
 from services.actions.domain.action import ActionDecider
+from services.actions.explanation_api import ExplanationServicer
 from services.actions.handlers.commands import ActionCommands
 from services.actions.handlers.falls import Falls
 from services.actions.handlers.playbooks import PlaybookBook
@@ -21,6 +24,7 @@ from services.actions.impact_api import ImpactServicer
 from services.actions.playbook_api import PlaybookServicer
 from services.actions.views import due
 from services.actions.views.dry_runs import DryRuns
+from services.actions.views.explanation import Explanations
 from services.actions.views.history import Histories
 from services.actions.views.impact import Impacts
 from services.actions.views.measures import Measures, MeasuresProjection
@@ -70,6 +74,11 @@ async def wire(settings: ActionsSettings, process: Process) -> None:
         impact_grpc.add_ImpactServiceServicer_to_server,
         ImpactServicer(impacts, clock),
         impact_pb.DESCRIPTOR.services_by_name["ImpactService"].full_name,
+    )
+    process.server.register(
+        explanation_grpc.add_ExplanationServiceServicer_to_server,
+        ExplanationServicer(Explanations(store, queries)),
+        explanation_pb.DESCRIPTOR.services_by_name["ExplanationService"].full_name,
     )
     executor, book = Executor(store, ActionDecider()), PlaybookBook(store)
     process.server.register(

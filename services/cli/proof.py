@@ -1,12 +1,16 @@
-"""Whether an improvement helped: `impact`."""
+"""Why there is an action, and whether it helped: `explain` and `impact`."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 from rich.text import Text
+from rich.tree import Tree
 
-from recorrido.actions.v1 import impact_pb2, impact_service_pb2
+from recorrido.actions.v1 import explanation_service_pb2, impact_pb2, impact_service_pb2
 from recorrido.actions.v1.action_pb2 import Target
+from recorrido.actions.v1.explanation_service_pb2 import ExplainedEvent, ExplainedRole
+from recorrido.actions.v1.explanation_service_pb2_grpc import ExplanationServiceStub
 from recorrido.actions.v1.impact_service_pb2_grpc import ImpactServiceStub
 from services.cli import clients, show
 from services.cli.actions import Metric
@@ -68,3 +72,69 @@ def _tell_impact(found: impact_pb2.Impact) -> None:
             name, show.when(since), show.when(until), show.count(sample.count), f"{sample.mean:.2f}", *elsewhere
         )
     out.print(show.filled(lines))
+
+
+def explain(action_id: ActionId, *, as_json: Json = False) -> None:
+    """Show why there is an action, event by event as they stand in the store, and what came of it."""
+
+    async def work() -> None:
+        addresses = Addresses.configured()
+        async with clients.channel("actions", addresses.actions) as channel:
+            request = explanation_service_pb2.ExplainActionRequest(action_id=action_id)
+            answer = await ExplanationServiceStub(channel).ExplainAction(request, timeout=DEADLINE_S)
+        if as_json:
+            show.print_json(answer)
+            return
+        out = show.console()
+        out.print(_tree(answer), soft_wrap=True)
+        if answer.left_out:
+            out.print(f"{show.count(answer.left_out)} signals and recoveries more are not shown")
+
+    run(work())
+
+
+def _tree(answer: explanation_service_pb2.ExplainActionResponse) -> Tree:
+    events = {each.event_id: each for each in answer.events}
+    opening = next(each for each in answer.events if each.role == ExplainedRole.EXPLAINED_ROLE_OPENING)
+    root = Tree(_line(opening))
+    why = root.add("because of")
+    if opening.because_of:
+        _causes(why, opening, events, {opening.event_id})
+    else:
+        why.add(Text(f"{opening.details['actor']}, by hand", style="dim"))
+    for title, role in (
+        ("since then", ExplainedRole.EXPLAINED_ROLE_EFFECT),
+        ("recoveries under it", ExplainedRole.EXPLAINED_ROLE_RECOVERY),
+    ):
+        some = [each for each in answer.events if each.role == role]
+        if some:
+            branch = root.add(title)
+            for each in some:
+                line = branch.add(_line(each))
+                # What brought it about other than the action itself.
+                others = [key for key in each.because_of if key != opening.event_id]
+                for key in others:
+                    _causes(line.add(_line(events[key])), events[key], events, {opening.event_id, key})
+    return root
+
+
+def _causes(branch: Tree, event: ExplainedEvent, events: Mapping[str, ExplainedEvent], above: set[str]) -> None:
+    for key in event.because_of:
+        if key not in above:
+            _causes(branch.add(_line(events[key])), events[key], events, above | {key})
+
+
+def _line(event: ExplainedEvent) -> Text:
+    role = show.name(ExplainedRole.DESCRIPTOR, event.role)
+    line = Text.assemble((f"{role}: ", "bold"), show.plain(event.summary).plain)
+    versions = [f"{name} {event.details[name]}" for name in _VERSIONS if name in event.details]
+    if versions:
+        line.append(f"  {', '.join(versions)}", style="cyan")
+    place = "" if event.erased else f" {event.stream}@{event.revision} position {event.position}"
+    line.append(f"\n{event.event_id}{place}", style="dim")
+    if not event.erased:
+        line.append(f"\n{show.when(event.recorded_at)} UTC trace {event.trace_id or 'none'}", style="dim")
+    return line
+
+
+_VERSIONS = ("rule", "rule_version", "model", "model_version", "taxonomy_version")
