@@ -1,6 +1,6 @@
 """What an erasure takes away, and what it leaves: facts that statistics need and that are nobody's. Pure.
 
-What is left has no words, no ids, no amounts and no attributes; its customer is a pseudonym made for this erasure, with
+What is left has no words, no ids and no attributes; its customer is a pseudonym made for this erasure, with
 a secret that is erased with the rest.
 """
 
@@ -37,6 +37,7 @@ from recorrido.ingest.v1.events import (
     Interaction,
     InteractionRecorded,
     InteractionRejected,
+    Referral,
     Verbatim,
 )
 from recorrido.journey.v1.events import SignalRaised
@@ -190,6 +191,9 @@ class _Pseudonyms:
     def of(self, customer_id: str) -> str:
         return str(derived_id(self.secret, customer_id))
 
+    def of_episode(self, episode_id: str) -> str:
+        return str(derived_id(self.secret, "episode", episode_id)) if episode_id else ""
+
     def of_erased(self, customer_id: str) -> str:
         """Return nobody's for who is not erased: what is left must not name them either."""
         return self.of(customer_id) if customer_id in self.erased else ""
@@ -232,6 +236,9 @@ def _interaction(
         outcome=interaction.outcome,
         had_words=bool((interaction.verbatim or Verbatim()).text),
         analyses=tuple(analyses),
+        amount=interaction.amount,
+        referral_direction=(interaction.referral or Referral()).direction,
+        episode_pseudonym=pseudonyms.of_episode(interaction.episode_id),
     )
 
 

@@ -18,7 +18,7 @@ from infra.eventstore import messages
 from recorrido.actions.v1 import actions_service_pb2 as actions_pb
 from recorrido.actions.v1.actions_service_pb2_grpc import ActionsServiceStub
 from recorrido.inference.v1.events import Analysis, FeedbackAnalyzed, PointKind, Sentiment
-from recorrido.ingest.v1 import identity_pb2, identity_service_pb2
+from recorrido.ingest.v1 import identity_pb2, identity_service_pb2, interaction_pb2
 from recorrido.ingest.v1 import privacy_service_pb2 as pb
 from recorrido.ingest.v1.identity_service_pb2_grpc import IdentityServiceStub
 from recorrido.ingest.v1.ingest_service_pb2 import RECORD_STATUS_RECORDED, RECORD_STATUS_REJECTED
@@ -61,6 +61,10 @@ class Company:
         made = interaction(number, text=text, csat=csat)
         made.customer.customer_id = customer_id
         made.attributes["note"] = text
+        made.episode_id = f"order {number}"
+        made.amount.currency_code, made.amount.amount = "EUR", f"{number}.90"
+        made.referral.direction = interaction_pb2.REFERRAL_DIRECTION_GIVEN
+        made.referral.other_customer_id = "a friend"
         (result,) = await record(self.ingest, [made])
         assert result.status == RECORD_STATUS_RECORDED
         return result.event_id
@@ -162,6 +166,7 @@ class Company:
                 (journey_pb.GetScoresRequest(), self.journey.GetScores),
                 (journey_pb.ListPointsRequest(), self.journey.ListPoints),
                 (journey_pb.GetOverviewRequest(), self.journey.GetOverview),
+                (journey_pb.GetLoyaltyLadderRequest(), self.journey.GetLoyaltyLadder),
             ):
                 if moment is not None:
                     request.as_of.FromDatetime(moment)

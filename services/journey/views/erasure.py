@@ -14,6 +14,7 @@ from recorrido.ingest.v1.events import (
     IdentityUnlinked,
     Interaction,
     InteractionRecorded,
+    Referral,
 )
 from recorrido.journey.v1.events import SignalRaised
 from services.foundation.events import Event, Recorded, derived_id, encode
@@ -126,6 +127,9 @@ def _interaction(fact: Fact, left: AnonymousInteraction) -> Iterator[Fact]:
             occurred_at=left.occurred_at,
             ratings=left.ratings,
             outcome=left.outcome,
+            amount=left.amount,
+            referral=Referral(direction=left.referral_direction),
+            episode_id=left.episode_pseudonym,
         )
     )
     yield _fact(fact, left, recorded)

@@ -42,6 +42,9 @@ class AnonymousInteraction(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     HAD_WORDS_FIELD_NUMBER: _builtins.int
     ANALYSES_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    REFERRAL_DIRECTION_FIELD_NUMBER: _builtins.int
+    EPISODE_PSEUDONYM_FIELD_NUMBER: _builtins.int
     pseudonym: _builtins.str
     position: _builtins.str
     kind: _interaction_pb2.CustomerKind.ValueType
@@ -51,6 +54,10 @@ class AnonymousInteraction(_message.Message):
     outcome: _interaction_pb2.Outcome.ValueType
     had_words: _builtins.bool
     """Whether there was a verbatim."""
+    referral_direction: _interaction_pb2.ReferralDirection.ValueType
+    """Of a recommendation; who the other person is, is not kept."""
+    episode_pseudonym: _builtins.str
+    """The same for interactions of one episode."""
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -59,6 +66,8 @@ class AnonymousInteraction(_message.Message):
     def ratings(self) -> _containers.RepeatedCompositeFieldContainer[_interaction_pb2.Rating]: ...
     @_builtins.property
     def analyses(self) -> _containers.RepeatedCompositeFieldContainer[Global___AnonymousAnalysis]: ...
+    @_builtins.property
+    def amount(self) -> _interaction_pb2.Money: ...
     def __init__(
         self,
         *,
@@ -74,10 +83,13 @@ class AnonymousInteraction(_message.Message):
         outcome: _interaction_pb2.Outcome.ValueType = ...,
         had_words: _builtins.bool = ...,
         analyses: _abc.Iterable[Global___AnonymousAnalysis] | None = ...,
+        amount: _interaction_pb2.Money | None = ...,
+        referral_direction: _interaction_pb2.ReferralDirection.ValueType = ...,
+        episode_pseudonym: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at", "recorded_at", b"recorded_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "occurred_at", b"occurred_at", "recorded_at", b"recorded_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analyses", b"analyses", "channel", b"channel", "had_words", b"had_words", "kind", b"kind", "occurred_at", b"occurred_at", "outcome", b"outcome", "position", b"position", "pseudonym", b"pseudonym", "ratings", b"ratings", "recorded_at", b"recorded_at", "source", b"source", "touchpoint", b"touchpoint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "analyses", b"analyses", "channel", b"channel", "episode_pseudonym", b"episode_pseudonym", "had_words", b"had_words", "kind", b"kind", "occurred_at", b"occurred_at", "outcome", b"outcome", "position", b"position", "pseudonym", b"pseudonym", "ratings", b"ratings", "recorded_at", b"recorded_at", "referral_direction", b"referral_direction", "source", b"source", "touchpoint", b"touchpoint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -491,6 +491,11 @@ class AnonymousInteraction(Struct, frozen=True, kw_only=True, omit_defaults=True
     had_words: bool = False
     """Whether there was a verbatim."""
     analyses: tuple[AnonymousAnalysis, ...] = ()
+    amount: Money | None = None
+    referral_direction: ReferralDirection = ReferralDirection.UNSPECIFIED
+    """Of a recommendation; who the other person is, is not kept."""
+    episode_pseudonym: str = ""
+    """The same for interactions of one episode."""
 
     @classmethod
     def from_proto(cls, message: anonymous_pb2.AnonymousInteraction) -> Self:
@@ -507,6 +512,9 @@ class AnonymousInteraction(Struct, frozen=True, kw_only=True, omit_defaults=True
             outcome=Outcome.from_number(message.outcome),
             had_words=message.had_words,
             analyses=tuple(AnonymousAnalysis.from_proto(x) for x in message.analyses),
+            amount=Money.from_proto(message.amount) if message.HasField("amount") else None,
+            referral_direction=ReferralDirection.from_number(message.referral_direction),
+            episode_pseudonym=message.episode_pseudonym,
         )
 
     def to_proto(self) -> anonymous_pb2.AnonymousInteraction:
@@ -521,11 +529,15 @@ class AnonymousInteraction(Struct, frozen=True, kw_only=True, omit_defaults=True
             outcome=self.outcome.number,
             had_words=self.had_words,
             analyses=[x.to_proto() for x in self.analyses],
+            referral_direction=self.referral_direction.number,
+            episode_pseudonym=self.episode_pseudonym,
         )
         if self.occurred_at is not None:
             message.occurred_at.FromDatetime(self.occurred_at)
         if self.recorded_at is not None:
             message.recorded_at.FromDatetime(self.recorded_at)
+        if self.amount is not None:
+            message.amount.CopyFrom(self.amount.to_proto())
         return message
 
 
