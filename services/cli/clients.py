@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 import grpc
 
 from recorrido.actions.v1.actions_service_pb2_grpc import ActionsServiceStub
+from recorrido.actions.v1.playbook_service_pb2_grpc import PlaybookServiceStub
 from recorrido.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from recorrido.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 from recorrido.journey.v1.journey_service_pb2_grpc import JourneyServiceStub
@@ -17,6 +18,7 @@ from services.cli.failures import CommandError, SettingError, explain
 if TYPE_CHECKING:
     # Only the type stubs tell the asynchronous client from the blocking one.
     from recorrido.actions.v1.actions_service_pb2_grpc import ActionsServiceAsyncStub
+    from recorrido.actions.v1.playbook_service_pb2_grpc import PlaybookServiceAsyncStub
     from recorrido.inference.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub
     from recorrido.ingest.v1.ingest_service_pb2_grpc import IngestServiceAsyncStub
     from recorrido.journey.v1.journey_service_pb2_grpc import JourneyServiceAsyncStub
@@ -132,3 +134,9 @@ async def journey(addresses: Addresses) -> AsyncIterator["JourneyServiceAsyncStu
 async def actions(addresses: Addresses) -> AsyncIterator["ActionsServiceAsyncStub"]:
     async with channel("actions", addresses.actions) as opened:
         yield ActionsServiceStub(opened)
+
+
+@contextlib.asynccontextmanager
+async def playbooks(addresses: Addresses) -> AsyncIterator["PlaybookServiceAsyncStub"]:
+    async with channel("actions", addresses.actions) as opened:
+        yield PlaybookServiceStub(opened)

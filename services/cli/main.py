@@ -13,6 +13,7 @@ from services.cli import (
     journeymap,
     journeys,
     local,
+    playbook,
     privacy,
     proof,
     rejected,
@@ -38,6 +39,7 @@ app.command()(journeys.points)
 app.command()(journeys.signals)
 app.add_typer(actions.app, name="actions")
 app.command()(proof.explain)
+app.add_typer(playbook.app, name="playbook")
 app.command()(proof.impact)
 app.add_typer(rejected.app, name="rejected")
 app.add_typer(identity.app, name="identity")

@@ -19,6 +19,7 @@ from recorrido.actions.v1.events import SignalAnswered
 from recorrido.actions.v1.playbook_service_pb2_grpc import PlaybookServiceStub
 from recorrido.journey.v1.events import SignalRaised
 from services.foundation import bus
+from tests.support.cli import answer, recorrido
 from tests.support.cluster import running
 from tests.support.office import IMPROVEMENT, RECOVERY, Office, connected, refusal, signal, unique
 from tests.support.rpc_errors import info, violations
@@ -319,3 +320,25 @@ async def test_signals_delivered_again_after_a_kill_come_to_the_same(tmp_path: P
 async def actions_of(office: Office) -> Counter[tuple[str, str]]:
     events = await stored(office.cluster.environment["RECORRIDO_EVENTSTORE_URI"])
     return Counter((event.stream_name, event.type) for event in events if event.type.startswith("recorrido.actions."))
+
+
+async def test_a_playbook_on_the_command_line(office: Office, playbooks: Any) -> None:  # noqa: ARG001 - switched off again
+    cluster = office.cluster
+    tried = await recorrido(cluster, "playbook", "dry-run", "standard")
+    assert tried.code == 0, tried
+    assert "signals would have opened" in tried.out
+    published = await answer(cluster, "playbook", "publish", "standard", "--reason", "to begin with")
+    assert published["published"]["version"] == 1
+    again = await recorrido(cluster, "playbook", "publish", "standard", "--expected-version", "0")
+    assert again.code == 1
+    assert again.err.startswith("error: ")
+    shown = await recorrido(cluster, "playbook", "show", "standard")
+    assert "money-or-delivery" in shown.out
+    assert "4h" in shown.out
+    listed = await recorrido(cluster, "playbook", "list")
+    assert "standard" in listed.out
+    wrong = await recorrido(cluster, "playbook", "publish", "nothing.yaml")
+    assert (wrong.code, wrong.err.splitlines()[0]) == (
+        1,
+        "error: nothing.yaml: there is no such file; shipped playbooks are standard",
+    )

@@ -1,0 +1,216 @@
+"""Playbooks as YAML files: `playbook publish|list|show|dry-run|schema`."""
+
+import sys
+import uuid
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from recorrido.actions.v1 import playbook_service_pb2 as pb
+from recorrido.actions.v1.action_pb2 import ActionKind, Priority
+from recorrido.actions.v1.playbook_pb2 import ImprovementRule, Period, RecoveryRule, ServiceLevel
+from services.cli import clients, playbookfile, show
+from services.cli.actions import Actor
+from services.cli.clients import DEADLINE_S, Addresses
+from services.cli.options import From, Json, To, run
+
+app = typer.Typer(help="Playbooks: which signals open what, for whom, and by when.", no_args_is_help=True)
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="A YAML file, or the name of a shipped playbook.")]
+
+
+@app.command()
+def publish(
+    file: File,
+    *,
+    reason: Annotated[str, typer.Option(help="Why there is a new version.")] = "",
+    expected_version: Annotated[
+        int | None, typer.Option(min=0, help="Only if this is the present version; 0: if there is none.")
+    ] = None,
+    actor: Actor,
+    as_json: Json = False,
+) -> None:
+    """Publish a playbook, or a new version of it; it acts on signals from now on."""
+    request = pb.PublishPlaybookRequest(
+        playbook=playbookfile.load(file),
+        actor=actor,
+        reason=reason,
+        request_id=str(uuid.uuid4()),
+        expected_version=expected_version,
+    )
+
+    async def work() -> None:
+        async with clients.playbooks(Addresses.configured()) as playbooks:
+            answer = await playbooks.PublishPlaybook(request, timeout=DEADLINE_S)
+        if as_json:
+            show.print_json(answer)
+        else:
+            published = answer.published
+            show.console().print(f"{published.playbook.playbook_id}: version {published.version} is in force")
+
+    run(work())
+
+
+@app.command("list")
+def list_playbooks(*, as_json: Json = False) -> None:
+    """List the playbooks, each in its present version."""
+
+    async def work() -> None:
+        async with clients.playbooks(Addresses.configured()) as playbooks:
+            found = await playbooks.ListPlaybooks(pb.ListPlaybooksRequest(), timeout=DEADLINE_S)
+        if as_json:
+            show.print_json(found)
+            return
+        lines = show.table(
+            "playbook", "name~", "version#", "on", "published (UTC)", "by", "recoveries#", "improvements#"
+        )
+        for each in found.playbooks:
+            lines.add_row(
+                each.playbook.playbook_id,
+                show.plain(each.playbook.name),
+                str(each.version),
+                "no" if each.playbook.disabled else "yes",
+                show.when(each.published_at),
+                show.plain(each.actor),
+                str(len(each.playbook.recoveries)),
+                str(len(each.playbook.improvements)),
+            )
+        show.console().print(lines)
+
+    run(work())
+
+
+@app.command("show")
+def show_playbook(
+    playbook_id: Annotated[str, typer.Argument(metavar="ID")],
+    *,
+    version: Annotated[int, typer.Option(min=0, help="0 is the present one.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Show a playbook: its rules, owners and due times."""
+
+    async def work() -> None:
+        async with clients.playbooks(Addresses.configured()) as playbooks:
+            found = await playbooks.GetPlaybook(
+                pb.GetPlaybookRequest(playbook_id=playbook_id, version=version), timeout=DEADLINE_S
+            )
+        if as_json:
+            show.print_json(found)
+        else:
+            _print(found.published)
+
+    run(work())
+
+
+def _print(published: pb.PublishedPlaybook) -> None:
+    out, playbook = show.console(), published.playbook
+    off = " · switched off" if playbook.disabled else ""
+    out.print(f"{playbook.playbook_id} · {show.plain(playbook.name)} · version {published.version}{off}")
+    where = playbook.calendar.time_zone or "UTC, around the clock"
+    out.print(f"calendar {where} · at most {show.count(playbook.max_per_hour or 500)} actions an hour")
+    lines = show.table(
+        "rule", "opens", "touchpoints~", "needs~", "priority", "owner", "accept", "resolve", "escalates~"
+    )
+    for rule in playbook.recoveries:
+        days = f", {rule.cool_down_days} days apart" if rule.cool_down_days else ""
+        lines.add_row(rule.rule_id, f"recovery{days}", *_rule(rule))
+    for cause in playbook.improvements:
+        lines.add_row(
+            cause.rule_id, f"improvement: {cause.customers} customers in {cause.within_days} d", *_rule(cause)
+        )
+    out.print(show.filled(lines))
+
+
+def _rule(rule: RecoveryRule | ImprovementRule) -> list[str]:
+    level: ServiceLevel = rule.service_level
+    return [
+        ", ".join(rule.match.touchpoints),
+        ", ".join(rule.match.need_paths),
+        show.name(Priority.DESCRIPTOR, rule.priority),
+        rule.owner,
+        _period(level.accept_within),
+        _period(level.resolve_within),
+        ", ".join(f"{_period(step.after) or 'at once'} → {step.to}" for step in level.escalations),
+    ]
+
+
+def _period(period: Period) -> str:
+    hours, minutes = divmod(period.minutes, 60)
+    parts = ((period.days, "d"), (hours, "h"), (minutes, "m"))
+    return " ".join(f"{number}{unit}" for number, unit in parts if number)
+
+
+@app.command("dry-run")
+def dry_run(
+    file: File,
+    *,
+    start: From = None,
+    end: To = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many openings to show; all are counted.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Show what a draft would have opened, when and why, over the signals of the past; nothing is recorded."""
+    request = pb.DryRunPlaybookRequest(playbook=playbookfile.load(file), to=end, max_openings=limit)
+    if start is not None:
+        # `from` is a word of Python.
+        getattr(request, "from").CopyFrom(start)
+    run(_dry_run(request, as_json=as_json))
+
+
+async def _dry_run(request: pb.DryRunPlaybookRequest, *, as_json: bool) -> None:
+    lines = show.table("when (UTC)", "opens", "rule", "customer~", "what~", "due (UTC)", "owner")
+    summary, told, progress = pb.DryRunSummary(), [], show.console(stderr=True)
+    async with clients.playbooks(Addresses.configured()) as playbooks:
+        async for answer in playbooks.DryRunPlaybook(request):
+            if answer.HasField("opening"):
+                told.append(answer.opening)
+            elif answer.HasField("progress") and sys.stderr.isatty():
+                progress.print(f"{show.count(answer.progress.signals)} signals", end="\r")
+            elif answer.HasField("summary"):
+                summary = answer.summary
+    if as_json:
+        show.print_json({"openings": [show.dictionary(each) for each in told], "summary": show.dictionary(summary)})
+        return
+    for each in told:
+        lines.add_row(
+            show.when(each.opened_at),
+            show.name(ActionKind.DESCRIPTOR, each.kind),
+            each.playbook_rule,
+            show.plain(each.customer_id),
+            show.plain(each.title),
+            show.when(each.due_at),
+            show.plain(each.owner),
+        )
+    out = show.console()
+    if told:
+        out.print(show.filled(lines))
+    _summarize(out, summary)
+
+
+def _summarize(out: Console, summary: pb.DryRunSummary) -> None:
+    out.print(
+        f"{show.count(summary.signals)} signals would have opened {show.count(summary.recoveries)} recoveries and"
+        f" {show.count(summary.improvements)} improvements"
+    )
+    for count, what in (
+        (summary.unmatched, "match no rule"),
+        (summary.cooled_down, "came while the customer was left alone"),
+        (summary.refused_by_guard, "would have been refused by the guard"),
+    ):
+        if count:
+            out.print(f"{show.count(count)} {what}")
+    if summary.busiest_count:
+        out.print(f"at most {show.count(summary.busiest_count)} in an hour: {show.when(summary.busiest_hour)} UTC")
+    rules: Table = show.table("rule", "matched#", "opened#")
+    for rule in summary.rules:
+        rules.add_row(rule.playbook_rule, show.count(rule.matched), show.count(rule.opened))
+    if summary.rules:
+        out.print(rules)
+
+
+@app.command("schema")
+def print_schema() -> None:
+    """Print the JSON Schema of the file, for editors."""
+    show.print_json(playbookfile.schema())
