@@ -124,6 +124,35 @@ async def test_the_chain_is_what_the_store_holds(office: Office) -> None:
     assert [each["eventId"] for each in shown["events"]] == ids
 
 
+async def test_the_erased_are_shown_as_erased(office: Office) -> None:
+    customer = str(uuid4())
+    said, understood, found = await raised(office, customer)
+    key = await opened_by(office, found)
+    await office.store.wipe(f"customer-{customer}", understood)
+    first, second, *rest = (await explain(office, key)).events
+    assert [each.event_id for each in (first, second)] == [str(said.event_id), str(understood.event_id)]
+    assert all(each.erased and each.summary == "erased with the customer" for each in (first, second))
+    # Nothing tells any more whose it was.
+    assert customer not in str((first, second))
+    assert not any(each.erased for each in rest)
+    (raise_,) = await office.store.read(f"signal-{found.signal_id}")
+    await office.store.wipe(f"signal-{found.signal_id}", raise_)
+    gone, *_ = (await explain(office, key)).events
+    assert (gone.event_id, gone.erased, gone.role) == (str(raise_.event_id), True, R.EXPLAINED_ROLE_SIGNAL)
+    tree = await recorrido(office.cluster, "explain", key)
+    assert "signal: erased with the customer" in tree.out
+
+
+async def test_what_was_opened_by_hand_has_no_causes(office: Office) -> None:
+    opened = await office.open(kind=IMPROVEMENT, customer_id="")
+    (event,) = (await explain(office, opened.action_id)).events
+    assert (event.role, list(event.because_of)) == (R.EXPLAINED_ROLE_OPENING, [])
+    assert "maja, by hand" in (await recorrido(office.cluster, "explain", opened.action_id)).out
+    assert (await refusal(explain(office, "nothing"))).code() is grpc.StatusCode.NOT_FOUND
+    assert (await refusal(explain(office, ""))).code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+# The last one: where there is a playbook, signals open by themselves nothing any more.
 async def test_what_a_playbook_found_out_of_many(office: Office) -> None:
     one, two = [(await raised(office, str(uuid4())))[2] for _ in range(2)]
     recoveries = [await opened_by(office, each) for each in (one, two)]
@@ -166,31 +195,3 @@ async def test_what_a_playbook_found_out_of_many(office: Office) -> None:
     tree = await recorrido(office.cluster, "explain", key)
     assert "2 customers had the cause" in tree.out
     assert "recoveries under it" in tree.out
-
-
-async def test_the_erased_are_shown_as_erased(office: Office) -> None:
-    customer = str(uuid4())
-    said, understood, found = await raised(office, customer)
-    key = await opened_by(office, found)
-    await office.store.wipe(f"customer-{customer}", understood)
-    first, second, *rest = (await explain(office, key)).events
-    assert [each.event_id for each in (first, second)] == [str(said.event_id), str(understood.event_id)]
-    assert all(each.erased and each.summary == "erased with the customer" for each in (first, second))
-    # Nothing tells any more whose it was.
-    assert customer not in str((first, second))
-    assert not any(each.erased for each in rest)
-    (raise_,) = await office.store.read(f"signal-{found.signal_id}")
-    await office.store.wipe(f"signal-{found.signal_id}", raise_)
-    gone, *_ = (await explain(office, key)).events
-    assert (gone.event_id, gone.erased, gone.role) == (str(raise_.event_id), True, R.EXPLAINED_ROLE_SIGNAL)
-    tree = await recorrido(office.cluster, "explain", key)
-    assert "signal: erased with the customer" in tree.out
-
-
-async def test_what_was_opened_by_hand_has_no_causes(office: Office) -> None:
-    opened = await office.open(kind=IMPROVEMENT, customer_id="")
-    (event,) = (await explain(office, opened.action_id)).events
-    assert (event.role, list(event.because_of)) == (R.EXPLAINED_ROLE_OPENING, [])
-    assert "maja, by hand" in (await recorrido(office.cluster, "explain", opened.action_id)).out
-    assert (await refusal(explain(office, "nothing"))).code() is grpc.StatusCode.NOT_FOUND
-    assert (await refusal(explain(office, ""))).code() is grpc.StatusCode.INVALID_ARGUMENT
