@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
+from recorrido.actions.v1.events import ActionCompleted, ActionOpened
 from recorrido.inference.v1.events import Analysis, FeedbackAnalyzed
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded
 from recorrido.journey.v1.events import JourneyMap, JourneyMapPublished
@@ -13,7 +15,18 @@ from services.foundation.eventstore import EventStore
 from services.foundation.execute import Executor, Intent
 from services.journey.domain.mapcheck import ID
 from services.journey.domain.maps import Maps, PublishedMap, PublishJourneyMap
-from services.journey.domain.signals import RaiseSignal, Seen, Signals, bad_moment, hurt_in_deed, hurt_in_words
+from services.journey.domain.reading import Reading
+from services.journey.domain.signals import (
+    FAILED_RESULTS,
+    RaiseSignal,
+    Seen,
+    Signals,
+    bad_moment,
+    hurt_in_deed,
+    hurt_in_words,
+    recovery_failed,
+)
+from services.journey.domain.watching import Finding, watched
 
 # -- maps -----------------------------------------------------------------------------------------------------------
 
@@ -57,24 +70,26 @@ def _map_stream(map_id: str) -> str:
 
 #: Events read at once, looking back from an analysis for its interaction; each further look takes four times as many.
 FIRST_LOOK = 64
+#: Signals that one look at the whole history may raise; what is left comes with the next.
+MAX_RAISED = 500
 
 
 class SignalHandlers:
-    """Raises a signal for every bad moment, once, in the trace of the event that told of it."""
+    """Raises a signal for every bad moment and failed recovery, once, in the trace of the event that told of it."""
 
     def __init__(self, store: EventStore) -> None:
         self._store = store
         self._executor = Executor(store, Signals())
-        self._registry = Registry((InteractionRecorded, FeedbackAnalyzed))
+        self._registry = Registry((InteractionRecorded, FeedbackAnalyzed, ActionOpened))
 
     @property
     def reaction(self) -> Reaction:
         return Reaction(
             durable="journey-signals",
-            types=(InteractionRecorded, FeedbackAnalyzed),
+            types=(InteractionRecorded, FeedbackAnalyzed, ActionCompleted),
             handle=self.handle,
             batch_size=256,
-            description="raises a signal for every bad moment",
+            description="raises a signal for every bad moment and every failed recovery",
         )
 
     async def handle(self, deliveries: Sequence[Delivery]) -> Sequence[Answer]:
@@ -103,9 +118,13 @@ class SignalHandlers:
                 if about is None:
                     return Skip(f"{seen.stream} holds no interaction {delivery.event.interaction_event_id}")
                 signal = bad_moment(about, seen)
+            case ActionCompleted(result=result) if result in FAILED_RESULTS:
+                opened = await self._opening_of(delivery)
+                signal = recovery_failed(opened, seen) if opened else None
             case _:
                 return None
-        assert signal is not None
+        if signal is None:
+            return None
         cause = delivery.recorded
         command = RaiseSignal(signal)
         return Intent(
@@ -118,6 +137,12 @@ class SignalHandlers:
             delivery.context,
             because=cause,
         )
+
+    async def _opening_of(self, delivery: Delivery) -> Seen | None:
+        """Return the event that opened an action; None where it was erased."""
+        first = await self._store.read(delivery.recorded.stream, limit=1)
+        there = [each for each in first if each.type_name == ActionOpened.type_name]
+        return _seen(self._registry.decode(there[0]), there[0]) if there else None
 
     async def _is_erased(self, recorded: Recorded) -> bool:
         there = await self._store.read(recorded.stream, after=recorded.revision - 1, limit=1)
@@ -140,5 +165,37 @@ class SignalHandlers:
         return None
 
 
-def _seen(event: InteractionRecorded | FeedbackAnalyzed, recorded: Recorded) -> Seen:
-    return Seen(event, recorded.event_id, recorded.stream, recorded.revision)
+def _seen(event: Any, recorded: Recorded) -> Seen:
+    return Seen(event, recorded.event_id, recorded.stream, recorded.revision, recorded.position)
+
+
+class WatchHandlers:
+    """Raises what the rules that watch over everyone find, once for each cause."""
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+        self._executor = Executor(store, Signals())
+        self._registry = Registry((InteractionRecorded,))
+        self._raised: set[str] = set()
+
+    async def raise_all(self, reading: Reading, found: Sequence[Finding], map_version: int) -> int:
+        """Raise the signals of what was found that were not raised before; return how many are new."""
+        new = {each.signal_id(reading): each for each in found}
+        new = {signal_id: each for signal_id, each in new.items() if signal_id not in self._raised}
+        raised = 0
+        for signal_id, each in list(new.items())[:MAX_RAISED]:
+            positions = [int(reading.history.interactions.position[row]) for row in each.rows]
+            seen = [await self._at(position) for position in positions]
+            if all(one is not None for one in seen):
+                signal = watched(each, signal_id, [one for one in seen if one], reading.map_.map_id, map_version)
+                done = await self._executor.execute(Intent(stream_name("signal", signal_id), RaiseSignal(signal)))
+                raised += len(done.events)
+            self._raised.add(signal_id)
+        return raised
+
+    async def _at(self, position: int) -> Seen | None:
+        """Return the interaction that stands at a position of the store; None where it was erased."""
+        async for recorded in self._store.read_all(position, self._registry.type_names, limit=1):
+            if recorded.position == position:
+                return _seen(self._registry.decode(recorded), recorded)
+        return None

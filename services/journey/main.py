@@ -12,9 +12,10 @@ from services.foundation.projection import ProjectionRunner
 from services.foundation.rebuild import rebuild
 from services.foundation.run import Process, run
 from services.journey.api import JourneyService
-from services.journey.handlers import MapHandlers, SignalHandlers
+from services.journey.handlers import MapHandlers, SignalHandlers, WatchHandlers
 from services.journey.views.projection import JourneyProjection
 from services.journey.views.snapshot import ReadModel
+from services.journey.watch import watch
 
 
 class Settings(ServiceSettings):
@@ -37,9 +38,11 @@ async def wire(settings: Settings, process: Process) -> None:
     process.background("projection", runner.run(available=process.server.availability("read model")))
     reaction = SignalHandlers(store).reaction
     process.background("signals", bus.react(reaction, available=process.server.availability("signals")))
+    read_model = ReadModel(pool, view.name)
+    process.background("watch", watch(pool, read_model, WatchHandlers(store)))
     process.server.register(
         add_JourneyServiceServicer_to_server,
-        JourneyService(MapHandlers(store), ReadModel(pool, view.name), lambda: rebuild(store, pool, JourneyProjection)),
+        JourneyService(MapHandlers(store), read_model, lambda: rebuild(store, pool, JourneyProjection)),
         pb.DESCRIPTOR.services_by_name["JourneyService"].full_name,
     )
 

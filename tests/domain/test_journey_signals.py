@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recorrido.actions.v1.events import ActionCompleted, ActionKind, ActionOpened, ActionResult
 from recorrido.inference.v1.events import Analysis, FeedbackAnalyzed, PointKind, Sentiment
 from recorrido.ingest.v1.events import (
     Customer,
@@ -17,7 +18,8 @@ from recorrido.ingest.v1.events import (
     RatingMetric,
     Verbatim,
 )
-from services.journey.domain.signals import RaiseSignal, Seen, Signals, bad_moment
+from recorrido.journey.v1.events import SignalRaised
+from services.journey.domain.signals import RaiseSignal, Seen, Signals, bad_moment, recovery_failed
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)
 NAMESPACE = UUID(int=7)
@@ -37,11 +39,11 @@ def interaction(*ratings: tuple[RatingMetric, float], outcome: Outcome = Outcome
             outcome=outcome,
         )
     )
-    return Seen(event, uuid5(NAMESPACE, "interaction"), "customer-c1", 4)
+    return Seen(event, uuid5(NAMESPACE, "interaction"), "customer-c1", 4, 40)
 
 
 def analysed(analysis: Analysis) -> Seen:
-    return Seen(FeedbackAnalyzed(analysis=analysis), uuid5(NAMESPACE, "analysis"), "customer-c1", 9)
+    return Seen(FeedbackAnalyzed(analysis=analysis), uuid5(NAMESPACE, "analysis"), "customer-c1", 9, 90)
 
 
 @pytest.mark.parametrize(
@@ -81,9 +83,9 @@ def test_a_signal_says_what_the_rule_saw() -> None:
     assert (signal.customer_id, signal.touchpoint, signal.occurred_at) == ("c1", "parcel", AT)
     assert signal.reasons == ("CSAT 1 of 5", "told of a pain about delivery/speed, sentiment -0.80")
     assert signal.need_path == "delivery/speed"
-    assert [(e.event_id, e.event_type, e.stream, e.revision) for e in signal.evidence] == [
-        (str(uuid5(NAMESPACE, "interaction")), "recorrido.ingest.v1.InteractionRecorded", "customer-c1", 4),
-        (str(uuid5(NAMESPACE, "analysis")), "recorrido.inference.v1.FeedbackAnalyzed", "customer-c1", 9),
+    assert [(e.event_id, e.event_type, e.stream, e.revision, int(e.position)) for e in signal.evidence] == [
+        (str(uuid5(NAMESPACE, "interaction")), "recorrido.ingest.v1.InteractionRecorded", "customer-c1", 4, 40),
+        (str(uuid5(NAMESPACE, "analysis")), "recorrido.inference.v1.FeedbackAnalyzed", "customer-c1", 9, 90),
     ]
 
 
@@ -115,3 +117,31 @@ def test_the_rule_against_its_definition(ratings: dict[RatingMetric, float], out
         or outcome is Outcome.FAILED
     )
     assert (bad_moment(interaction(*ratings.items(), outcome=outcome)) is not None) == bad
+
+
+@pytest.mark.parametrize("result", list(ActionResult))
+def test_a_recovery_that_made_nobody_glad_failed(result: ActionResult) -> None:
+    def ended(kind: ActionKind = ActionKind.RECOVERY, customer_id: str = "c1") -> SignalRaised | None:
+        opened = ActionOpened(action_id="a", kind=kind, customer_id=customer_id, touchpoint="parcel", need_path="price")
+        completed = ActionCompleted(action_id="a", result=result, occurred_at=AT)
+        stream = "action-a"
+        return recovery_failed(
+            Seen(opened, uuid5(NAMESPACE, "opened"), stream, 0, 1),
+            Seen(completed, uuid5(NAMESPACE, "completed"), stream, 3, 8),
+        )
+
+    signal = ended()
+    failed = result in {ActionResult.NO_CHANGE, ActionResult.WORSE}
+    assert (signal is not None) == failed
+    assert ended(kind=ActionKind.IMPROVEMENT) is None
+    assert ended(customer_id="") is None
+    if signal is not None:
+        assert (signal.rule, signal.customer_id, signal.touchpoint, signal.need_path, signal.occurred_at) == (
+            "recovery_failed",
+            "c1",
+            "parcel",
+            "price",
+            AT,
+        )
+        assert signal.inputs == {"action_id": "a", "result": result.name.lower()}
+        assert [int(e.position) for e in signal.evidence] == [1, 8]

@@ -1,5 +1,7 @@
 """Signals: what somebody should look at, each with the rule that found it, its reasons and its evidence.
 
+Here are the rules that single events tell; those that watch over the whole history are in `domain.watching`.
+
 The rule `bad_moment` follows closed-loop practice, which calls every detractor back (R. Markey, F. Reichheld and
 A. Dullweber, "Closing the Customer Feedback Loop", Harvard Business Review, December 2009), and reads the other scales
 alike: the answers that say "dissatisfied" (CSAT 1, 2) or "not easy" (CES 1 to 3), leaving out the middle point. Words
@@ -10,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
+from recorrido.actions.v1.events import ActionCompleted, ActionKind, ActionOpened, ActionResult
 from recorrido.inference.v1.events import Analysis, FeedbackAnalyzed, PointKind, Sentiment
 from recorrido.ingest.v1.events import Customer, Interaction, InteractionRecorded, Outcome, RatingMetric
 from recorrido.journey.v1.events import Evidence, SignalRaised
@@ -19,6 +22,11 @@ from services.journey.domain.scores import HIGHEST_DETRACTOR, SCALES, answer
 BAD_MOMENT = "bad_moment"
 #: Part of every signal; raise it whenever a threshold below changes.
 BAD_MOMENT_VERSION = 1
+
+RECOVERY_FAILED = "recovery_failed"
+RECOVERY_FAILED_VERSION = 1
+#: What the customer said at the end of a recovery that did not make them glad again.
+FAILED_RESULTS = {ActionResult.NO_CHANGE: "the customer is not glad", ActionResult.WORSE: "it is worse than before"}
 
 #: The highest answer on each scale that tells of a bad moment.
 HIGHEST_BAD = {RatingMetric.CSAT: 2, RatingMetric.NPS: HIGHEST_DETRACTOR, RatingMetric.CES: 3}
@@ -30,10 +38,11 @@ HIGHEST_BAD_SENTIMENT = -0.5
 class Seen:
     """An event that a rule saw: where it stands, and what it says."""
 
-    event: InteractionRecorded | FeedbackAnalyzed
+    event: InteractionRecorded | FeedbackAnalyzed | ActionOpened | ActionCompleted
     event_id: UUID
     stream: str
     revision: int
+    position: int
 
     def evidence(self) -> Evidence:
         return Evidence(
@@ -41,6 +50,7 @@ class Seen:
             event_type=self.event.type_name,
             stream=self.stream,
             revision=self.revision,
+            position=str(self.position),
         )
 
 
@@ -134,4 +144,31 @@ def bad_moment(interaction: Seen, analysis: Seen | None = None) -> SignalRaised 
         reasons=reasons,
         evidence=tuple(evidence),
         need_path=need_path,
+    )
+
+
+def recovery_failed(opened: Seen, completed: Seen) -> SignalRaised | None:
+    """Return the signal that a recovery's end gives rise to, where it did not make its customer glad.
+
+    A failed recovery hurts more than the failure that it was to make good: the "double deviation" of M. J. Bitner,
+    B. H. Booms and M. S. Tetreault, "The Service Encounter: Diagnosing Favorable and Unfavorable Incidents", Journal of
+    Marketing 54, 1990.
+    """
+    assert isinstance(opened.event, ActionOpened)
+    assert isinstance(completed.event, ActionCompleted)
+    action, end = opened.event, completed.event
+    if action.kind is not ActionKind.RECOVERY or not action.customer_id or end.result not in FAILED_RESULTS:
+        return None
+    return SignalRaised(
+        # A recovery that was opened again can fail again: another cause.
+        signal_id=str(derived_id(RECOVERY_FAILED, str(completed.event_id))),
+        rule=RECOVERY_FAILED,
+        rule_version=RECOVERY_FAILED_VERSION,
+        customer_id=action.customer_id,
+        touchpoint=action.touchpoint,
+        occurred_at=end.occurred_at,
+        reasons=(f"a recovery failed: {FAILED_RESULTS[end.result]}",),
+        evidence=(opened.evidence(), completed.evidence()),
+        need_path=action.need_path,
+        inputs={"action_id": end.action_id, "result": end.result.name.lower()},
     )

@@ -1,0 +1,48 @@
+"""Looking at the whole history again and again, for what no single event tells."""
+
+import asyncio
+from typing import Any
+
+import structlog
+
+from services.foundation.errors import RecorridoError
+from services.foundation.projection import POSTGRES_DOWN
+from services.journey.domain.watching import findings
+from services.journey.handlers import WatchHandlers
+from services.journey.views.snapshot import ReadModel
+
+LOG = structlog.get_logger()
+
+#: Seconds between two looks, where anything was recorded in between.
+EVERY_S = 5.0
+
+
+async def watch(pool: Any, read_model: ReadModel, handlers: WatchHandlers) -> None:
+    """Look for ever; of several instances one does, and another when it is gone."""
+    while True:
+        try:
+            async with pool.acquire() as guard:
+                # Held by the connection: it is free again when this process is gone.
+                if await guard.fetchval("SELECT pg_try_advisory_lock(hashtext('journey watch'))"):
+                    try:
+                        await _look(read_model, handlers)
+                    finally:
+                        await guard.execute("SELECT pg_advisory_unlock(hashtext('journey watch'))")
+        except (RecorridoError, *POSTGRES_DOWN) as error:
+            LOG.warning("watching waits", error=repr(error)[:200])
+        await asyncio.sleep(EVERY_S)
+
+
+async def _look(read_model: ReadModel, handlers: WatchHandlers) -> None:
+    seen = -1
+    while True:
+        async with read_model.snapshot() as snapshot:
+            in_force = snapshot.map_in_force("")
+            reading = snapshot.reading(in_force)
+        if snapshot.cut != seen:
+            found = await asyncio.to_thread(findings, reading)
+            raised = await handlers.raise_all(reading, found, in_force.version)
+            if raised:
+                LOG.info("signals raised", found=len(found), new=raised)
+            seen = snapshot.cut
+        await asyncio.sleep(EVERY_S)
