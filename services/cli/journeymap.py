@@ -1,11 +1,12 @@
-"""Journey maps as YAML files: `map publish|list|show`.
+"""Journey maps as YAML files: `map publish|list|show|diff|preview`.
 
 A file holds the fields of `recorrido.journey.v1.JourneyMap` by their proto names; a channel is written as `web` or
-`word_of_mouth`.
+`word_of_mouth`. Their JSON Schema is docs/journey-map.schema.json.
 """
 
 import difflib
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,16 +15,17 @@ import typer
 import yaml
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
+from rich.table import Table
 from rich.text import Text
 
 from recorrido.ingest.v1.interaction_pb2 import Channel
 from recorrido.journey.v1 import journey_service_pb2 as pb
-from recorrido.journey.v1.journey_map_pb2 import JourneyMap
+from recorrido.journey.v1.journey_map_pb2 import JourneyMap, LoyaltyLevel, Metric
 from services.cli import clients, show
 from services.cli.actions import Actor
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.failures import CommandError
-from services.cli.options import Json, run
+from services.cli.options import AsOf, Json, run
 
 if TYPE_CHECKING:
     from recorrido.journey.v1.journey_service_pb2_grpc import JourneyServiceAsyncStub
@@ -236,12 +238,91 @@ def show_map(
     run(work())
 
 
+@app.command()
+def diff(
+    map_id: Annotated[str, typer.Argument(metavar="ID")],
+    *,
+    from_version: Annotated[int, typer.Option("--from", min=0, help="0 is the one before.")] = 0,
+    to_version: Annotated[int, typer.Option("--to", min=0, help="0 is the latest.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Show what changed from one version of a map to another."""
+
+    async def work() -> None:
+        async with clients.journey(Addresses.configured()) as journey:
+            found = await journey.DiffJourneyMaps(
+                pb.DiffJourneyMapsRequest(map_id=map_id, from_version=from_version, to_version=to_version),
+                timeout=DEADLINE_S,
+            )
+        if as_json:
+            show.print_json(found)
+            return
+        out = show.console()
+        out.print(f"from version {found.from_version} to {found.to_version}")
+        out.print(_change_table(found.changes))
+
+    run(work())
+
+
+@app.command()
+def preview(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A draft as a YAML file.")],
+    *,
+    as_of: AsOf = None,
+    as_json: Json = False,
+) -> None:
+    """Read the history by a draft and show what would change; nothing is published."""
+    request = pb.PreviewJourneyMapRequest(draft=load(file), as_of=as_of)
+
+    async def work() -> None:
+        async with clients.journey(Addresses.configured()) as journey:
+            found = await journey.PreviewJourneyMap(request, timeout=DEADLINE_S)
+        if as_json:
+            show.print_json(found)
+        else:
+            _print_preview(found)
+
+    run(work())
+
+
+def _change_table(changes: Iterable[pb.MapChange]) -> Table:
+    lines = show.table("", "what~", "before~", "after~")
+    for each in changes:
+        kind = show.name(pb.MapChangeKind.DESCRIPTOR, each.kind)
+        lines.add_row(kind, show.plain(each.path), show.plain(each.before), show.plain(each.after))
+    return lines
+
+
+def _print_preview(found: pb.PreviewJourneyMapResponse) -> None:
+    out = show.console()
+    against = f"version {found.against_version}" if found.against_version else "no map of this id"
+    out.print(f"against {against}; {show.count(found.moved)} interactions would be placed elsewhere")
+    out.print(_change_table(found.changes))
+    lines = show.table("touchpoint~", "interactions#", "would be#", "NPS#", "would be#", "CSAT#", "would be#")
+    for each in found.touchpoints:
+        # The cells of scores begin with interactions and customers.
+        before, after = (show.scores(scores) for scores in (each.before, each.after))
+        pairs = [cell for n in (0, 2, 3) for cell in (before[n], after[n])]
+        lines.add_row(show.plain(each.name), *pairs)
+    out.print(lines)
+    counts = show.table("", "now#", "would be#")
+    counts.add_row("on no map", show.count(found.uncovered_before), show.count(found.uncovered_after))
+    counts.add_row("episodes", show.count(found.episodes_before), show.count(found.episodes_after))
+    for persona in found.personas:
+        name = f"persona {persona.persona_id}" if persona.persona_id else "of no persona"
+        counts.add_row(show.plain(name), show.count(persona.customers_before), show.count(persona.customers_after))
+    for level in found.levels:
+        name = show.name(LoyaltyLevel.DESCRIPTOR, level.level) or "no level"
+        counts.add_row(name, show.count(level.customers_before), show.count(level.customers_after))
+    out.print(counts)
+
+
 def _print_map(published: pb.PublishedMap) -> None:
     out = show.console()
     journey_map = published.map
     name = show.plain(journey_map.name)
     out.print(Text(journey_map.map_id, style="bold"), name, f"· version {published.version}")
-    lines = show.table("stage~", "touchpoint~", "id", "moment of truth")
+    lines = show.table("stage~", "touchpoint~", "id", "moment of truth", "channel", "owner~", "expected~")
     for stage in journey_map.stages:
         for n, touchpoint in enumerate(stage.touchpoints):
             lines.add_row(
@@ -249,8 +330,14 @@ def _print_map(published: pb.PublishedMap) -> None:
                 show.plain(touchpoint.name),
                 touchpoint.touchpoint_id,
                 "yes" if touchpoint.moment_of_truth else "",
+                show.name(Channel.DESCRIPTOR, touchpoint.channel),
+                show.plain(touchpoint.owner),
+                ", ".join(
+                    f"{show.name(Metric.DESCRIPTOR, each.metric).upper()} {each.target:g}"
+                    for each in touchpoint.expected
+                ),
             )
-    out.print(lines)
+    out.print(show.filled(lines))
     rules = show.table("source", "touchpoint", "channel", "placed at", title="The first rule that matches wins")
     for rule in journey_map.mapping_rules:
         rules.add_row(

@@ -1,4 +1,4 @@
-"""Where customers and touchpoints stand: `customer`, `scores`, `points`, `signals`, `overview`."""
+"""Where customers and touchpoints stand: `customer`, `watch`, `scores`, `points`, `ladder`, `signals`, `overview`."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -8,14 +8,20 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.table import Table
 from rich.text import Text
 
+from recorrido.actions.v1.action_pb2 import ActionState
 from recorrido.inference.v1.analysis_pb2 import PointKind
 from recorrido.ingest.v1.interaction_pb2 import Channel, CustomerKind, Outcome
 from recorrido.journey.v1 import journey_service_pb2 as pb
+from recorrido.journey.v1.journey_map_pb2 import LoyaltyLevel, Metric
 from services.cli import clients, show
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.options import AsOf, From, Json, Limit, MapId, To, run
 
 _PAGE = 1000
+#: The last moments, visits to stages and points that one line has room for.
+_CURVE = 40
+_STAGES = 8
+_POINTS = 5
 
 
 class Point(StrEnum):
@@ -63,12 +69,70 @@ async def _customer(customer_id: str, as_of: Timestamp | None, map_id: str, limi
     out.print(
         Text(kind, style="bold"), show.plain(found.customer_id), f"· {show.count(found.total_entries)} interactions"
     )
+    out.print(show.filled(_about(found)))
     out.print(show.filled(_timeline(found)))
     if len(found.entries) < found.total_entries:
         out.print(f"the first {show.count(len(found.entries))} are shown; --limit shows more")
 
 
-def _timeline(found: pb.GetCustomerJourneyResponse) -> Table:
+def _about(found: pb.GetCustomerJourneyResponse) -> Table:
+    lines = show.table("", "~")
+    lines.add_row("persona", show.plain(found.persona.name))
+    lines.add_row("loyalty", show.plain(_loyalty(found.loyalty)))
+    felt = found.experience
+    if felt.HasField("lasting_impression"):
+        curve = show.sparkline([moment.value for moment in felt.moments[-_CURVE:]], -1, 1)
+        peak, end = (f"{each.value:+.2f} at {each.touchpoint_name}" for each in (felt.peak, felt.end))
+        lines.add_row("experience", f"{curve}  lasting impression {felt.lasting_impression:+.2f}")
+        lines.add_row("", show.plain(f"peak {peak}, end {end}"))
+    path = [f"{each.stage_name}{' again' if each.re_entry else ''}" for each in found.stage_path]
+    lines.add_row("stages", show.plain(" → ".join(path[-_STAGES:])))
+    reached = sum(1 for each in found.episodes if each.goal_ids)
+    lines.add_row("episodes", f"{show.count(len(found.episodes))}, {show.count(reached)} of them reached a goal")
+    lines.add_row("spent", ", ".join(f"{each.amount} {each.currency_code}" for each in found.spent))
+    if found.HasField("share_of_wallet"):
+        lines.add_row("share of wallet", f"{100 * found.share_of_wallet.share:.0f} %")
+    told = [f"{show.point(each.kind)} {each.need_path or each.touchpoint_name}" for each in found.points[:_POINTS]]
+    lines.add_row("points", show.plain(", ".join(told)))
+    lines.add_row("signals", show.plain(", ".join(each.rule for each in found.signals[:_POINTS])))
+    actions = [f"{each.title} ({show.name(ActionState.DESCRIPTOR, each.state)})" for each in found.actions[:_POINTS]]
+    lines.add_row("actions", show.plain(", ".join(actions)))
+    lines.add_row("recorded under", show.plain(", ".join(found.customer_ids[1:])))
+    return lines
+
+
+def _loyalty(found: pb.Loyalty) -> str:
+    level = show.name(LoyaltyLevel.DESCRIPTOR, found.level).removeprefix("loyalty level ") or "nothing tells"
+    return f"{level}: {'; '.join(found.reasons)}" if found.reasons else level
+
+
+def watch(
+    customer_id: Annotated[str, typer.Argument(metavar="ID")],
+    *,
+    map_id: MapId = "",
+    count: Annotated[int, typer.Option(min=0, help="End after so many updates; 0 goes on until Ctrl-C.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Show a customer's newest interactions, and each that comes or changes."""
+    run(_watch(pb.WatchCustomerJourneyRequest(customer_id=customer_id, map_id=map_id), count, as_json=as_json))
+
+
+async def _watch(request: pb.WatchCustomerJourneyRequest, count: int, *, as_json: bool) -> None:
+    out = show.console()
+    updates = 0
+    async with clients.journey(Addresses.configured()) as journey:
+        async for update in journey.WatchCustomerJourney(request):
+            if as_json:
+                show.print_json(update)
+            else:
+                out.print(show.plain(_loyalty(update.loyalty)))
+                out.print(show.filled(_timeline(update)))
+            updates += 1
+            if updates == count:
+                return
+
+
+def _timeline(found: pb.GetCustomerJourneyResponse | pb.WatchCustomerJourneyResponse) -> Table:
     lines = show.table("when (UTC)", "stage", "touchpoint~", "channel", "outcome", "rating", "point", "need", "words~")
     for entry in found.entries:
         what = entry.interaction
@@ -86,19 +150,77 @@ def _timeline(found: pb.GetCustomerJourneyResponse) -> Table:
     return lines
 
 
+class Group(StrEnum):
+    TOUCHPOINT = "touchpoint"
+    STAGE = "stage"
+    CHANNEL = "channel"
+    PERSONA = "persona"
+    NEED = "need"
+    SOURCE = "source"
+
+
+class Every(StrEnum):
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+    QUARTER = "quarter"
+    YEAR = "year"
+
+
+Per = Annotated[Every | None, typer.Option("--per", help="A line per period; gaps stay gaps.")]
+Persona = Annotated[str, typer.Option(metavar="ID", help="Only customers of this persona.")]
+Stage = Annotated[str, typer.Option(metavar="ID", help="Only this stage.")]
+Touchpoint = Annotated[str, typer.Option(metavar="ID", help="Only this touchpoint.")]
+Need = Annotated[str, typer.Option(metavar="PATH", help="Only what tells of this need, or of one within it.")]
+Source = Annotated[str, typer.Option(metavar="NAME", help="Only what this source recorded.")]
+OnChannel = Annotated[str, typer.Option("--channel", metavar="NAME", help="Only this channel, such as web.")]
+
+
+def _selection(  # noqa: PLR0917 - one per option
+    from_time: Timestamp | None, to_time: Timestamp | None, persona: str, stage: str, touchpoint: str,
+    need: str, source: str, channel: str,
+) -> pb.Selection:  # fmt: skip
+    channels = show.names(Channel.DESCRIPTOR)
+    if channel and channel not in channels:
+        raise typer.BadParameter(f"{channel!r} is no channel; there are {', '.join(channels)}")
+    return pb.Selection(
+        to=to_time,
+        persona_id=persona,
+        stage_id=stage,
+        touchpoint_id=touchpoint,
+        need_path=need,
+        source=source,
+        channel=channels.get(channel, Channel.CHANNEL_UNSPECIFIED),
+        **{"from": from_time},
+    )
+
+
 def scores(
     *,
     as_of: AsOf = None,
     map_id: MapId = "",
     from_time: From = None,
     to_time: To = None,
+    by: Annotated[list[Group] | None, typer.Option(help="A line for each; can be given several times.")] = None,
+    per: Per = None,
+    persona: Persona = "",
+    stage: Stage = "",
+    touchpoint: Touchpoint = "",
+    need: Need = "",
+    source: Source = "",
+    channel: OnChannel = "",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many groups at most.")] = 1_000,
     as_json: Json = False,
 ) -> None:
-    """Show NPS, CSAT and CES in total and for each touchpoint, with the number of answers."""
+    """Show NPS, CSAT and CES in total and for each touchpoint, or by what is asked, with the number of answers."""
+    groups, periods = show.names(pb.Grouping.DESCRIPTOR), show.names(pb.Period.DESCRIPTOR)
     request = pb.GetScoresRequest(
         as_of=as_of,
         map_id=map_id,
-        selection=pb.Selection(to=to_time, **{"from": from_time}),  # type: ignore[arg-type]
+        selection=_selection(from_time, to_time, persona, stage, touchpoint, need, source, channel),
+        group_by=[groups[each.value] for each in by or []],
+        period=periods[per.value] if per else pb.PERIOD_UNSPECIFIED,
+        limit=limit,
     )
     run(_scores(request, as_json=as_json))
 
@@ -109,12 +231,28 @@ async def _scores(request: pb.GetScoresRequest, *, as_json: bool) -> None:
     if as_json:
         show.print_json(found)
         return
+    out = show.console()
+    if request.group_by or request.period:
+        out.print(show.filled(_group_table(found, request)))
+        if found.left_out:
+            out.print(f"and {show.count(found.left_out)} groups of fewer interactions; --limit shows more")
+        return
     lines = show.table(*show.SCORE_COLUMNS)
     lines.add_row("all", *show.scores(found.total), style="bold")
     for each in found.touchpoints:
         title = each.name if each.touchpoint_id else f"{each.name} (not on the map)"
         lines.add_row(show.plain(title), *show.scores(each.scores))
-    show.console().print(lines)
+    out.print(lines)
+
+
+def _group_table(found: pb.GetScoresResponse, request: pb.GetScoresRequest) -> Table:
+    keys = [f"{show.name(pb.Grouping.DESCRIPTOR, each)}~" for each in request.group_by]
+    period = [f"{show.name(pb.Period.DESCRIPTOR, request.period)} from"] if request.period else []
+    lines = show.table(*keys, *period, *show.SCORE_COLUMNS[1:])
+    for each in found.groups:
+        start = [f"{each.period_start.ToDatetime():%Y-%m-%d}"] if request.period else []
+        lines.add_row(*(show.plain(name or "none") for name in each.names), *start, *show.scores(each.scores))
+    return lines
 
 
 def points(
@@ -122,12 +260,29 @@ def points(
     kind: Annotated[Point | None, typer.Option(help="Only this kind.")] = None,
     as_of: AsOf = None,
     map_id: MapId = "",
+    from_time: From = None,
+    to_time: To = None,
+    persona: Persona = "",
+    stage: Stage = "",
+    touchpoint: Touchpoint = "",
+    need: Need = "",
+    source: Source = "",
+    channel: OnChannel = "",
+    trend_days: Annotated[int, typer.Option(min=0, help="Days that the trend compares; 0 means 30.")] = 0,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """Show pain, itch and delight points, those of most customers first."""
+    """Show pain, itch and delight points, those of most customers first, and the needs that move the scores."""
     wanted = show.names(PointKind.DESCRIPTOR)[kind.value] if kind else PointKind.POINT_KIND_UNSPECIFIED
-    run(_points(pb.ListPointsRequest(as_of=as_of, map_id=map_id, kind=wanted, limit=limit), as_json=as_json))
+    request = pb.ListPointsRequest(
+        as_of=as_of,
+        map_id=map_id,
+        kind=wanted,
+        limit=limit,
+        trend_days=trend_days,
+        selection=_selection(from_time, to_time, persona, stage, touchpoint, need, source, channel),
+    )
+    run(_points(request, as_json=as_json))
 
 
 async def _points(request: pb.ListPointsRequest, *, as_json: bool) -> None:
@@ -135,12 +290,60 @@ async def _points(request: pb.ListPointsRequest, *, as_json: bool) -> None:
         found = await journey.ListPoints(request, timeout=DEADLINE_S)
     if as_json:
         show.print_json(found)
-    else:
-        show.console().print(point_table(found))
+        return
+    out = show.console()
+    out.print(show.filled(point_table(found)))
+    if found.drivers:
+        out.print(_driver_table(found))
+
+
+def _driver_table(found: pb.ListPointsResponse) -> Table:
+    lines = show.table(
+        "need~",
+        "metric",
+        "difference#",
+        "effect (g)#",
+        "95 %",
+        "answers with#",
+        "without#",
+        title="What moves the scores",
+    )
+    for each in found.drivers:
+        lines.add_row(
+            each.need_path,
+            show.name(Metric.DESCRIPTOR, each.metric).upper(),
+            f"{each.difference:+.2f}",
+            f"{each.effect:+.2f}",
+            f"{each.interval.low:+.2f} to {each.interval.high:+.2f}",
+            show.count(each.with_need),
+            show.count(each.without_need),
+        )
+    return lines
+
+
+def _trend(point: pb.Point) -> str:
+    """Return an arrow where the change is more than chance, and the change in percentage points."""
+    if not point.HasField("trend"):
+        return ""
+    trend = point.trend
+    arrow = "↑" if trend.interval.low > 0 else "↓" if trend.interval.high < 0 else " "
+    return f"{arrow}{100 * (trend.since - trend.before):+.1f}"
 
 
 def point_table(found: pb.ListPointsResponse, title: str = "") -> Table:
-    lines = show.table("point", "need~", "touchpoint~", "customers#", "share#", "mentions#", "an example~", title=title)
+    lines = show.table(
+        "point",
+        "need~",
+        "touchpoint~",
+        "customers#",
+        "share#",
+        "trend#",
+        "severity#",
+        "mentions#",
+        "at stake#",
+        "an example~",
+        title=title,
+    )
     for each in found.points:
         lines.add_row(
             show.point(each.kind),
@@ -148,7 +351,10 @@ def point_table(found: pb.ListPointsResponse, title: str = "") -> Table:
             show.plain(each.touchpoint_name or each.touchpoint_id),
             show.count(each.customers),
             f"{100 * each.share:.1f} %",
+            _trend(each),
+            f"{each.severity:.2f}",
             show.count(each.mentions),
+            ", ".join(f"{float(amount.amount):,.0f} {amount.currency_code}" for amount in each.money_at_stake),
             show.plain(each.examples[0]) if each.examples else "",
         )
     return lines
@@ -157,21 +363,23 @@ def point_table(found: pb.ListPointsResponse, title: str = "") -> Table:
 def signals(
     *,
     customer_id: Annotated[str, typer.Option("--customer", metavar="ID", help="Only those of this customer.")] = "",
+    rule: Annotated[str, typer.Option(help="Only those of this rule, such as bad_moment.")] = "",
     as_of: AsOf = None,
     limit: Limit = 50,
     as_json: Json = False,
 ) -> None:
     """Show what somebody should look at, what was raised last first."""
-    run(_signals(customer_id, as_of, limit, as_json=as_json))
+    run(_signals(customer_id, rule, as_of, limit, as_json=as_json))
 
 
-async def _signals(customer_id: str, as_of: Timestamp | None, limit: int, *, as_json: bool) -> None:
+async def _signals(customer_id: str, rule: str, as_of: Timestamp | None, limit: int, *, as_json: bool) -> None:
     found = pb.ListSignalsResponse()
     async with clients.journey(Addresses.configured()) as journey:
         while True:
             page = await journey.ListSignals(
                 pb.ListSignalsRequest(
                     customer_id=customer_id,
+                    rule=rule,
                     as_of=as_of,
                     page_size=min(_PAGE, limit - len(found.signals)),
                     page_token=found.next_page_token,
@@ -209,6 +417,98 @@ def _signal_table(found: pb.ListSignalsResponse, width: int) -> Table:
             show.short_id(each.signal_id, width),
         )
     return lines
+
+
+def ladder(
+    *,
+    as_of: AsOf = None,
+    map_id: MapId = "",
+    from_time: From = None,
+    to_time: To = None,
+    per: Per = None,
+    persona: Persona = "",
+    as_json: Json = False,
+) -> None:
+    """Show how many customers are at risk, satisfied, loyal and advocates, who rose and fell, and who was won back."""
+    periods = show.names(pb.Period.DESCRIPTOR)
+    request = pb.GetLoyaltyLadderRequest(
+        as_of=as_of,
+        map_id=map_id,
+        to=to_time,
+        period=periods[per.value] if per else pb.PERIOD_UNSPECIFIED,
+        persona_id=persona,
+    )
+    if from_time is not None:
+        getattr(request, "from").CopyFrom(from_time)
+    run(_ladder(request, as_json=as_json))
+
+
+async def _ladder(request: pb.GetLoyaltyLadderRequest, *, as_json: bool) -> None:
+    async with clients.journey(Addresses.configured()) as journey:
+        found = await journey.GetLoyaltyLadder(request, timeout=DEADLINE_S)
+    if as_json:
+        show.print_json(found)
+        return
+    out = show.console()
+    lines = show.table("level", "customers#", "share#", "over time")
+    for each in reversed(found.levels):
+        course = [period.levels[each.level].customers for period in found.periods]
+        lines.add_row(
+            show.name(LoyaltyLevel.DESCRIPTOR, each.level) or "nothing tells",
+            show.count(each.customers),
+            f"{100 * each.share:.1f} %" if each.level else "",
+            show.sparkline(course, 0, max([*course, 1])),
+        )
+    out.print(lines)
+    moves = show.table("from", "to", "rose#", "rose at~", "fell#", "fell at~")
+    for period in found.periods:
+        since, until = (f"{time.ToDatetime():%Y-%m-%d}" for time in (getattr(period, "from"), period.to))
+        risen, fallen = (
+            ", ".join(f"{each.name} ({show.count(each.customers)})" for each in places[:3])
+            for places in (period.rose_at, period.fell_at)
+        )
+        moves.add_row(
+            since, until, show.count(period.rose), show.plain(risen), show.count(period.fell), show.plain(fallen)
+        )
+    out.print(moves)
+    won = found.recovery
+    if won.had_bad_moment:
+        soon = f", half of them within {won.median_hours:,.0f} hours" if won.recovered else ""
+        out.print(
+            f"service recovery: {show.count(won.recovered)} of {show.count(won.had_bad_moment)} customers with a bad"
+            f" moment ended glad, {100 * won.rate:.0f} %"
+            f" ({100 * won.interval.low:.0f} to {100 * won.interval.high:.0f} %){soon}"
+        )
+    words = found.word_of_mouth
+    out.print(
+        f"word of mouth: {show.count(words.given)} recommendations given by {show.count(words.recommending_customers)}"
+        f" customers, {show.count(words.recommended_customers)} customers came by one"
+    )
+
+
+def rebuild(
+    model: Annotated[str, typer.Argument(metavar="READ-MODEL", help="Which one; there is journey.")] = "journey",
+    *,
+    as_json: Json = False,
+) -> None:
+    """Build a read model from the history, beside the one in use, and put it in its place."""
+    if model != "journey":
+        raise typer.BadParameter(f"{model!r} is no read model that can be rebuilt; there is journey")
+    run(_rebuild(as_json=as_json))
+
+
+async def _rebuild(*, as_json: bool) -> None:
+    out = show.console(stderr=True)
+    last = pb.RebuildReadModelResponse()
+    async with clients.journey(Addresses.configured()) as journey:
+        with out.status("rebuilding") as status:
+            async for last in journey.RebuildReadModel(pb.RebuildReadModelRequest()):
+                part = last.position / max(last.head, 1)
+                status.update(f"rebuilding: {100 * part:.0f} %, {show.count(last.events)} events")
+    if as_json:
+        show.print_json(last)
+    else:
+        show.console().print(f"rebuilt from {show.count(last.events)} events, and in use")
 
 
 def overview(*, as_of: AsOf = None, as_json: Json = False) -> None:

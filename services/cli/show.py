@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.descriptor import EnumDescriptor
@@ -120,6 +121,15 @@ def point(kind: int) -> Text:
 
 def sentiment(value: int) -> Text:
     return Text(name(Sentiment.DESCRIPTOR, value), style=_SENTIMENT_STYLES.get(value, ""))
+
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float], lowest: float, highest: float) -> str:
+    """Return one block per value, the lowest for `lowest`."""
+    steps = len(_BLOCKS) - 1
+    return "".join(_BLOCKS[round(steps * (value - lowest) / (highest - lowest))] for value in values)
 
 
 def ratings(interaction: Interaction) -> str:
