@@ -331,17 +331,25 @@ class Bus:
         try:
             info = await self._js.stream_info(stream)
             state = info.state
-            message = await self._last_message(stream, info) if state.messages else None
+            place = await self._last_place(stream, info) if state.messages else None
         except (NatsError, TimeoutError, OSError) as error:
             raise UnavailableError("NATS", repr(error)) from error
-        return Last(state.last_seq, _place(message.headers or {}) if message else None, state.messages)
+        return Last(state.last_seq, place, state.messages)
 
-    async def _last_message(self, stream: str, info: api.StreamInfo) -> api.RawStreamMsg:
+    async def _last_place(self, stream: str, info: api.StreamInfo) -> Place | None:
         try:
-            return await self._js.get_msg(stream, seq=info.state.last_seq)
+            message = await self._js.get_msg(stream, seq=info.state.last_seq)
         except NotFoundError:
             # It was removed, so the one before it tells. Finding it takes the server a look at every subject.
-            return await self._js.get_last_msg(stream, (info.config.subjects or [""])[0])
+            message = await self._js.get_last_msg(stream, (info.config.subjects or [""])[0])
+        place = _place(message.headers or {})
+        sequence = message.seq or 0
+        # What others published on our subjects, past the store, tells nothing.
+        while place is None and sequence > info.state.first_seq:
+            sequence -= 1
+            with contextlib.suppress(NotFoundError):
+                place = _place((await self._js.get_msg(stream, seq=sequence)).headers or {})
+        return place
 
     @contextlib.asynccontextmanager
     async def answering(self, question: str) -> AsyncIterator[None]:
@@ -632,8 +640,10 @@ class Bus:
     async def _bury(self, reaction: Reaction, message: Msg, reason: str) -> None:
         # The relay's publishing orders stay behind: its batch and sequence are not those of this stream.
         headers = {k: v for k, v in (message.headers or {}).items() if not k.startswith("Nats-")}
-        # The id is per durable: two consumers may bury the same event, each once.
-        headers["Nats-Msg-Id"] = f"{reaction.durable}:{headers.get('ce-id', message.metadata.sequence.stream)}"
+        # The id is per durable: two consumers may bury the same event, each once. What others published past the store
+        # may say that it is any event.
+        sequence = message.metadata.sequence.stream
+        headers["Nats-Msg-Id"] = f"{reaction.durable}:{sequence}:{headers.get('ce-id', '')}"
         headers["recorrido-dead-reason"] = _header(reason[:512])
         headers["recorrido-dead-subject"] = message.subject
         headers["recorrido-dead-durable"] = reaction.durable
@@ -643,9 +653,13 @@ class Bus:
         LOG.error("dead letter", durable=reaction.durable, subject=message.subject, reason=reason)
 
 
-def _place(headers: Mapping[str, str]) -> Place:
-    stream, revision = unquote(headers["ce-subject"]), int(headers[REVISION])
-    return Place(int(headers[POSITION]), UUID(headers["ce-id"]), stream, revision)
+def _place(headers: Mapping[str, str]) -> Place | None:
+    """Return the place of the event that a message carries; None where it is none of the store's."""
+    try:
+        stream, revision = unquote(headers["ce-subject"]), int(headers[REVISION])
+        return Place(int(headers[POSITION]), UUID(headers["ce-id"]), stream, revision)
+    except (KeyError, ValueError):
+        return None
 
 
 def _terms(config: api.StreamConfig) -> dict[str, str]:

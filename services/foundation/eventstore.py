@@ -62,6 +62,7 @@ _UNAVAILABLE = (
     kurrent.NodeIsNotLeaderError,
     # Whatever else gRPC answers, a full disk among it: the same call may succeed later.
     kurrent.GrpcError,
+    kurrent.UnknownError,
 )
 #: The same append can never succeed. TransactionMaxSizeExceededError is also an AbortedByServerError: look here first.
 _TOO_LARGE = (
@@ -69,6 +70,8 @@ _TOO_LARGE = (
     kurrent.RecordMaxSizeExceededError,
     kurrent.TransactionMaxSizeExceededError,
 )
+
+_ITS_OWN_WORDS = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS)
 
 _STATES = {NO_STREAM: StreamState.NO_STREAM, EXISTS: StreamState.EXISTS}
 
@@ -353,7 +356,15 @@ async def _in_time() -> AsyncIterator[None]:
     except _TOO_LARGE as error:
         raise RefusedError("TOO_LARGE", "more than the event store takes in one append") from error
     except (TimeoutError, *_UNAVAILABLE) as error:
-        raise UnavailableError("event store", type(error).__name__) from error
+        raise UnavailableError("event store", _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return why the store cannot answer; where it answered that itself, as with a full disk, in its words."""
+    answer = error.__cause__
+    if isinstance(answer, grpc.aio.AioRpcError) and answer.code() in _ITS_OWN_WORDS:
+        return f"{answer.details()}"[:200]
+    return type(error).__name__
 
 
 class _AppendSpans:

@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
+import msgspec
+import structlog
 from opentelemetry.context import Context
 
 from services.foundation.errors import ConflictError, ErasedError, RecorridoError, RefusedError
 from services.foundation.events import Event, Pending, Recorded, Registry, derived_id
 from services.foundation.eventstore import EXISTS, NO_STREAM, PAGE, TOMBSTONED, EventStore, StreamAppend
 
+LOG = structlog.get_logger()
 StateT = TypeVar("StateT")
 
 
@@ -236,7 +239,15 @@ class Executor(Generic[StateT]):
         state, revision = known.state, known.revision
         for recorded in news:
             if recorded.type_name in self._registry:
-                state = self._decider.evolve(state, self._registry.decode(recorded))
+                try:
+                    event = self._registry.decode(recorded)
+                except msgspec.MsgspecError as error:
+                    # Somebody wrote what is no event of ours under its name. It stays in the history, and means
+                    # nothing.
+                    event_id = str(recorded.event_id)
+                    LOG.error("undecodable event passed over", event_id=event_id, error=str(error))  # noqa: TRY400 - the text says it all
+                else:
+                    state = self._decider.evolve(state, event)
             revision = recorded.revision
         return Folded(state, revision)
 

@@ -33,6 +33,8 @@ POSTGRES_DOWN = (
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
+    # What asyncpg says of a connection that broke while it was being used: "another operation is in progress".
+    asyncpg.InternalClientError,
     TimeoutError,
 )
 
@@ -41,6 +43,9 @@ POSTGRES_DOWN = (
 _CHECKPOINT = """CREATE TABLE checkpoint (
     position bigint NOT NULL, event_position bigint, event_id uuid, stream bytea, revision bigint
 )"""
+#: How long a batch may take to be written. Under kill -9 of PostgreSQL asyncpg was seen to wait for ever, whatever its
+#: own timeouts, for a connection that was gone.
+WRITE_WITHIN_S = 60.0
 #: How often to look whether the right store is back.
 RECHECK_EVERY_S = 2.0
 
@@ -115,7 +120,16 @@ async def ping(pool: Any) -> bool:
 class ProjectionRunner:
     """Keeps one projection up to date."""
 
-    def __init__(self, store: EventStore, pool: Any, projection: Projection, *, batch_size: int = 1000) -> None:
+    def __init__(
+        self,
+        store: EventStore,
+        pool: Any,
+        projection: Projection,
+        *,
+        batch_size: int = 1000,
+        write_within_s: float = WRITE_WITHIN_S,
+    ) -> None:
+        self._write_within_s = write_within_s
         self._store = store
         self._pool = pool
         self._projection = projection
@@ -163,8 +177,9 @@ class ProjectionRunner:
         told = ""
         while True:
             try:
-                await self.prepare()
-                await self._load()
+                async with asyncio.timeout(self._write_within_s):
+                    await self.prepare()
+                    await self._load()
                 await self._store.check(self._last)
                 available(True)
                 await self._run_once()
@@ -235,7 +250,11 @@ class ProjectionRunner:
         if recorded or position > self.position:
             facts = list(self._facts(recorded))
             last = recorded[-1].place if recorded else self._last
-            async with self._pool.acquire() as connection, connection.transaction():
+            async with (
+                asyncio.timeout(self._write_within_s),
+                self._pool.acquire() as connection,
+                connection.transaction(),
+            ):
                 await connection.execute(f"SET LOCAL search_path TO {self._schema}")
                 moved = await connection.execute(
                     "UPDATE checkpoint SET position = $1, event_position = $2, event_id = $3, stream = $4,"

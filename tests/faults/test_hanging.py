@@ -1,4 +1,4 @@
-"""The event store hangs: it takes connections and answers nobody, as behind a network that is cut."""
+"""A part hangs: it takes connections and answers nobody, as behind a network that is cut."""
 
 import asyncio
 import time
@@ -12,10 +12,15 @@ import pytest
 from grpc import StatusCode
 
 from recorrido.ingest.v1 import identity_service_pb2, identity_service_pb2_grpc
+from recorrido.ingest.v1.events import InteractionRecorded
+from services.foundation import projection
 from services.foundation.errors import UnavailableError
 from services.foundation.events import stream_name
 from services.foundation.eventstore import TIMEOUT_S
+from services.foundation.projection import ProjectionRunner
+from tests.support.cluster import running
 from tests.support.front_door import DUPLICATE, RECORDED, front_door, of
+from tests.support.relays import append, pending, store_of
 from tests.support.rpc_errors import info
 from tests.support.wait import until
 
@@ -67,3 +72,36 @@ async def test_callers_hear_of_it_in_time_and_repeat(tmp_path: Path) -> None:
         for customer_id, count in (("first", 1), ("patient", 20), ("early", 1)):
             assert len(await door.history(customer_id)) == count
         assert list((await identities.ListIdentities(asked)).identities) == []
+
+
+class _Hanging:
+    """A read model whose first write never ends."""
+
+    name = "hanging"
+    types = (InteractionRecorded,)
+    ddl = "CREATE TABLE seen (event_id uuid NOT NULL)"
+
+    def __init__(self) -> None:
+        self.writes = 0
+
+    async def apply(self, connection: Any, facts: Any) -> None:
+        await connection.executemany("INSERT INTO seen VALUES ($1)", [(fact.recorded.event_id,) for fact in facts])
+        self.writes += 1
+        if self.writes == 1:
+            await asyncio.Event().wait()
+
+
+async def test_a_write_that_never_ends_is_begun_anew(tmp_path: Path) -> None:
+    async with running(["postgres", "eventstore"], data=tmp_path) as cluster, store_of(cluster) as store:
+        await append(store, range(50))
+        pool = await projection.connect(cluster.environment["RECORRIDO_POSTGRES_DSN"])
+        hanging = _Hanging()
+        runner = ProjectionRunner(store, pool, hanging, write_within_s=1.0)
+        running_on = asyncio.create_task(runner.run())
+        assert await runner.wait_for(50, 20)
+        running_on.cancel()
+        await asyncio.wait({running_on})
+        assert hanging.writes > 1
+        ids = [row["event_id"] for row in await pool.fetch("SELECT event_id FROM hanging.seen")]
+        await pool.close()
+        assert sorted(ids) == sorted(pending(n).event_id for n in range(50)), "each once"
