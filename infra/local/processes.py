@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGKILL, Signals
+from signal import SIGKILL, Signals, pidfd_send_signal
 
 from infra.local.logs import PartLog
 
@@ -91,8 +91,10 @@ class Process:
 
     def signal(self, number: Signals) -> None:
         """Send a signal to the program itself; nothing happens when it has ended."""
-        if not self.exited.is_set():
-            self._program.send_signal(number)
+        # Not through the program: that would collect it when it has just died, and its number could become another's.
+        with contextlib.suppress(ProcessLookupError):
+            if not self.exited.is_set():
+                pidfd_send_signal(self._handle, number)
 
     def kill(self) -> None:
         """Kill the program and everything in its group; nothing happens when it has ended."""

@@ -183,6 +183,19 @@ async def test_one_part_can_be_stopped_and_started_frozen_and_thawed(tmp_path: P
         await cluster.until_ready()
 
 
+async def test_a_signal_to_one_that_has_just_died_does_not_hide_its_death(tmp_path: Path) -> None:
+    async with running(data=tmp_path / "var", known=known(part(tmp_path, "store"))) as cluster:
+        pid = cluster.pid("store")
+        cluster.kill("store")
+        # Nobody but the kernel knows of it as long as we do not give way.
+        while processes.stat(pid) is not None:
+            pass
+        cluster.kill("store")
+        await until(lambda: cluster.restarts("store") == 1)
+        await cluster.until_ready()
+        assert cluster.pid("store") != pid
+
+
 @pytest.mark.parametrize("value", ["nats", "0", "65536", "-1", "\u0664\u0662"])
 def test_a_port_that_is_none_names_its_variable(value: str) -> None:
     with pytest.raises(BadPortError, match="RECORRIDO_PORT_NATS_MONITOR must be a port from 1 to 65535"):
