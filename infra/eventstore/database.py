@@ -171,6 +171,13 @@ def quick_check(path: Path) -> None:
             raise CorruptedStoreError(f"{path} is corrupted: {' '.join(finding.split())}; restore a backup")
 
 
+def latest_created(path: Path) -> int:
+    """When the last event was recorded, in ticks; 0 in an empty store."""
+    with closing(connect(path)) as db:
+        row = db.execute("SELECT created FROM events ORDER BY position DESC LIMIT 1").fetchone()
+    return 0 if row is None else int(row[0])
+
+
 def full_check(path: Path, *, progress: Callable[[int], None] = lambda _: None) -> int:
     """Check structure, indexes and the CRC of every event; gives back the number of events.
 

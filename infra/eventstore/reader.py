@@ -5,12 +5,12 @@ across the interpreter lock to a reader thread would cost more than the query.
 """
 
 import sqlite3
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from infra.eventstore import retention
+from infra.eventstore.clock import Clock
 from infra.eventstore.database import SELECT_STREAM, CorruptedStoreError, checksum, connect, stream_of
 from infra.eventstore.model import END_OF_STREAM, RecordedEvent, Stream, original_of
 
@@ -44,8 +44,9 @@ class Reader:
     Every read raises CorruptedStoreError when an event fails its checksum: damage is never handed out.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Clock) -> None:
         self._db = connect(path)
+        self._clock = clock
         self._db.execute("PRAGMA query_only = ON")
 
     def close(self) -> None:
@@ -123,7 +124,7 @@ class Reader:
         return events[0] if events and events[0].revision == int(revision) else None
 
     def _oldest(self, stream: Stream) -> int:
-        return retention.oldest_visible(stream, time.time_ns() // 100)
+        return retention.oldest_visible(stream, self._clock.now())
 
     def _where(self, filter_: Filter | None) -> str:
         if filter_ is None:

@@ -3,9 +3,8 @@
 import json
 from typing import Any
 
+from infra.eventstore.clock import TICKS_PER_SECOND
 from infra.eventstore.model import END_OF_STREAM, Stream
-
-TICKS_PER_SECOND = 10_000_000
 
 
 def apply_metadata(stream: Stream, document: bytes) -> None:

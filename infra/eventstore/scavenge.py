@@ -75,7 +75,8 @@ class Scavenger:
             if not streams:
                 return removed
             for stream in streams:
-                while step := await self._store.maintain(partial(_remove_step, stream=stream)):
+                now = self._store.clock.now()
+                while step := await self._store.maintain(partial(_remove_step, stream=stream, now=now)):
                     removed += step
             after = streams[-1].id
 
@@ -104,13 +105,13 @@ def _limited_streams(db: sqlite3.Connection, after: int) -> list[Stream]:
     return [stream_of(row) for row in rows]
 
 
-def _remove_step(db: sqlite3.Connection, stream: Stream) -> int:
+def _remove_step(db: sqlite3.Connection, stream: Stream, now: int) -> int:
     """Delete up to STEP invisible events of a stream; gives back how many it found.
 
     The revision to go on from is kept with the stream, so that its last events may go too; only a tombstone stays.
     """
     first = END_OF_STREAM if stream.tombstoned else retention.first_visible(stream)
-    oldest = retention.oldest_visible(stream, time.time_ns() // 100)
+    oldest = retention.oldest_visible(stream, now)
     cursor = db.execute(
         "DELETE FROM events WHERE position IN (SELECT position FROM events INDEXED BY events_by_revision"
         " WHERE stream_id = ? AND (revision < ? OR created < ?) AND revision < ? LIMIT ?)",

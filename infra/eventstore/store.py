@@ -4,7 +4,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from infra.eventstore.database import create_or_open, quick_check
+from infra.eventstore.clock import Clock
+from infra.eventstore.database import create_or_open, latest_created, quick_check
 from infra.eventstore.model import Append, Delete, Outcome
 from infra.eventstore.reader import Reader
 from infra.eventstore.writer import Job, Writer
@@ -17,9 +18,10 @@ class Store:
         self.path = path
         self.head = 0
         self._waiting: set[asyncio.Future[None]] = set()
-        self._writer = Writer(path, self._committed)
+        self.clock = Clock(latest_created(path))
+        self._writer = Writer(path, self._committed, self.clock)
         self.head = self._writer.head
-        self.read = Reader(path)
+        self.read = Reader(path, self.clock)
 
     @classmethod
     def open(cls, directory: Path) -> "Store":

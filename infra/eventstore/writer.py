@@ -9,7 +9,6 @@ import itertools
 import queue
 import sqlite3
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from infra.eventstore import decide, retention
+from infra.eventstore.clock import Clock
 from infra.eventstore.database import SELECT_STREAM, checksum, connect, stream_of
 from infra.eventstore.model import (
     ANY,
@@ -58,8 +58,9 @@ _STREAM_COLUMNS: Final = "id, name, last_revision, truncate_before, max_count, m
 class Writer:
     """Owns the writing connection. `submit` and `run` are called on the event loop, the rest is the thread's."""
 
-    def __init__(self, path: Path, on_commit: Callable[[int], None]) -> None:
+    def __init__(self, path: Path, on_commit: Callable[[int], None], clock: Clock) -> None:
         """`on_commit` is called on the event loop with the new head position, before the acknowledgements."""
+        self._clock = clock
         self._db = connect(path)
         self._on_commit = on_commit
         self._loop = asyncio.get_running_loop()
@@ -124,7 +125,7 @@ class Writer:
     def _commit(self, group: _Group) -> None:
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            transaction = _Transaction(self._db, self._streams, self.head, self._next_stream_id)
+            transaction = _Transaction(self._db, self._streams, self.head, self._next_stream_id, self._clock.now())
             outcomes = [transaction.take(write) for write, _ in group]
             transaction.save()
             self._db.execute("COMMIT")
@@ -171,14 +172,16 @@ _Planned = tuple[Part, Stream, decide.Plan]
 class _Transaction:
     """The changes of one group: decided in memory, one write after the other, and saved with few statements."""
 
-    def __init__(self, db: sqlite3.Connection, streams: dict[str, Stream], head: int, next_stream_id: int) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, streams: dict[str, Stream], head: int, next_stream_id: int, now: int
+    ) -> None:
         self._db = db
         self._streams = streams
         self._changed: dict[int, Stream] = {}
         self._rows: list[tuple[Any, ...]] = []
         self._places: dict[tuple[int, bytes], list[tuple[int, int]]] = {}
         self._metadata: dict[int, bytes] = {}
-        self._now = time.time_ns() // 100
+        self._now = now
         self.head = head
         self.next_stream_id = next_stream_id
 
