@@ -73,6 +73,10 @@ train: $(TRAIN_READY) ## Train, judge and promote the feedback model; ARGS="--ex
 bench: $(DEV_READY) $(TRITON_READY) ## Run every benchmark
 	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
+.PHONY: chaos
+chaos: $(DEV_READY) $(TRITON_READY) ## Kill parts at random under load, and verify; ARGS="--seed 42 --interactions 20000"
+	$(BIN)/python -m tests.faults.chaos $(ARGS)
+
 .PHONY: lock
 lock: ## Pin requirements*.in, with hashes and without registry addresses (needs uv)
 	@for name in requirements requirements-dev infra/triton/requirements infra/triton/train/requirements; do \
