@@ -19,6 +19,9 @@ from services.journey.domain.loyalty import Loyalty
 from services.journey.domain.mapdiff import Change
 from services.journey.domain.maps import PublishedMap
 from services.journey.domain.scores import MeanScore, NetPromoterScore, RatingScore
+from services.journey.views.coverage import Coverage, Hearing, OffMap, TouchpointCoverage
+from services.journey.views.flow import Change as FlowChange
+from services.journey.views.flow import DropOff, Edge, Flow, Step, StepExperience, Target, Variant
 from services.journey.views.ladder import Ladder, LadderPeriod, LevelCount, ServiceRecovery, TouchpointCount
 from services.journey.views.money import Amount, ShareOfWallet
 from services.journey.views.overview import Overview
@@ -420,6 +423,171 @@ def _recovery(found: ServiceRecovery) -> pb.ServiceRecovery:
         interval=_interval(found.interval),
         median_hours=found.median_hours,
         p90_hours=found.p90_hours,
+    )
+
+
+# -- flow and coverage -------------------------------------------------------------------------------------------------
+
+
+def flow(found: Flow) -> pb.Flow:
+    return pb.Flow(
+        cases=found.cases,
+        customers=found.customers,
+        interactions=found.interactions,
+        reached_goal=found.reached_goal,
+        dropped_off=found.dropped_off,
+        open=found.open,
+        steps=[_step(each) for each in found.steps],
+        edges=[_edge(each) for each in found.edges],
+        variants=[_variant(each) for each in found.variants],
+        different_variants=found.different_variants,
+        median_hours=found.median_hours,
+        p90_hours=found.p90_hours,
+        lasting_impression=found.lasting_impression,
+        events=_events(found.events),
+    )
+
+
+def _step(found: Step) -> pb.FlowStep:
+    return pb.FlowStep(
+        id=found.id,
+        name=found.name,
+        count=found.count,
+        cases=found.cases,
+        share=found.share,
+        starts=found.starts,
+        ends=found.ends,
+        repeats=found.repeats,
+        returning_cases=found.returning_cases,
+        drop_off=_if_any(_drop_off, found.drop_off),
+        experience=_if_any(_step_experience, found.experience),
+    )
+
+
+def _drop_off(found: DropOff) -> pb.DropOff:
+    return pb.DropOff(
+        cases=found.cases,
+        share=found.share,
+        interval=_interval(found.interval),
+        after_bad_moment=found.after_bad_moment,
+        came_back=found.came_back,
+        median_hours=found.median_hours,
+        p90_hours=found.p90_hours,
+        came_back_at=[_target(each) for each in found.came_back_at],
+    )
+
+
+def _target(found: Target) -> pb.FlowTarget:
+    return pb.FlowTarget(id=found.id, name=found.name, cases=found.cases)
+
+
+def _step_experience(found: StepExperience) -> pb.StepExperience:
+    return pb.StepExperience(
+        mean=found.mean,
+        count=found.count,
+        interval=_interval(found.interval),
+        peaks=found.peaks,
+        ends=found.ends,
+    )
+
+
+def _edge(found: Edge) -> pb.FlowEdge:
+    return pb.FlowEdge(
+        from_id=found.from_id,
+        to_id=found.to_id,
+        from_name=found.from_name,
+        to_name=found.to_name,
+        count=found.count,
+        cases=found.cases,
+        share=found.share,
+        median_hours=found.median_hours,
+        p90_hours=found.p90_hours,
+    )
+
+
+def _variant(found: Variant) -> pb.FlowVariant:
+    return pb.FlowVariant(
+        ids=found.ids,
+        names=found.names,
+        steps=found.steps,
+        cases=found.cases,
+        share=found.share,
+        median_hours=found.median_hours,
+    )
+
+
+def flow_change(found: FlowChange) -> pb.FlowChange:
+    return pb.FlowChange(
+        from_id=found.from_id,
+        to_id=found.to_id,
+        from_name=found.from_name,
+        to_name=found.to_name,
+        drop_off=found.drop_off,
+        share=found.share,
+        compared_share=found.compared_share,
+        interval=_interval(found.interval),
+        significant=not found.interval.low <= 0 <= found.interval.high,
+        median_hours=found.median_hours,
+        compared_median_hours=found.compared_median_hours,
+    )
+
+
+def coverage(found: Coverage, in_force: MapInForce, position: int) -> pb.GetCoverageResponse:
+    return pb.GetCoverageResponse(
+        touchpoints=[_touchpoint_coverage(each) for each in found.touchpoints],
+        off_map=[_off_map(each) for each in found.off_map],
+        left_out=found.left_out,
+        all=_coverage_counts(found.touchpoints),
+        moments_of_truth=_coverage_counts([each for each in found.touchpoints if each.touchpoint.moment_of_truth]),
+        interactions=found.interactions,
+        interactions_on_map=found.interactions_on_map,
+        map_id=in_force.map_id,
+        map_version=in_force.version,
+        position=position,
+    )
+
+
+def _coverage_counts(found: Sequence[TouchpointCoverage]) -> pb.CoverageCounts:
+    states = [each.voice.hearing for each in found]
+    return pb.CoverageCounts(
+        touchpoints=len(states),
+        heard=states.count(Hearing.HEARD),
+        unheard=states.count(Hearing.UNHEARD),
+        silent=states.count(Hearing.SILENT),
+    )
+
+
+def _touchpoint_coverage(found: TouchpointCoverage) -> pb.TouchpointCoverage:
+    stage, touchpoint, voice = found.stage, found.touchpoint, found.voice
+    return pb.TouchpointCoverage(
+        stage_id=stage.stage_id,
+        stage_name=stage.name,
+        touchpoint_id=touchpoint.touchpoint_id,
+        name=touchpoint.name,
+        moment_of_truth=touchpoint.moment_of_truth,
+        owner=touchpoint.owner,
+        hearing=pb.Hearing.ValueType(voice.hearing.value),
+        interactions=voice.interactions,
+        customers=voice.customers,
+        rated=voice.rated,
+        verbatims=voice.verbatims,
+        last_at=_if_any(timestamp, voice.last_at),
+        last_heard_at=_if_any(timestamp, voice.last_heard_at),
+        on_other_channels=found.on_other_channels,
+    )
+
+
+def _off_map(found: OffMap) -> pb.OffMapTouchpoint:
+    voice = found.voice
+    return pb.OffMapTouchpoint(
+        source=found.source,
+        touchpoint=found.touchpoint,
+        channel=interaction_pb2.Channel.ValueType(found.channel.number),
+        interactions=voice.interactions,
+        customers=voice.customers,
+        rated=voice.rated,
+        verbatims=voice.verbatims,
+        last_at=_if_any(timestamp, voice.last_at),
     )
 
 

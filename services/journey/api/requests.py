@@ -1,14 +1,18 @@
 """Reading requests: every rule broken is named."""
 
 from datetime import UTC, datetime
-from typing import Any
+from enum import Enum
+from typing import Any, TypeVar
 
-from recorrido.ingest.v1.events import Channel
+from recorrido.ingest.v1.events import Channel, Outcome
 from recorrido.journey.v1 import journey_map_pb2, journey_service_pb2
 from recorrido.journey.v1.events import JourneyMap, LoyaltyLevel, Metric
 from services.foundation.errors import InvalidError, Violation
+from services.journey.views.flow import Ending, FlowFilter
 from services.journey.views.scores import Grouping, Period
 from services.journey.views.selection import Selection
+
+EnumT = TypeVar("EnumT", bound=Enum)
 
 MAX_PAGE = 1000
 MAX_ID = 256
@@ -56,13 +60,16 @@ class Checks:
         return since, until
 
     def selection(
-        self, message: journey_service_pb2.Selection, span: tuple[datetime | None, datetime | None] = (None, None)
+        self,
+        message: journey_service_pb2.Selection,
+        span: tuple[datetime | None, datetime | None] = (None, None),
+        path: str = "selection",
     ) -> Selection:
         """Read a selection. `span` is said by the request itself, and goes before what the selection says."""
-        since, until = self.span(message, "selection.")
-        channel = self.channel("selection.channel", message.channel)
+        since, until = self.span(message, f"{path}.")
+        channel = self.channel(f"{path}.channel", message.channel)
         for name in ("stage_id", "touchpoint_id", "persona_id", "source", "need_path"):
-            self.optional_identity(f"selection.{name}", getattr(message, name))
+            self.optional_identity(f"{path}.{name}", getattr(message, name))
         return Selection(
             since=span[0] or since,
             until=span[1] or until,
@@ -74,6 +81,25 @@ class Checks:
             need_path=message.need_path,
         )
 
+    def flow_filter(self, message: journey_service_pb2.FlowFilter, path: str) -> FlowFilter:
+        outcome = Outcome.from_number(message.outcome)
+        if outcome.number != message.outcome:
+            self.refuse(f"{path}.outcome", "one of the known outcomes")
+        return FlowFilter(
+            selection=self.selection(message.selection, path=f"{path}.selection"),
+            outcome=outcome,
+            goal_id=self.optional_identity(f"{path}.goal_id", message.goal_id),
+            ending=self.choice(f"{path}.ending", message.ending, Ending, "endings"),
+        )
+
+    def choice(self, field: str, number: int, kind: type[EnumT], plural: str) -> EnumT | None:
+        """Read one of a kind; None where none is given."""
+        try:
+            return kind(number) if number else None
+        except ValueError:
+            self.refuse(field, f"one of the known {plural}")
+            return None
+
     def channel(self, field: str, number: int) -> Channel:
         channel = Channel.from_number(number)
         # Read as "none given", it would mean every channel.
@@ -82,13 +108,7 @@ class Checks:
         return channel
 
     def period(self, number: int) -> Period | None:
-        if number == 0:
-            return None
-        try:
-            return Period(number)
-        except ValueError:
-            self.refuse("period", "one of the known periods")
-            return None
+        return self.choice("period", number, Period, "periods")
 
     def groupings(self, numbers: Any) -> list[Grouping]:
         found = []

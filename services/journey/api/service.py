@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +18,9 @@ from services.journey.domain.mapcheck import violations
 from services.journey.domain.mapdiff import changes
 from services.journey.domain.maps import PublishJourneyMap
 from services.journey.handlers import MapHandlers
+from services.journey.views.coverage import coverage
+from services.journey.views.flow import CaseOf, Cases, Flow, FlowFilter, Level, flow
+from services.journey.views.flow import changes as flow_changes
 from services.journey.views.ladder import ladder
 from services.journey.views.overview import overview
 from services.journey.views.points import KINDS, points, words
@@ -30,6 +33,8 @@ from services.journey.views.timeline import customer_journey, newest_entries, sn
 #: Groups of one answer, by default and at most.
 DEFAULT_GROUPS = 1_000
 MAX_GROUPS = 10_000
+DEFAULT_VARIANTS = 10
+DEFAULT_OFF_MAP = 100
 MAX_TREND_DAYS = 3_660
 #: Entries that a watch begins with, and how often it looks.
 WATCHED = 100
@@ -238,6 +243,50 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
             ladder, reading, moment=moment, since=since, until=until, period=period, persona_id=persona_id
         )
         return answers.ladder(found, in_force, _known_to(snapshot))
+
+    async def GetFlow(self, request: pb.GetFlowRequest, _context: Any) -> pb.GetFlowResponse:  # noqa: N802
+        check = Checks()
+        as_of, map_id = check.time(request, "as_of"), check.optional_identity("map_id", request.map_id)
+        level = check.choice("level", request.level, Level, "levels") or Level.TOUCHPOINT
+        case = check.choice("case", request.case, CaseOf, "kinds of cases") or CaseOf.EPISODE
+        asked = {"filter": check.flow_filter(request.filter, "filter")}
+        if request.HasField("compare_with"):
+            asked["compare_with"] = check.flow_filter(request.compare_with, "compare_with")
+        variants = check.size("variants", request.variants, default=DEFAULT_VARIANTS)
+        check.done()
+        async with self._read_model.snapshot(as_of) as snapshot:
+            in_force = snapshot.map_in_force(map_id)
+            reading, moment = snapshot.reading(in_force), snapshot_moment(snapshot, snapshot.history)
+
+        def work(filters: Mapping[str, FlowFilter]) -> list[Flow]:
+            cases = Cases(reading, case, level, moment)
+            # Both are looked at before either is reckoned.
+            meant = [cases.chosen(filter_, path) for path, filter_ in filters.items()]
+            return [flow(cases, each, variants) for each in meant]
+
+        found, *compared = await asyncio.to_thread(work, asked)
+        return pb.GetFlowResponse(
+            flow=answers.flow(found),
+            compared=answers.flow(compared[0]) if compared else None,
+            changes=[answers.flow_change(each) for each in flow_changes(found, compared[0])] if compared else [],
+            map_id=in_force.map_id,
+            map_version=in_force.version,
+            position=_known_to(snapshot),
+        )
+
+    async def GetCoverage(  # noqa: N802
+        self, request: pb.GetCoverageRequest, _context: Any
+    ) -> pb.GetCoverageResponse:
+        check = Checks()
+        as_of, (since, until) = check.time(request, "as_of"), check.span(request)
+        map_id = check.optional_identity("map_id", request.map_id)
+        limit = check.size("limit", request.limit, default=DEFAULT_OFF_MAP)
+        check.done()
+        async with self._read_model.snapshot(as_of) as snapshot:
+            in_force = snapshot.map_in_force(map_id)
+            reading = snapshot.reading(in_force)
+        found = await asyncio.to_thread(coverage, reading, since, until, limit)
+        return answers.coverage(found, in_force, _known_to(snapshot))
 
     async def ListSignals(self, request: pb.ListSignalsRequest, _context: Any) -> pb.ListSignalsResponse:  # noqa: N802
         check = Checks()

@@ -103,6 +103,105 @@ GROUPING_NEED: Grouping.ValueType  # 5
 GROUPING_SOURCE: Grouping.ValueType  # 6
 Global___Grouping: _TypeAlias = Grouping  # noqa: Y015
 
+class _FlowLevel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FlowLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FlowLevel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FLOW_LEVEL_UNSPECIFIED: _FlowLevel.ValueType  # 0
+    """Touchpoints."""
+    FLOW_LEVEL_TOUCHPOINT: _FlowLevel.ValueType  # 1
+    """Every interaction is a step."""
+    FLOW_LEVEL_STAGE: _FlowLevel.ValueType  # 2
+    """Interactions of one stage in a row are one step."""
+
+class FlowLevel(_FlowLevel, metaclass=_FlowLevelEnumTypeWrapper): ...
+
+FLOW_LEVEL_UNSPECIFIED: FlowLevel.ValueType  # 0
+"""Touchpoints."""
+FLOW_LEVEL_TOUCHPOINT: FlowLevel.ValueType  # 1
+"""Every interaction is a step."""
+FLOW_LEVEL_STAGE: FlowLevel.ValueType  # 2
+"""Interactions of one stage in a row are one step."""
+Global___FlowLevel: _TypeAlias = FlowLevel  # noqa: Y015
+
+class _FlowCase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FlowCaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FlowCase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FLOW_CASE_UNSPECIFIED: _FlowCase.ValueType  # 0
+    """Episodes."""
+    FLOW_CASE_EPISODE: _FlowCase.ValueType  # 1
+    """As the map groups them."""
+    FLOW_CASE_CUSTOMER: _FlowCase.ValueType  # 2
+    """Everything that happened to a customer."""
+
+class FlowCase(_FlowCase, metaclass=_FlowCaseEnumTypeWrapper): ...
+
+FLOW_CASE_UNSPECIFIED: FlowCase.ValueType  # 0
+"""Episodes."""
+FLOW_CASE_EPISODE: FlowCase.ValueType  # 1
+"""As the map groups them."""
+FLOW_CASE_CUSTOMER: FlowCase.ValueType  # 2
+"""Everything that happened to a customer."""
+Global___FlowCase: _TypeAlias = FlowCase  # noqa: Y015
+
+class _FlowEnding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FlowEndingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FlowEnding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FLOW_ENDING_UNSPECIFIED: _FlowEnding.ValueType  # 0
+    """Any."""
+    FLOW_ENDING_GOAL: _FlowEnding.ValueType  # 1
+    """It reached a goal of the map."""
+    FLOW_ENDING_DROPPED_OFF: _FlowEnding.ValueType  # 2
+    """It reached none, and nothing has happened for longer than the map's episodes may rest."""
+    FLOW_ENDING_OPEN: _FlowEnding.ValueType  # 3
+    """It reached none yet, and may go on."""
+
+class FlowEnding(_FlowEnding, metaclass=_FlowEndingEnumTypeWrapper):
+    """How a case ended, as far as it is known."""
+
+FLOW_ENDING_UNSPECIFIED: FlowEnding.ValueType  # 0
+"""Any."""
+FLOW_ENDING_GOAL: FlowEnding.ValueType  # 1
+"""It reached a goal of the map."""
+FLOW_ENDING_DROPPED_OFF: FlowEnding.ValueType  # 2
+"""It reached none, and nothing has happened for longer than the map's episodes may rest."""
+FLOW_ENDING_OPEN: FlowEnding.ValueType  # 3
+"""It reached none yet, and may go on."""
+Global___FlowEnding: _TypeAlias = FlowEnding  # noqa: Y015
+
+class _Hearing:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HearingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Hearing.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HEARING_UNSPECIFIED: _Hearing.ValueType  # 0
+    HEARING_HEARD: _Hearing.ValueType  # 1
+    """Customers tell: ratings or words."""
+    HEARING_UNHEARD: _Hearing.ValueType  # 2
+    """Something happens, and nobody tells."""
+    HEARING_SILENT: _Hearing.ValueType  # 3
+    """Nothing happens."""
+
+class Hearing(_Hearing, metaclass=_HearingEnumTypeWrapper): ...
+
+HEARING_UNSPECIFIED: Hearing.ValueType  # 0
+HEARING_HEARD: Hearing.ValueType  # 1
+"""Customers tell: ratings or words."""
+HEARING_UNHEARD: Hearing.ValueType  # 2
+"""Something happens, and nobody tells."""
+HEARING_SILENT: Hearing.ValueType  # 3
+"""Nothing happens."""
+Global___Hearing: _TypeAlias = Hearing  # noqa: Y015
+
 @_typing.final
 class Selection(_message.Message):
     """What part of the history to look at; every condition given holds."""
@@ -2410,3 +2509,739 @@ class RebuildReadModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RebuildReadModelResponse: _TypeAlias = RebuildReadModelResponse  # noqa: Y015
+
+@_typing.final
+class FlowFilter(_message.Message):
+    """Which cases to look at, each as a whole; every condition given holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELECTION_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    GOAL_ID_FIELD_NUMBER: _builtins.int
+    ENDING_FIELD_NUMBER: _builtins.int
+    outcome: _interaction_pb2.Outcome.ValueType
+    goal_id: _builtins.str
+    """Cases that reached this goal of the map."""
+    ending: Global___FlowEnding.ValueType
+    @_builtins.property
+    def selection(self) -> Global___Selection:
+        """`from` and `to`: cases that began then. `persona_id`: of customers of it. The others: cases with an interaction of
+        which all of them, and `outcome`, hold.
+        """
+
+    def __init__(
+        self,
+        *,
+        selection: Global___Selection | None = ...,
+        outcome: _interaction_pb2.Outcome.ValueType = ...,
+        goal_id: _builtins.str = ...,
+        ending: Global___FlowEnding.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ending", b"ending", "goal_id", b"goal_id", "outcome", b"outcome", "selection", b"selection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlowFilter: _TypeAlias = FlowFilter  # noqa: Y015
+
+@_typing.final
+class GetFlowRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AS_OF_FIELD_NUMBER: _builtins.int
+    MAP_ID_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    CASE_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    COMPARE_WITH_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    map_id: _builtins.str
+    """Empty: the map published last."""
+    level: Global___FlowLevel.ValueType
+    case: Global___FlowCase.ValueType
+    variants: _builtins.int
+    """Variants, at most 1,000; 0 means 10."""
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def filter(self) -> Global___FlowFilter: ...
+    @_builtins.property
+    def compare_with(self) -> Global___FlowFilter:
+        """Other cases, of another period or segment, to compare with."""
+
+    def __init__(
+        self,
+        *,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        map_id: _builtins.str = ...,
+        level: Global___FlowLevel.ValueType = ...,
+        case: Global___FlowCase.ValueType = ...,
+        filter: Global___FlowFilter | None = ...,
+        compare_with: Global___FlowFilter | None = ...,
+        variants: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "compare_with", b"compare_with", "filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "case", b"case", "compare_with", b"compare_with", "filter", b"filter", "level", b"level", "map_id", b"map_id", "variants", b"variants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFlowRequest: _TypeAlias = GetFlowRequest  # noqa: Y015
+
+@_typing.final
+class GetFlowResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOW_FIELD_NUMBER: _builtins.int
+    COMPARED_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    MAP_ID_FIELD_NUMBER: _builtins.int
+    MAP_VERSION_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    map_id: _builtins.str
+    map_version: _builtins.int
+    position: _builtins.int
+    """Position in the store up to which it is known."""
+    @_builtins.property
+    def flow(self) -> Global___Flow: ...
+    @_builtins.property
+    def compared(self) -> Global___Flow:
+        """Absent unless asked for."""
+
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___FlowChange]:
+        """What differs between the two, the greatest difference first."""
+
+    def __init__(
+        self,
+        *,
+        flow: Global___Flow | None = ...,
+        compared: Global___Flow | None = ...,
+        changes: _abc.Iterable[Global___FlowChange] | None = ...,
+        map_id: _builtins.str = ...,
+        map_version: _builtins.int = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compared", b"compared", "flow", b"flow"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "compared", b"compared", "flow", b"flow", "map_id", b"map_id", "map_version", b"map_version", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFlowResponse: _TypeAlias = GetFlowResponse  # noqa: Y015
+
+@_typing.final
+class Flow(_message.Message):
+    """The directly-follows graph of cases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CASES_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_FIELD_NUMBER: _builtins.int
+    INTERACTIONS_FIELD_NUMBER: _builtins.int
+    REACHED_GOAL_FIELD_NUMBER: _builtins.int
+    DROPPED_OFF_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    EDGES_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    DIFFERENT_VARIANTS_FIELD_NUMBER: _builtins.int
+    MEDIAN_HOURS_FIELD_NUMBER: _builtins.int
+    P90_HOURS_FIELD_NUMBER: _builtins.int
+    LASTING_IMPRESSION_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    cases: _builtins.int
+    customers: _builtins.int
+    interactions: _builtins.int
+    reached_goal: _builtins.int
+    """How the cases ended; together all of them."""
+    dropped_off: _builtins.int
+    open: _builtins.int
+    different_variants: _builtins.int
+    """Of all cases, also those that the answer does not name."""
+    median_hours: _builtins.float
+    """From the first interaction of a case to its last."""
+    p90_hours: _builtins.float
+    lasting_impression: _builtins.float
+    """Mean over the cases in which anything told how it felt; -1 to 1 (see Experience)."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___FlowStep]:
+        """In the order of the map, then the one of interactions on no map (`id` empty); those that occur."""
+
+    @_builtins.property
+    def edges(self) -> _containers.RepeatedCompositeFieldContainer[Global___FlowEdge]:
+        """The most frequent first."""
+
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___FlowVariant]:
+        """The most frequent first; of equally frequent ones the shorter."""
+
+    @_builtins.property
+    def events(self) -> Global___EventRange:
+        """Of the interactions."""
+
+    def __init__(
+        self,
+        *,
+        cases: _builtins.int = ...,
+        customers: _builtins.int = ...,
+        interactions: _builtins.int = ...,
+        reached_goal: _builtins.int = ...,
+        dropped_off: _builtins.int = ...,
+        open: _builtins.int = ...,
+        steps: _abc.Iterable[Global___FlowStep] | None = ...,
+        edges: _abc.Iterable[Global___FlowEdge] | None = ...,
+        variants: _abc.Iterable[Global___FlowVariant] | None = ...,
+        different_variants: _builtins.int = ...,
+        median_hours: _builtins.float = ...,
+        p90_hours: _builtins.float = ...,
+        lasting_impression: _builtins.float | None = ...,
+        events: Global___EventRange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lasting_impression", b"_lasting_impression", "events", b"events", "lasting_impression", b"lasting_impression"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lasting_impression", b"_lasting_impression", "cases", b"cases", "customers", b"customers", "different_variants", b"different_variants", "dropped_off", b"dropped_off", "edges", b"edges", "events", b"events", "interactions", b"interactions", "lasting_impression", b"lasting_impression", "median_hours", b"median_hours", "open", b"open", "p90_hours", b"p90_hours", "reached_goal", b"reached_goal", "steps", b"steps", "variants", b"variants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__lasting_impression: _TypeAlias = _typing.Literal["lasting_impression"]  # noqa: Y015
+    _WhichOneofArgType__lasting_impression: _TypeAlias = _typing.Literal["_lasting_impression", b"_lasting_impression"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lasting_impression) -> _WhichOneofReturnType__lasting_impression | None: ...
+
+Global___Flow: _TypeAlias = Flow  # noqa: Y015
+
+@_typing.final
+class FlowStep(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    CASES_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    STARTS_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
+    REPEATS_FIELD_NUMBER: _builtins.int
+    RETURNING_CASES_FIELD_NUMBER: _builtins.int
+    DROP_OFF_FIELD_NUMBER: _builtins.int
+    EXPERIENCE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """A touchpoint's or a stage's; empty: on no map."""
+    name: _builtins.str
+    count: _builtins.int
+    cases: _builtins.int
+    """Cases that come by."""
+    share: _builtins.float
+    """Part of all cases, 0 to 1."""
+    starts: _builtins.int
+    """Cases that begin here, and those whose last step so far this is."""
+    ends: _builtins.int
+    repeats: _builtins.int
+    """Directly after itself."""
+    returning_cases: _builtins.int
+    """Cases that came back here from somewhere else."""
+    @_builtins.property
+    def drop_off(self) -> Global___DropOff:
+        """Absent where no case dropped off here."""
+
+    @_builtins.property
+    def experience(self) -> Global___StepExperience:
+        """How it felt here, as far as anything tells."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        count: _builtins.int = ...,
+        cases: _builtins.int = ...,
+        share: _builtins.float = ...,
+        starts: _builtins.int = ...,
+        ends: _builtins.int = ...,
+        repeats: _builtins.int = ...,
+        returning_cases: _builtins.int = ...,
+        drop_off: Global___DropOff | None = ...,
+        experience: Global___StepExperience | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drop_off", b"drop_off", "experience", b"experience"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "count", b"count", "drop_off", b"drop_off", "ends", b"ends", "experience", b"experience", "id", b"id", "name", b"name", "repeats", b"repeats", "returning_cases", b"returning_cases", "share", b"share", "starts", b"starts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlowStep: _TypeAlias = FlowStep  # noqa: Y015
+
+@_typing.final
+class DropOff(_message.Message):
+    """Cases that ended here without a goal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CASES_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    AFTER_BAD_MOMENT_FIELD_NUMBER: _builtins.int
+    CAME_BACK_FIELD_NUMBER: _builtins.int
+    MEDIAN_HOURS_FIELD_NUMBER: _builtins.int
+    P90_HOURS_FIELD_NUMBER: _builtins.int
+    CAME_BACK_AT_FIELD_NUMBER: _builtins.int
+    cases: _builtins.int
+    share: _builtins.float
+    """Part of the cases that come by, 0 to 1, with its interval."""
+    after_bad_moment: _builtins.int
+    """Those whose last interaction was a bad moment."""
+    came_back: _builtins.int
+    """Customers' later cases: how many came back at all, how soon, and where the first of those began."""
+    median_hours: _builtins.float
+    p90_hours: _builtins.float
+    @_builtins.property
+    def interval(self) -> Global___Interval: ...
+    @_builtins.property
+    def came_back_at(self) -> _containers.RepeatedCompositeFieldContainer[Global___FlowTarget]: ...
+    def __init__(
+        self,
+        *,
+        cases: _builtins.int = ...,
+        share: _builtins.float = ...,
+        interval: Global___Interval | None = ...,
+        after_bad_moment: _builtins.int = ...,
+        came_back: _builtins.int = ...,
+        median_hours: _builtins.float = ...,
+        p90_hours: _builtins.float = ...,
+        came_back_at: _abc.Iterable[Global___FlowTarget] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_bad_moment", b"after_bad_moment", "came_back", b"came_back", "came_back_at", b"came_back_at", "cases", b"cases", "interval", b"interval", "median_hours", b"median_hours", "p90_hours", b"p90_hours", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropOff: _TypeAlias = DropOff  # noqa: Y015
+
+@_typing.final
+class FlowTarget(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CASES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    name: _builtins.str
+    cases: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        cases: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlowTarget: _TypeAlias = FlowTarget  # noqa: Y015
+
+@_typing.final
+class StepExperience(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEAN_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    PEAKS_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
+    mean: _builtins.float
+    """Mean of its moments, -1 to 1."""
+    count: _builtins.int
+    """Moments."""
+    peaks: _builtins.int
+    """Cases whose peak, and whose last moment, was here."""
+    ends: _builtins.int
+    @_builtins.property
+    def interval(self) -> Global___Interval: ...
+    def __init__(
+        self,
+        *,
+        mean: _builtins.float = ...,
+        count: _builtins.int = ...,
+        interval: Global___Interval | None = ...,
+        peaks: _builtins.int = ...,
+        ends: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "ends", b"ends", "interval", b"interval", "mean", b"mean", "peaks", b"peaks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepExperience: _TypeAlias = StepExperience  # noqa: Y015
+
+@_typing.final
+class FlowEdge(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_ID_FIELD_NUMBER: _builtins.int
+    TO_ID_FIELD_NUMBER: _builtins.int
+    FROM_NAME_FIELD_NUMBER: _builtins.int
+    TO_NAME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    CASES_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    MEDIAN_HOURS_FIELD_NUMBER: _builtins.int
+    P90_HOURS_FIELD_NUMBER: _builtins.int
+    from_id: _builtins.str
+    to_id: _builtins.str
+    from_name: _builtins.str
+    to_name: _builtins.str
+    count: _builtins.int
+    cases: _builtins.int
+    share: _builtins.float
+    """Part of all cases, 0 to 1."""
+    median_hours: _builtins.float
+    """From the last interaction of the one step to the first of the next."""
+    p90_hours: _builtins.float
+    def __init__(
+        self,
+        *,
+        from_id: _builtins.str = ...,
+        to_id: _builtins.str = ...,
+        from_name: _builtins.str = ...,
+        to_name: _builtins.str = ...,
+        count: _builtins.int = ...,
+        cases: _builtins.int = ...,
+        share: _builtins.float = ...,
+        median_hours: _builtins.float = ...,
+        p90_hours: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "count", b"count", "from_id", b"from_id", "from_name", b"from_name", "median_hours", b"median_hours", "p90_hours", b"p90_hours", "share", b"share", "to_id", b"to_id", "to_name", b"to_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlowEdge: _TypeAlias = FlowEdge  # noqa: Y015
+
+@_typing.final
+class FlowVariant(_message.Message):
+    """Cases that took the same steps in the same order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    CASES_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    MEDIAN_HOURS_FIELD_NUMBER: _builtins.int
+    steps: _builtins.int
+    """All of them."""
+    cases: _builtins.int
+    share: _builtins.float
+    """Part of all cases, 0 to 1."""
+    median_hours: _builtins.float
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At most the first 100."""
+
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        steps: _builtins.int = ...,
+        cases: _builtins.int = ...,
+        share: _builtins.float = ...,
+        median_hours: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "ids", b"ids", "median_hours", b"median_hours", "names", b"names", "share", b"share", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlowVariant: _TypeAlias = FlowVariant  # noqa: Y015
+
+@_typing.final
+class FlowChange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_ID_FIELD_NUMBER: _builtins.int
+    TO_ID_FIELD_NUMBER: _builtins.int
+    FROM_NAME_FIELD_NUMBER: _builtins.int
+    TO_NAME_FIELD_NUMBER: _builtins.int
+    DROP_OFF_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    COMPARED_SHARE_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    SIGNIFICANT_FIELD_NUMBER: _builtins.int
+    MEDIAN_HOURS_FIELD_NUMBER: _builtins.int
+    COMPARED_MEDIAN_HOURS_FIELD_NUMBER: _builtins.int
+    from_id: _builtins.str
+    to_id: _builtins.str
+    """Both empty and `drop_off` set: that cases end there without a goal."""
+    from_name: _builtins.str
+    to_name: _builtins.str
+    drop_off: _builtins.bool
+    share: _builtins.float
+    """Part of the cases, here and in those compared with."""
+    compared_share: _builtins.float
+    significant: _builtins.bool
+    """The interval leaves out zero."""
+    median_hours: _builtins.float
+    compared_median_hours: _builtins.float
+    @_builtins.property
+    def interval(self) -> Global___Interval:
+        """Of the difference, for two groups of cases that have none in common."""
+
+    def __init__(
+        self,
+        *,
+        from_id: _builtins.str = ...,
+        to_id: _builtins.str = ...,
+        from_name: _builtins.str = ...,
+        to_name: _builtins.str = ...,
+        drop_off: _builtins.bool = ...,
+        share: _builtins.float = ...,
+        compared_share: _builtins.float = ...,
+        interval: Global___Interval | None = ...,
+        significant: _builtins.bool = ...,
+        median_hours: _builtins.float = ...,
+        compared_median_hours: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared_median_hours", b"compared_median_hours", "compared_share", b"compared_share", "drop_off", b"drop_off", "from_id", b"from_id", "from_name", b"from_name", "interval", b"interval", "median_hours", b"median_hours", "share", b"share", "significant", b"significant", "to_id", b"to_id", "to_name", b"to_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlowChange: _TypeAlias = FlowChange  # noqa: Y015
+
+@_typing.final
+class GetCoverageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AS_OF_FIELD_NUMBER: _builtins.int
+    MAP_ID_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    map_id: _builtins.str
+    """Empty: the map published last."""
+    limit: _builtins.int
+    """Touchpoints on no map, at most 1,000; 0 means 100."""
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def to(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        map_id: _builtins.str = ...,
+        to: _timestamp_pb2.Timestamp | None = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "from", b"from", "to", b"to"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "from", b"from", "limit", b"limit", "map_id", b"map_id", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCoverageRequest: _TypeAlias = GetCoverageRequest  # noqa: Y015
+
+@_typing.final
+class GetCoverageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOUCHPOINTS_FIELD_NUMBER: _builtins.int
+    OFF_MAP_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    MOMENTS_OF_TRUTH_FIELD_NUMBER: _builtins.int
+    INTERACTIONS_FIELD_NUMBER: _builtins.int
+    INTERACTIONS_ON_MAP_FIELD_NUMBER: _builtins.int
+    MAP_ID_FIELD_NUMBER: _builtins.int
+    MAP_VERSION_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    left_out: _builtins.int
+    """Further ones that the limit left out."""
+    interactions: _builtins.int
+    interactions_on_map: _builtins.int
+    map_id: _builtins.str
+    map_version: _builtins.int
+    position: _builtins.int
+    """Position in the store up to which it is known."""
+    @_builtins.property
+    def touchpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___TouchpointCoverage]:
+        """In the order of the map."""
+
+    @_builtins.property
+    def off_map(self) -> _containers.RepeatedCompositeFieldContainer[Global___OffMapTouchpoint]:
+        """Those of most interactions first."""
+
+    @_builtins.property
+    def all(self) -> Global___CoverageCounts: ...
+    @_builtins.property
+    def moments_of_truth(self) -> Global___CoverageCounts: ...
+    def __init__(
+        self,
+        *,
+        touchpoints: _abc.Iterable[Global___TouchpointCoverage] | None = ...,
+        off_map: _abc.Iterable[Global___OffMapTouchpoint] | None = ...,
+        left_out: _builtins.int = ...,
+        all: Global___CoverageCounts | None = ...,
+        moments_of_truth: Global___CoverageCounts | None = ...,
+        interactions: _builtins.int = ...,
+        interactions_on_map: _builtins.int = ...,
+        map_id: _builtins.str = ...,
+        map_version: _builtins.int = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "moments_of_truth", b"moments_of_truth"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "interactions", b"interactions", "interactions_on_map", b"interactions_on_map", "left_out", b"left_out", "map_id", b"map_id", "map_version", b"map_version", "moments_of_truth", b"moments_of_truth", "off_map", b"off_map", "position", b"position", "touchpoints", b"touchpoints"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCoverageResponse: _TypeAlias = GetCoverageResponse  # noqa: Y015
+
+@_typing.final
+class CoverageCounts(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOUCHPOINTS_FIELD_NUMBER: _builtins.int
+    HEARD_FIELD_NUMBER: _builtins.int
+    UNHEARD_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
+    touchpoints: _builtins.int
+    heard: _builtins.int
+    unheard: _builtins.int
+    silent: _builtins.int
+    def __init__(
+        self,
+        *,
+        touchpoints: _builtins.int = ...,
+        heard: _builtins.int = ...,
+        unheard: _builtins.int = ...,
+        silent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heard", b"heard", "silent", b"silent", "touchpoints", b"touchpoints", "unheard", b"unheard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoverageCounts: _TypeAlias = CoverageCounts  # noqa: Y015
+
+@_typing.final
+class TouchpointCoverage(_message.Message):
+    """Interactions, customers, ratings and words are those between `from` and `to`; the times are of all that happened
+    before `to`, and absent where nothing did.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_ID_FIELD_NUMBER: _builtins.int
+    STAGE_NAME_FIELD_NUMBER: _builtins.int
+    TOUCHPOINT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    MOMENT_OF_TRUTH_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    HEARING_FIELD_NUMBER: _builtins.int
+    INTERACTIONS_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_FIELD_NUMBER: _builtins.int
+    RATED_FIELD_NUMBER: _builtins.int
+    VERBATIMS_FIELD_NUMBER: _builtins.int
+    LAST_AT_FIELD_NUMBER: _builtins.int
+    LAST_HEARD_AT_FIELD_NUMBER: _builtins.int
+    ON_OTHER_CHANNELS_FIELD_NUMBER: _builtins.int
+    stage_id: _builtins.str
+    stage_name: _builtins.str
+    touchpoint_id: _builtins.str
+    name: _builtins.str
+    moment_of_truth: _builtins.bool
+    owner: _builtins.str
+    hearing: Global___Hearing.ValueType
+    interactions: _builtins.int
+    customers: _builtins.int
+    rated: _builtins.int
+    """Interactions with at least one rating."""
+    verbatims: _builtins.int
+    on_other_channels: _builtins.int
+    """Of the interactions those on another channel than the one it is meant for."""
+    @_builtins.property
+    def last_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def last_heard_at(self) -> _timestamp_pb2.Timestamp:
+        """The last that told something: a rating or words."""
+
+    def __init__(
+        self,
+        *,
+        stage_id: _builtins.str = ...,
+        stage_name: _builtins.str = ...,
+        touchpoint_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        moment_of_truth: _builtins.bool = ...,
+        owner: _builtins.str = ...,
+        hearing: Global___Hearing.ValueType = ...,
+        interactions: _builtins.int = ...,
+        customers: _builtins.int = ...,
+        rated: _builtins.int = ...,
+        verbatims: _builtins.int = ...,
+        last_at: _timestamp_pb2.Timestamp | None = ...,
+        last_heard_at: _timestamp_pb2.Timestamp | None = ...,
+        on_other_channels: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_at", b"last_at", "last_heard_at", b"last_heard_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "hearing", b"hearing", "interactions", b"interactions", "last_at", b"last_at", "last_heard_at", b"last_heard_at", "moment_of_truth", b"moment_of_truth", "name", b"name", "on_other_channels", b"on_other_channels", "owner", b"owner", "rated", b"rated", "stage_id", b"stage_id", "stage_name", b"stage_name", "touchpoint_id", b"touchpoint_id", "verbatims", b"verbatims"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TouchpointCoverage: _TypeAlias = TouchpointCoverage  # noqa: Y015
+
+@_typing.final
+class OffMapTouchpoint(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TOUCHPOINT_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    INTERACTIONS_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_FIELD_NUMBER: _builtins.int
+    RATED_FIELD_NUMBER: _builtins.int
+    VERBATIMS_FIELD_NUMBER: _builtins.int
+    LAST_AT_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    touchpoint: _builtins.str
+    channel: _interaction_pb2.Channel.ValueType
+    interactions: _builtins.int
+    customers: _builtins.int
+    rated: _builtins.int
+    verbatims: _builtins.int
+    @_builtins.property
+    def last_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        touchpoint: _builtins.str = ...,
+        channel: _interaction_pb2.Channel.ValueType = ...,
+        interactions: _builtins.int = ...,
+        customers: _builtins.int = ...,
+        rated: _builtins.int = ...,
+        verbatims: _builtins.int = ...,
+        last_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_at", b"last_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "customers", b"customers", "interactions", b"interactions", "last_at", b"last_at", "rated", b"rated", "source", b"source", "touchpoint", b"touchpoint", "verbatims", b"verbatims"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OffMapTouchpoint: _TypeAlias = OffMapTouchpoint  # noqa: Y015

@@ -91,6 +91,16 @@ class JourneyServiceStub:
                 request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListSignalsRequest.SerializeToString,
                 response_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListSignalsResponse.FromString,
                 _registered_method=True)
+        self.GetFlow = channel.unary_unary(
+                '/recorrido.journey.v1.JourneyService/GetFlow',
+                request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetFlowRequest.SerializeToString,
+                response_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetFlowResponse.FromString,
+                _registered_method=True)
+        self.GetCoverage = channel.unary_unary(
+                '/recorrido.journey.v1.JourneyService/GetCoverage',
+                request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCoverageRequest.SerializeToString,
+                response_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCoverageResponse.FromString,
+                _registered_method=True)
         self.GetOverview = channel.unary_unary(
                 '/recorrido.journey.v1.JourneyService/GetOverview',
                 request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetOverviewRequest.SerializeToString,
@@ -185,6 +195,21 @@ class JourneyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetFlow(self, request, context):
+        """How journeys really run, over everyone: what directly follows what, how long it takes, where they end and what
+        happened then, which ways are the most frequent; of two periods or segments what differs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCoverage(self, request, context):
+        """What of the map is heard, what is silent, and what happens that is on no map.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetOverview(self, request, context):
         """What is recorded, understood and placed so far, and how far behind the history the answers are.
         """
@@ -257,6 +282,16 @@ def add_JourneyServiceServicer_to_server(servicer, server):
                     servicer.ListSignals,
                     request_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListSignalsRequest.FromString,
                     response_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListSignalsResponse.SerializeToString,
+            ),
+            'GetFlow': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFlow,
+                    request_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetFlowRequest.FromString,
+                    response_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetFlowResponse.SerializeToString,
+            ),
+            'GetCoverage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCoverage,
+                    request_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCoverageRequest.FromString,
+                    response_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCoverageResponse.SerializeToString,
             ),
             'GetOverview': grpc.unary_unary_rpc_method_handler(
                     servicer.GetOverview,
@@ -568,6 +603,60 @@ class JourneyService:
             '/recorrido.journey.v1.JourneyService/ListSignals',
             recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListSignalsRequest.SerializeToString,
             recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListSignalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFlow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.journey.v1.JourneyService/GetFlow',
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetFlowRequest.SerializeToString,
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetFlowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCoverage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.journey.v1.JourneyService/GetCoverage',
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCoverageRequest.SerializeToString,
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCoverageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -60,6 +60,12 @@ class JourneyServiceStub:
     GetLoyaltyLadder: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.GetLoyaltyLadderRequest, _journey_service_pb2.GetLoyaltyLadderResponse]
     """At risk, satisfied, loyal, advocate: how many are where, who rose and fell, and who was won back."""
     ListSignals: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.ListSignalsRequest, _journey_service_pb2.ListSignalsResponse]
+    GetFlow: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.GetFlowRequest, _journey_service_pb2.GetFlowResponse]
+    """How journeys really run, over everyone: what directly follows what, how long it takes, where they end and what
+    happened then, which ways are the most frequent; of two periods or segments what differs.
+    """
+    GetCoverage: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.GetCoverageRequest, _journey_service_pb2.GetCoverageResponse]
+    """What of the map is heard, what is silent, and what happens that is on no map."""
     GetOverview: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.GetOverviewRequest, _journey_service_pb2.GetOverviewResponse]
     """What is recorded, understood and placed so far, and how far behind the history the answers are."""
     RebuildReadModel: _grpc.UnaryStreamMultiCallable[_journey_service_pb2.RebuildReadModelRequest, _journey_service_pb2.RebuildReadModelResponse]
@@ -99,6 +105,12 @@ class JourneyServiceAsyncStub(JourneyServiceStub):
     GetLoyaltyLadder: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.GetLoyaltyLadderRequest, _journey_service_pb2.GetLoyaltyLadderResponse]  # type: ignore[assignment]
     """At risk, satisfied, loyal, advocate: how many are where, who rose and fell, and who was won back."""
     ListSignals: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.ListSignalsRequest, _journey_service_pb2.ListSignalsResponse]  # type: ignore[assignment]
+    GetFlow: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.GetFlowRequest, _journey_service_pb2.GetFlowResponse]  # type: ignore[assignment]
+    """How journeys really run, over everyone: what directly follows what, how long it takes, where they end and what
+    happened then, which ways are the most frequent; of two periods or segments what differs.
+    """
+    GetCoverage: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.GetCoverageRequest, _journey_service_pb2.GetCoverageResponse]  # type: ignore[assignment]
+    """What of the map is heard, what is silent, and what happens that is on no map."""
     GetOverview: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.GetOverviewRequest, _journey_service_pb2.GetOverviewResponse]  # type: ignore[assignment]
     """What is recorded, understood and placed so far, and how far behind the history the answers are."""
     RebuildReadModel: _aio.UnaryStreamMultiCallable[_journey_service_pb2.RebuildReadModelRequest, _journey_service_pb2.RebuildReadModelResponse]  # type: ignore[assignment]
@@ -201,6 +213,24 @@ class JourneyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _journey_service_pb2.ListSignalsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_journey_service_pb2.ListSignalsResponse, _abc.Awaitable[_journey_service_pb2.ListSignalsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetFlow(
+        self,
+        request: _journey_service_pb2.GetFlowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_journey_service_pb2.GetFlowResponse, _abc.Awaitable[_journey_service_pb2.GetFlowResponse]]:
+        """How journeys really run, over everyone: what directly follows what, how long it takes, where they end and what
+        happened then, which ways are the most frequent; of two periods or segments what differs.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCoverage(
+        self,
+        request: _journey_service_pb2.GetCoverageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_journey_service_pb2.GetCoverageResponse, _abc.Awaitable[_journey_service_pb2.GetCoverageResponse]]:
+        """What of the map is heard, what is silent, and what happens that is on no map."""
 
     @_abc_1.abstractmethod
     def GetOverview(
