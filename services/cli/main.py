@@ -9,6 +9,7 @@ from services.cli import (
     actions,
     analyze,
     events,
+    flow,
     identity,
     journeymap,
     journeys,
@@ -40,6 +41,8 @@ app.command()(journeys.ladder)
 app.command()(journeys.signals)
 app.command()(journeys.watch)
 app.command()(journeys.rebuild)
+app.command()(flow.flow)
+app.command()(flow.coverage)
 app.add_typer(actions.app, name="actions")
 app.command()(proof.explain)
 app.add_typer(playbook.app, name="playbook")

@@ -115,6 +115,18 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def hours(value: float) -> str:
+    """Return a duration in its fitting unit."""
+    for unit, size in (("d", 24.0), ("h", 1.0)):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return f"{60 * value:.0f} min"
+
+
 def point(kind: int) -> Text:
     return Text(name(PointKind.DESCRIPTOR, kind), style=_POINT_STYLES.get(kind, ""))
 

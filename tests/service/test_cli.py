@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 import pytest_asyncio
@@ -100,6 +101,53 @@ async def test_points_and_signals_are_ranked_and_limited(cluster: Cluster) -> No
     assert signals[0]["signalId"][:8] in narrow
     assert signals[0]["signalId"] not in narrow
     assert "raised (UTC)" in narrow
+
+
+async def test_flow_tells_how_journeys_run(cluster: Cluster, tmp_path: Path) -> None:
+    told = [each for customer in sample.generate(CUSTOMERS) for each in customer]
+    found = await answer(cluster, "flow", "--variants", "3")
+    assert int(found["flow"]["interactions"]) == len(told)
+    assert int(found["flow"]["customers"]) == CUSTOMERS
+    assert sum(int(each["count"]) for each in found["flow"]["steps"]) == len(told)
+    assert len(found["flow"]["variants"]) == 3
+    file = tmp_path / "flow.svg"
+    drawn = await recorrido(cluster, "flow", "--by", "stage", "--case", "customer", "--svg", str(file))
+    assert drawn.code == 0, drawn
+    root = ET.parse(file).getroot()
+    assert [child.tag.rpartition("}")[2] for child in root][:2] == ["title", "desc"]
+    named = {"".join(each.itertext()) for each in root.iter()}
+    steps = (await answer(cluster, "flow", "--by", "stage", "--case", "customer"))["flow"]["steps"]
+    assert all(step["name"] in named for step in steps)
+    text = (await recorrido(cluster, "flow", "--compare-to", "2000-01-01", "--by", "stage")).out
+    assert "Compared with 0 other cases" in text
+    for arguments, field in (
+        (("--persona", "nobody"), "filter.selection.persona_id"),
+        (("--goal", "none"), "filter.goal_id"),
+        (("--compare-persona", "nobody"), "compare_with.selection.persona_id"),
+        (("--from", "2026-02-01", "--to", "2026-01-01"), "filter.selection.to"),
+    ):
+        refused = await recorrido(cluster, "flow", *arguments)
+        assert refused.code == 1
+        assert field in refused.err
+    assert (await recorrido(cluster, "flow", "--outcome", "great")).code == 2
+    nowhere = await recorrido(cluster, "flow", "--svg", str(tmp_path / "none" / "flow.svg"))
+    assert nowhere.code == 1
+    assert "cannot be written" in nowhere.err
+
+
+async def test_coverage_names_what_is_silent_and_what_is_on_no_map(cluster: Cluster) -> None:
+    told = [each for customer in sample.generate(CUSTOMERS) for each in customer]
+    found = await answer(cluster, "coverage")
+    counted = sum(int(t["interactions"]) for t in found["touchpoints"] + found["offMap"])
+    assert counted == len(told) == int(found["interactions"])
+    assert [each["touchpoint"] for each in found["offMap"]] == ["kiosk_beta"]
+    states = [each["hearing"] for each in found["touchpoints"]]
+    assert found["all"]["silent"] == states.count("HEARING_SILENT")
+    text = (await recorrido(cluster, "coverage")).out
+    assert "kiosk_beta" in text
+    assert "moments of truth" in text
+    silent = await answer(cluster, "coverage", "--to", "2000-01-01")
+    assert silent["all"]["silent"] == silent["all"]["touchpoints"] == len(found["touchpoints"])
 
 
 async def test_report_has_everything_and_where_to_call(cluster: Cluster) -> None:

@@ -183,7 +183,7 @@ class Cases:
         begins[1:] = of[order][1:] != of[order][:-1]
         self.begins: Ints = np.flatnonzero(begins)
         self.number: Ints = np.cumsum(begins) - 1
-        self.last: Ints = np.append(self.begins[1:], len(order)) - 1
+        self.last: Ints = np.append(self.begins, len(order))[1:] - 1
         occurred = history.interactions.occurred
         self.started = occurred[order[self.begins]]
         self.ended = occurred[order[self.last]]

@@ -1,0 +1,1 @@
+"""Drawings of journeys: one file each, with nothing from elsewhere in it."""
