@@ -73,9 +73,9 @@ def flow(
         selection = pb.Selection(persona_id=persona_id, touchpoint_id=touchpoint, to=until, **{"from": since})  # type: ignore[arg-type]
         return pb.FlowFilter(
             selection=selection,
-            outcome=outcomes[outcome] if outcome else None,
+            outcome=outcomes.get(outcome, 0),
             goal_id=goal,
-            ending=show.names(pb.FlowEnding.DESCRIPTOR)[ending.value] if ending else None,
+            ending=show.names(pb.FlowEnding.DESCRIPTOR).get(ending.value if ending else "", 0),
         )
 
     comparing = bool(compare_persona or compare_from or compare_to)
@@ -205,7 +205,7 @@ def coverage(
     as_json: Json = False,
 ) -> None:
     """Show which touchpoints of the map are heard, which are silent, and which real ones are on no map."""
-    request = pb.GetCoverageRequest(as_of=as_of, map_id=map_id, to=to_time, limit=limit, **{"from": from_time})  # type: ignore[arg-type]
+    request = pb.GetCoverageRequest(as_of=as_of, map_id=map_id, to=to_time, limit=limit, **{"from": from_time})
     run(_coverage(request, as_json=as_json))
 
 

@@ -3,6 +3,7 @@
 Forward arcs are on the right, those that go back on the left; the thicker, the more cases.
 """
 
+import math
 from collections.abc import Sequence
 
 from recorrido.journey.v1 import journey_service_pb2 as pb
@@ -55,7 +56,7 @@ def _row(rows: dict[tuple[str, str], int], edge: pb.FlowEdge, end: str) -> int:
 
 
 def _bulge(distance: int) -> float:
-    return 34.0 + 26.0 * distance**0.8
+    return 34.0 + 26.0 * math.pow(distance, 0.8)
 
 
 def _heading(flow: pb.Flow, edges: Sequence[pb.FlowEdge], name: str) -> str:

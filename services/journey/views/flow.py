@@ -227,7 +227,8 @@ class Cases:
         if goal_id not in goals:
             rule = f"one of the map {self.reading.map_.map_id!r}; it has no {goal_id!r}"
             raise InvalidError([Violation(place, rule)])
-        return (self.goals >> goals.index(goal_id)) & 1 == 1
+        reached: Flags = (self.goals >> goals.index(goal_id)) & 1 == 1
+        return reached
 
     def next_of(self, cases: Ints) -> Ints:
         """Return the case that the same customer began next after the end of each of these; -1 where there is none."""
