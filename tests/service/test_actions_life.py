@@ -234,6 +234,15 @@ async def test_the_board_counts_what_the_list_lists(office: Office) -> None:
     for line in found.by_state:
         listed = await office.list(state=action_pb2.ActionState.Value(line.key), kind=line.kind, page_size=1)
         assert listed.total == line.count
+    for filters in (
+        {"priority": action_pb2.PRIORITY_NORMAL},
+        {"owner": owner, "state": OPEN},
+        {"touchpoint": place, "overdue": False},
+        {"owner": owner, "overdue": True},
+        {"need_path": need, "kind": RECOVERY},
+    ):
+        listed = await office.list(**filters, page_size=1_000)
+        assert listed.total == len(listed.actions)
     (line,) = [line for line in found.by_owner if line.key == owner and line.kind == RECOVERY]
     age = found.as_of.ToDatetime() - opened[1].opened_at.ToDatetime()
     assert line.oldest_age_s == pytest.approx(age.total_seconds(), abs=0.01)

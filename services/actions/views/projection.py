@@ -19,6 +19,8 @@ from services.foundation.projection import Fact, in_order
 
 #: What the board is by, and the column that tells it; every action is counted once in each.
 DIMENSIONS: Mapping[str, str] = {"state": "", "owner": "owner", "touchpoint": "touchpoint", "need": "need_path"}
+#: What is counted as it changes: that, and what may hold for so many actions that counting them would take long.
+TALLIED: Mapping[str, str] = {**DIMENSIONS, "priority": "priority", "playbook": "playbook_id"}
 
 #: Title of what is left of an action whose customer was erased.
 ERASED = "(erased)"
@@ -132,7 +134,7 @@ class ActionsProjection:
         );
         CREATE INDEX ON deadline (at);
 
-        -- How many there are of each kind and state, in all and of each owner, touchpoint and need.
+        -- How many there are of each kind and state, in all and of each owner, touchpoint, need, priority, playbook.
         CREATE TABLE tally (
             dimension text,
             key text,
@@ -257,7 +259,7 @@ async def _write_tallies(connection: Any, before: Mapping[str, Action], after: M
     for states, sign in ((before, -1), (after, 1)):
         for state in states.values():
             at = state.opened_at.timestamp() if state.opened_at else 0.0
-            for dimension, column in DIMENSIONS.items():
+            for dimension, column in TALLIED.items():
                 tally = dimension, getattr(state, column) if column else "", state.kind, state.state
                 counts[tally] += sign
                 late[tally] += sign * bool(state.late)

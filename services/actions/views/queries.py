@@ -12,7 +12,7 @@ from typing import Any
 from recorrido.actions.v1.events import ActionKind, ActionState, Priority
 from services.actions.domain.action import CLOSED, Action
 from services.actions.domain.rules import MAX_CUSTOMER_ID, MAX_ID, Rules
-from services.actions.views.projection import DIMENSIONS, action_of
+from services.actions.views.projection import DIMENSIONS, TALLIED, action_of
 from services.foundation.errors import InvalidError, UnavailableError, Violation
 from services.foundation.execute import Folded
 from services.foundation.projection import POSTGRES_DOWN
@@ -104,6 +104,10 @@ class _PageToken:
         return hashlib.sha256(repr(sorted(query.filters.items())).encode()).digest()[:8]
 
 
+#: SQL and the values of its parameters.
+Statement = tuple[str, Sequence[Any]]
+
+
 @dataclass(frozen=True, slots=True)
 class BoardLine:
     """How many actions there are of one key, and how old they are: seconds since they were opened."""
@@ -132,31 +136,50 @@ _OF_CUSTOMER = """customer_id IN (
     WITH asked AS (SELECT COALESCE((SELECT customer_id FROM actions.identity_link WHERE identity_id = {0}), {0}) AS id)
     SELECT id FROM asked UNION SELECT identity_id FROM actions.identity_link JOIN asked ON customer_id = id)"""
 
-_COUNTED_BY = {column: dimension for dimension, column in DIMENSIONS.items() if column}
+_COUNTED_BY = {column: dimension for dimension, column in TALLIED.items() if column}
 
 
 def board_sql(dimension: str, column: str) -> str:
     """Return the statement for one dimension: $1 the kind or '', $2 how many lines at most."""
-    key = "t.key" if column else "t.state"
-    of_key = f"a.{column} = t.key AND " if column else ""
+    key, of_action = ("key", f"a.{column} = t.key AND ") if column else ("state", "")
     closed = " OR ".join(
         f"(kind = '{kind}' AND state IN ({', '.join(repr(str(s)) for s in states)}))"
         for kind, states in CLOSED.items()
         if states
     )
-    still = f"AND NOT ({closed})" if column else ""
+    counted = f"dimension = '{dimension}' AND count > 0" + (f" AND NOT ({closed})" if column else "")
+    # Only the lines that are shown are asked for their oldest, one look at an index for each of their states.
     return f"""
         WITH lines AS (
-            SELECT {key} AS key, t.kind, sum(t.count) AS count, sum(t.overdue) AS overdue, sum(t.opened_s) AS opened_s,
-                   min(oldest.opened_at) AS oldest_at
-            FROM actions.tally t CROSS JOIN LATERAL (
-                SELECT a.opened_at FROM actions.action a
-                WHERE {of_key} a.kind = t.kind AND a.state = t.state ORDER BY a.opened_at LIMIT 1
-            ) AS oldest
-            WHERE t.dimension = '{dimension}' AND t.count > 0 AND ($1 = '' OR t.kind = $1) {still}
-            GROUP BY 1, 2
+            SELECT {key} AS line, kind, sum(count) AS count, sum(overdue) AS overdue, sum(opened_s) AS opened_s
+            FROM actions.tally WHERE {counted} AND ($1 = '' OR kind = $1)
+            GROUP BY 1, 2 ORDER BY sum(count) DESC, 1, 2 LIMIT $2
         )
-        SELECT * FROM lines ORDER BY count DESC, key, kind LIMIT $2"""  # noqa: S608 - nothing but names of ours
+        SELECT *, (
+            SELECT min(oldest.opened_at) FROM actions.tally t CROSS JOIN LATERAL (
+                SELECT a.opened_at FROM actions.action a
+                WHERE {of_action} a.kind = t.kind AND a.state = t.state ORDER BY a.opened_at LIMIT 1
+            ) AS oldest
+            WHERE {counted} AND t.{key} = line AND t.kind = lines.kind
+        ) AS oldest_at
+        FROM lines ORDER BY count DESC, line, kind"""  # noqa: S608 - nothing but names of ours
+
+
+def list_sql(query: ActionQuery) -> tuple[Statement, Statement]:
+    """Return what counts all that match, and what fetches the page and one more. Raises InvalidError."""
+    values: list[Any] = list(query.filters.values())
+    conditions = [
+        _OF_CUSTOMER.format(f"${number}") if column == "customer_id" else f"{column} = ${number}"
+        for number, column in enumerate(query.filters, 1)
+    ]
+    matching = f"FROM actions.action WHERE {' AND '.join(conditions) or 'true'}"
+    behind = ""
+    page_values = [*values, query.page_size + 1]
+    if query.page_token:
+        page_values.append(_PageToken.decode(query))
+        behind = f" AND opened_position < ${len(page_values)}"
+    page = f"SELECT * {matching}{behind} ORDER BY opened_position DESC LIMIT ${len(values) + 1}"
+    return _count(query, matching), (page, page_values)
 
 
 class ActionQueries:
@@ -172,19 +195,7 @@ class ActionQueries:
             InvalidError: the page token is not ours, or for other filters.
             UnavailableError: PostgreSQL does not answer.
         """
-        values: list[Any] = list(query.filters.values())
-        conditions = [
-            _OF_CUSTOMER.format(f"${number}") if column == "customer_id" else f"{column} = ${number}"
-            for number, column in enumerate(query.filters, 1)
-        ]
-        matching = f"FROM actions.action WHERE {' AND '.join(conditions) or 'true'}"
-        behind = ""
-        page_values = [*values, query.page_size + 1]
-        if query.page_token:
-            page_values.append(_PageToken.decode(query))
-            behind = f" AND opened_position < ${len(page_values)}"
-        page = f"SELECT * {matching}{behind} ORDER BY opened_position DESC LIMIT ${len(values) + 1}"
-        count, count_values = _count(query, matching)
+        (count, count_values), (page, page_values) = list_sql(query)
         try:
             # One snapshot, so that the total fits the page.
             async with (
@@ -218,7 +229,7 @@ class ActionQueries:
 def _line(row: Any, now: datetime) -> BoardLine:
     oldest_at = row["oldest_at"] or now
     return BoardLine(
-        key=row["key"],
+        key=row["line"],
         kind=ActionKind(row["kind"]),
         count=int(row["count"]),
         overdue=int(row["overdue"]),
@@ -227,15 +238,14 @@ def _line(row: Any, now: datetime) -> BoardLine:
     )
 
 
-def _count(query: ActionQuery, matching: str) -> tuple[str, Sequence[Any]]:
+def _count(query: ActionQuery, matching: str) -> Statement:
     """Return the statement that counts all that match. What is tallied need not be counted one by one."""
     filters = query.filters
-    keys = filters.keys() - {"kind", "state"}
+    keys = filters.keys() - {"kind", "state", "overdue"}
     if len(keys) > 1 or not keys <= _COUNTED_BY.keys():
         return f"SELECT count(*) {matching}", list(filters.values())
     by = next(iter(keys), "")
-    sql = (
-        "SELECT COALESCE(sum(count), 0)::bigint FROM actions.tally WHERE dimension = $1 AND key = $2"
-        " AND ($3 = '' OR kind = $3) AND ($4 = '' OR state = $4)"
-    )
+    counted = {None: "count", True: "overdue", False: "count - overdue"}[query.overdue]
+    sql = f"""SELECT COALESCE(sum({counted}), 0)::bigint FROM actions.tally
+              WHERE dimension = $1 AND key = $2 AND ($3 = '' OR kind = $3) AND ($4 = '' OR state = $4)"""  # noqa: S608 - names of ours
     return sql, [_COUNTED_BY.get(by, "state"), filters.get(by, ""), filters.get("kind", ""), filters.get("state", "")]
