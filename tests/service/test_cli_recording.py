@@ -1,12 +1,17 @@
 """How an import sends its interactions, and when it is done."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
+from recorrido.ingest.v1.ingest_service_pb2 import RecordResult
 from recorrido.ingest.v1.interaction_pb2 import Interaction, Verbatim
 from recorrido.journey.v1.journey_service_pb2 import GetOverviewResponse
-from services.cli.importing.recording import BATCH_BYTES, BATCH_SIZE, Lane, Settling
+from services.cli.failures import CommandError
+from services.cli.importing.recording import BATCH_BYTES, BATCH_SIZE, Lane, Settling, record
+from tests.support.front_door import RECORDED, front_door, of
 
 
 async def batches(count: int, text: str = "") -> list[list[int]]:
@@ -89,3 +94,24 @@ def test_what_others_record_meanwhile_is_not_waited_for() -> None:
 def test_nothing_new_is_done_at_once() -> None:
     settling = Settling(before=overview(10, 4, 4), recorded=0)
     assert [settling.done(overview(10, 4, 4)) for _ in range(3)] == [False, False, True]
+
+
+async def test_what_found_no_store_for_too_long_is_not_settled(tmp_path: Path) -> None:
+    """Or it would be passed over when the import is resumed, and be nowhere."""
+    settled: list[tuple[str, int]] = []
+
+    async def items() -> AsyncIterator[tuple[Interaction, str]]:
+        for name in ("ana", "bor"):
+            yield of(name), name
+
+    def note(done: list[tuple[str, RecordResult]]) -> None:
+        settled.extend((name, result.status) for name, result in done)
+
+    async with front_door(tmp_path) as door:
+        await door.cluster.stop("eventstore")
+        with pytest.raises(CommandError, match="UNAVAILABLE: event store"):
+            await record(door.stub, items(), note, patience_s=0.5)
+        assert settled == []
+        await door.cluster.start("eventstore")
+        summary = await record(door.stub, items(), note)
+    assert (summary.recorded, sorted(settled)) == (2, [("ana", RECORDED), ("bor", RECORDED)])

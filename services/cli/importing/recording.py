@@ -113,6 +113,7 @@ async def record(
 
     Raises:
         AioRpcError: a failure that will not go away, or that has lasted for `patience_s`.
+        CommandError: some items found a part missing for as long; `settled` is not told of them.
     """
     summary = Summary()
     started = time.monotonic()
@@ -179,12 +180,17 @@ async def _record_batch(
         again: list[tuple[Interaction, Tag]] = []
         done: list[tuple[Tag, RecordResult]] = []
         for (interaction, tag), result in zip(batch, answer.results, strict=True):
-            if result.problem.reason in _ITEM_AGAIN and not pause.over:
+            if result.problem.reason in _ITEM_AGAIN:
                 again.append((interaction, tag))
             else:
                 summary.count(interaction, result)
                 done.append((tag, result))
         settled(done)
+        if again and pause.over:
+            # Not settled: whoever resumes sends them again.
+            problem = next(r.problem for r in answer.results if r.problem.reason in _ITEM_AGAIN)
+            told = f"ingest: {problem.reason}: {problem.message}"
+            raise CommandError(f"{told}; repeat the command, nothing is recorded twice")
         batch = again
         if batch:
             await pause.wait()
