@@ -33,7 +33,7 @@ _ENVELOPE_BYTES = 512
 
 
 class Submission(Generic[StateT]):
-    """Commands of one caller, accepted: they are executed whether or not anybody waits for their results."""
+    """Commands of one caller, accepted: they are executed, but for what still waits when the caller is gone."""
 
     def __init__(self, count: int) -> None:
         self._outcomes: list[Executed[StateT] | Exception | None] = [None] * count
@@ -111,6 +111,8 @@ class GroupCommit(Generic[StateT]):
         self._busy: set[str] = set()
         self._queue: deque[_Item[StateT]] = deque()
         self._bytes = 0
+        #: What was last found waiting for streams in flight, as commands and bytes: until one is answered it cannot go.
+        self._held, self._held_bytes = 0, 0
         self._starting = False
         self._under_way: set[asyncio.Task[None]] = set()
         self._taken = asyncio.Event()
@@ -165,11 +167,13 @@ class GroupCommit(Generic[StateT]):
             task.add_done_callback(partial(self._finished, streams))
 
     def _worth_another(self) -> bool:
-        full = len(self._queue) >= self._group_items or self._bytes >= self._append_bytes
+        items, size = len(self._queue) - self._held, self._bytes - self._held_bytes
+        full = items >= self._group_items or size >= self._append_bytes
         return full and len(self._under_way) < IN_FLIGHT
 
     def _finished(self, streams: set[str], task: asyncio.Task[None]) -> None:
         self._busy -= streams
+        self._held, self._held_bytes = 0, 0
         self._under_way.discard(task)
         self._start()
 
@@ -191,6 +195,7 @@ class GroupCommit(Generic[StateT]):
                 group.append(item)
                 size += item.size
         self._queue.extendleft(reversed(stays))
+        self._held, self._held_bytes = len(stays), sum(item.size for item in stays)
         self._waiting.add(-taken, self._attributes)
         self._taken.set()
         self._taken.clear()
@@ -201,7 +206,7 @@ class GroupCommit(Generic[StateT]):
         self._waiting.add(-len(self._queue), self._attributes)
         while self._queue:
             self._queue.popleft().settle(error)
-        self._bytes = 0
+        self._bytes = self._held = self._held_bytes = 0
         self._taken.set()
         self._taken.clear()
 

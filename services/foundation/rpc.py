@@ -50,6 +50,7 @@ STREAM_DEADLINE_S = 3600.0
 #: gRPC refuses metadata of more than 8 KiB. The message is in it twice, once with up to three bytes for each.
 _MAX_MESSAGE_BYTES = 512
 _MAX_VIOLATIONS_BYTES = 4096
+_MAX_DETAIL_BYTES = 1024
 CORRELATION_HEADER = "x-correlation-id"
 #: Names the caller, who has a rate of its own.
 CLIENT_HEADER = "x-client-id"
@@ -98,9 +99,9 @@ def status_of(error: RecorridoError) -> status_pb2.Status:
 
     It travels as metadata, of which gRPC takes 8 KiB, so a long list of violations ends with how many more there are.
     """
-    message = error.message.encode()[:_MAX_MESSAGE_BYTES].decode(errors="ignore")
-    status = _status(STATUS[type(error)], message)
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain="recorrido", metadata=error.details)
+    status = _status(STATUS[type(error)], _cut(error.message, _MAX_MESSAGE_BYTES))
+    facts = {name: _cut(value, _MAX_DETAIL_BYTES) for name, value in error.details.items()}
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain="recorrido", metadata=facts)
     details: list[Any] = [info]
     if isinstance(error, InvalidError):
         details.append(_bad_request(error.violations))
@@ -114,6 +115,10 @@ def status_of(error: RecorridoError) -> status_pb2.Status:
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def _cut(text: str, most_bytes: int) -> str:
+    return text.encode()[:most_bytes].decode(errors="ignore")
 
 
 def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:

@@ -140,7 +140,7 @@ def _name(result: Result) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A batch that will be recorded, whether or not anybody waits for its results."""
+    """A batch that will be recorded, but for what still waits when whoever asked for its results is gone."""
 
     _recorder: Recorder
     _batch: Batch

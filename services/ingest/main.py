@@ -39,6 +39,9 @@ from services.ingest.rejection import Rejections
 from services.ingest.rejection_api import RejectionServicer
 from services.ingest.views import RejectionQueries, RejectionsProjection
 
+#: What is remembered of rejections: each is kept with all that came, 20 kB and more, and seldom asked for again.
+REJECTION_EVENTS = 1_000
+
 
 def _readable(read: Callable[[str], Any]) -> Callable[[str], str]:
     def check(value: str) -> str:
@@ -76,7 +79,8 @@ async def wire(settings: IngestSettings, process: Process) -> None:
 
 def wire_front_door(settings: IngestSettings, process: Process, store: EventStore, pool: Any) -> None:
     """Wire recording, and what becomes of the interactions that are refused."""
-    customers, rejections = Executor(store, History()), Executor(store, Rejections())
+    customers = Executor(store, History())
+    rejections = Executor(store, Rejections(), cache_events=REJECTION_EVENTS)
     recorder = Recorder(
         GroupCommit(customers, "interactions", max_items=settings.queue_items),
         GroupCommit(rejections, "rejections", max_items=settings.queue_items),

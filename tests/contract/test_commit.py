@@ -144,6 +144,29 @@ async def test_no_more_than_two_appends_are_in_flight(store: Gated) -> None:
     assert len(store.appends) <= 4
 
 
+async def test_what_cannot_go_makes_no_full_group(store: Gated) -> None:
+    """However much waits for one stream: a few for others do not go alone, and are not looked for at every call."""
+    store.open.clear()
+    commit = group(store, group_items=4)
+    submissions = [commit.submit(*note("notes-1", "a"))]
+    await until(lambda: store.appends)
+    submissions.append(commit.submit(*note("notes-1", *"bcdefgh")))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    for n in (2, 3, 4):
+        submissions.append(commit.submit(*note(f"notes-{n}", "a")))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert store.appends == [1]
+    submissions.append(commit.submit(*note("notes-5", "a")))
+    await until(lambda: len(store.appends) == 2)
+    assert store.appends == [1, 4]
+    store.open.set()
+    for submission in submissions:
+        await submission.results()
+    assert await words(store, "notes-1") == list("abcdefgh")
+
+
 async def test_a_large_submission_goes_in_portions_in_order(store: Gated) -> None:
     commit = group(store, append_bytes=10 * 700)
     many = [str(n) for n in range(100)]

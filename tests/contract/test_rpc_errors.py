@@ -139,6 +139,13 @@ async def test_a_very_long_message_still_arrives(served: Served) -> None:
     assert caught.details() == "m" * 512
 
 
+async def test_a_very_long_detail_still_arrives(served: Served) -> None:
+    served.behaviour = raises(errors.DiffersError("REUSED", "used before", {"types": "ñ" * 100_000, "x": "1"}))
+    caught = await served.failure()
+    assert caught.code() is StatusCode.ALREADY_EXISTS
+    assert dict(info(caught).metadata) == {"types": "ñ" * 512, "x": "1"}
+
+
 async def test_a_call_without_a_deadline_gets_one(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc, "DEFAULT_DEADLINE_S", 0.1)
     cancelled = asyncio.Event()
