@@ -1813,6 +1813,262 @@ class GuardTripped(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
         return message
 
 
+class WebhookRegistered(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """Somebody wants to be told of actions by HTTP. Stream: webhook-<webhook id>."""
+
+    type_name: ClassVar[str] = "recorrido.actions.v1.WebhookRegistered"
+
+    webhook_id: str = ""
+    url: str = ""
+    event_types: tuple[str, ...] = ()
+    """Full names, or beginnings that end in *; empty: all."""
+    description: str = ""
+    actor: str = ""
+    request_id: str = ""
+    occurred_at: datetime | None = None
+
+    @classmethod
+    def from_proto(cls, message: events_pb2.WebhookRegistered) -> Self:
+        return cls(
+            webhook_id=message.webhook_id,
+            url=message.url,
+            event_types=tuple(message.event_types),
+            description=message.description,
+            actor=message.actor,
+            request_id=message.request_id,
+            occurred_at=message.occurred_at.ToDatetime(UTC) if message.HasField("occurred_at") else None,
+        )
+
+    def to_proto(self) -> events_pb2.WebhookRegistered:
+        message = events_pb2.WebhookRegistered(
+            webhook_id=self.webhook_id,
+            url=self.url,
+            event_types=self.event_types,
+            description=self.description,
+            actor=self.actor,
+            request_id=self.request_id,
+        )
+        if self.occurred_at is not None:
+            message.occurred_at.FromDatetime(self.occurred_at)
+        return message
+
+
+class WebhookPaused(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """Stream: webhook-<webhook id>."""
+
+    type_name: ClassVar[str] = "recorrido.actions.v1.WebhookPaused"
+
+    webhook_id: str = ""
+    actor: str = ""
+    """"receiver" where it answered 410 Gone."""
+    reason: str = ""
+    request_id: str = ""
+    occurred_at: datetime | None = None
+
+    @classmethod
+    def from_proto(cls, message: events_pb2.WebhookPaused) -> Self:
+        return cls(
+            webhook_id=message.webhook_id,
+            actor=message.actor,
+            reason=message.reason,
+            request_id=message.request_id,
+            occurred_at=message.occurred_at.ToDatetime(UTC) if message.HasField("occurred_at") else None,
+        )
+
+    def to_proto(self) -> events_pb2.WebhookPaused:
+        message = events_pb2.WebhookPaused(
+            webhook_id=self.webhook_id,
+            actor=self.actor,
+            reason=self.reason,
+            request_id=self.request_id,
+        )
+        if self.occurred_at is not None:
+            message.occurred_at.FromDatetime(self.occurred_at)
+        return message
+
+
+class WebhookResumed(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """Stream: webhook-<webhook id>."""
+
+    type_name: ClassVar[str] = "recorrido.actions.v1.WebhookResumed"
+
+    webhook_id: str = ""
+    actor: str = ""
+    reason: str = ""
+    request_id: str = ""
+    occurred_at: datetime | None = None
+
+    @classmethod
+    def from_proto(cls, message: events_pb2.WebhookResumed) -> Self:
+        return cls(
+            webhook_id=message.webhook_id,
+            actor=message.actor,
+            reason=message.reason,
+            request_id=message.request_id,
+            occurred_at=message.occurred_at.ToDatetime(UTC) if message.HasField("occurred_at") else None,
+        )
+
+    def to_proto(self) -> events_pb2.WebhookResumed:
+        message = events_pb2.WebhookResumed(
+            webhook_id=self.webhook_id,
+            actor=self.actor,
+            reason=self.reason,
+            request_id=self.request_id,
+        )
+        if self.occurred_at is not None:
+            message.occurred_at.FromDatetime(self.occurred_at)
+        return message
+
+
+class WebhookDeleted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """Stream: webhook-<webhook id>."""
+
+    type_name: ClassVar[str] = "recorrido.actions.v1.WebhookDeleted"
+
+    webhook_id: str = ""
+    actor: str = ""
+    reason: str = ""
+    request_id: str = ""
+    occurred_at: datetime | None = None
+
+    @classmethod
+    def from_proto(cls, message: events_pb2.WebhookDeleted) -> Self:
+        return cls(
+            webhook_id=message.webhook_id,
+            actor=message.actor,
+            reason=message.reason,
+            request_id=message.request_id,
+            occurred_at=message.occurred_at.ToDatetime(UTC) if message.HasField("occurred_at") else None,
+        )
+
+    def to_proto(self) -> events_pb2.WebhookDeleted:
+        message = events_pb2.WebhookDeleted(
+            webhook_id=self.webhook_id,
+            actor=self.actor,
+            reason=self.reason,
+            request_id=self.request_id,
+        )
+        if self.occurred_at is not None:
+            message.occurred_at.FromDatetime(self.occurred_at)
+        return message
+
+
+class WebhookSecretRotated(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """It signs with another secret, for a day with both. Stream: webhook-<webhook id>."""
+
+    type_name: ClassVar[str] = "recorrido.actions.v1.WebhookSecretRotated"
+
+    webhook_id: str = ""
+    actor: str = ""
+    reason: str = ""
+    request_id: str = ""
+    occurred_at: datetime | None = None
+
+    @classmethod
+    def from_proto(cls, message: events_pb2.WebhookSecretRotated) -> Self:
+        return cls(
+            webhook_id=message.webhook_id,
+            actor=message.actor,
+            reason=message.reason,
+            request_id=message.request_id,
+            occurred_at=message.occurred_at.ToDatetime(UTC) if message.HasField("occurred_at") else None,
+        )
+
+    def to_proto(self) -> events_pb2.WebhookSecretRotated:
+        message = events_pb2.WebhookSecretRotated(
+            webhook_id=self.webhook_id,
+            actor=self.actor,
+            reason=self.reason,
+            request_id=self.request_id,
+        )
+        if self.occurred_at is not None:
+            message.occurred_at.FromDatetime(self.occurred_at)
+        return message
+
+
+class WebhookReplayed(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """What was abandoned is sent again. Stream: webhook-<webhook id>."""
+
+    type_name: ClassVar[str] = "recorrido.actions.v1.WebhookReplayed"
+
+    webhook_id: str = ""
+    actor: str = ""
+    reason: str = ""
+    request_id: str = ""
+    occurred_at: datetime | None = None
+    recorded_since: datetime | None = None
+    """Only of events recorded since."""
+    delivered_too: bool = False
+    """What was delivered, too."""
+
+    @classmethod
+    def from_proto(cls, message: events_pb2.WebhookReplayed) -> Self:
+        return cls(
+            webhook_id=message.webhook_id,
+            actor=message.actor,
+            reason=message.reason,
+            request_id=message.request_id,
+            occurred_at=message.occurred_at.ToDatetime(UTC) if message.HasField("occurred_at") else None,
+            recorded_since=message.recorded_since.ToDatetime(UTC) if message.HasField("recorded_since") else None,
+            delivered_too=message.delivered_too,
+        )
+
+    def to_proto(self) -> events_pb2.WebhookReplayed:
+        message = events_pb2.WebhookReplayed(
+            webhook_id=self.webhook_id,
+            actor=self.actor,
+            reason=self.reason,
+            request_id=self.request_id,
+            delivered_too=self.delivered_too,
+        )
+        if self.occurred_at is not None:
+            message.occurred_at.FromDatetime(self.occurred_at)
+        if self.recorded_since is not None:
+            message.recorded_since.FromDatetime(self.recorded_since)
+        return message
+
+
+class DeliveryAbandoned(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """A delivery failed for too long and is not tried any more. Stream: webhook-<webhook id>."""
+
+    type_name: ClassVar[str] = "recorrido.actions.v1.DeliveryAbandoned"
+
+    webhook_id: str = ""
+    delivery_id: str = ""
+    event_id: str = ""
+    """The event that was to be delivered."""
+    event_type: str = ""
+    attempts: int = 0
+    error: str = ""
+    """How the last attempt failed."""
+    occurred_at: datetime | None = None
+
+    @classmethod
+    def from_proto(cls, message: events_pb2.DeliveryAbandoned) -> Self:
+        return cls(
+            webhook_id=message.webhook_id,
+            delivery_id=message.delivery_id,
+            event_id=message.event_id,
+            event_type=message.event_type,
+            attempts=message.attempts,
+            error=message.error,
+            occurred_at=message.occurred_at.ToDatetime(UTC) if message.HasField("occurred_at") else None,
+        )
+
+    def to_proto(self) -> events_pb2.DeliveryAbandoned:
+        message = events_pb2.DeliveryAbandoned(
+            webhook_id=self.webhook_id,
+            delivery_id=self.delivery_id,
+            event_id=self.event_id,
+            event_type=self.event_type,
+            attempts=self.attempts,
+            error=self.error,
+        )
+        if self.occurred_at is not None:
+            message.occurred_at.FromDatetime(self.occurred_at)
+        return message
+
+
 #: The events of this package, which a store or a bus carries.
 EVENTS = (
     ActionOpened,
@@ -1837,4 +2093,11 @@ EVENTS = (
     CauseConfirmed,
     GuardPassed,
     GuardTripped,
+    WebhookRegistered,
+    WebhookPaused,
+    WebhookResumed,
+    WebhookDeleted,
+    WebhookSecretRotated,
+    WebhookReplayed,
+    DeliveryAbandoned,
 )

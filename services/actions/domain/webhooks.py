@@ -1,0 +1,347 @@
+"""Webhooks: who is told what, signed with which secret, how often it is tried, and which addresses may be told.
+
+Signatures follow Standard Webhooks (https://www.standardwebhooks.com, specification 1.0): HMAC-SHA256 over
+`<id>.<timestamp>.<body>`, in base64, one per secret that is valid.
+"""
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from recorrido.actions.v1.events import (
+    DeliveryAbandoned,
+    WebhookDeleted,
+    WebhookPaused,
+    WebhookRegistered,
+    WebhookReplayed,
+    WebhookResumed,
+    WebhookSecretRotated,
+)
+from services.actions.domain.action import ActionDecider
+from services.actions.domain.rules import MAX_ID, MAX_REASON, Rules
+from services.foundation.errors import DiffersError, NotFoundError, RefusedError
+from services.foundation.events import Event, derived_id, stream_name
+
+MAX_URL = 2_048
+MAX_EVENT_TYPES = 50
+MAX_WEBHOOKS = 100
+SECRET_PREFIX = "whsec_"  # noqa: S105 - a prefix
+SECRET_BYTES = 32
+#: How long the secret before the present one signs, too.
+OVERLAP = timedelta(days=1)
+LONGEST_WAIT_S = 3600.0
+
+#: What is delivered, by full name.
+DELIVERED = {each.type_name: each for each in ActionDecider.types}
+_PREFIX = "recorrido.actions.v1."
+
+
+class WebhookSecret(msgspec.Struct, frozen=True, kw_only=True):
+    """What signs from now on. Its type is nobody's public event, so that it goes nowhere."""
+
+    type_name: ClassVar[str] = "recorrido-private.WebhookSecret"
+
+    webhook_id: str
+    secret: str
+    occurred_at: datetime
+
+
+WebhookEvent = (
+    WebhookRegistered
+    | WebhookPaused
+    | WebhookResumed
+    | WebhookDeleted
+    | WebhookSecretRotated
+    | WebhookReplayed
+    | DeliveryAbandoned
+    | WebhookSecret
+)
+
+
+# -- commands ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterWebhook:
+    """Tell a receiver of actions. `secret` is new; the webhook's id derives from `request_id`."""
+
+    url: str
+    event_types: Sequence[str]
+    description: str
+    actor: str
+    request_id: str
+    secret: str
+    occurred_at: datetime
+
+    def __post_init__(self) -> None:
+        rules = Rules()
+        rules.text("url", self.url, MAX_URL, required=True)
+        for rule in _broken(self.url):
+            rules.require(False, "url", rule)
+        rules.require(len(self.event_types) <= MAX_EVENT_TYPES, "event_types", f"at most {MAX_EVENT_TYPES}")
+        for index, name in enumerate(self.event_types[:MAX_EVENT_TYPES]):
+            told = any(matches((name,), known) for known in DELIVERED)
+            rules.require(told, f"event_types[{index}]", f"an event of {_PREFIX}, or the beginning of some and *")
+        rules.text("description", self.description, MAX_REASON)
+        rules.who_and_request(self.actor, self.request_id)
+        rules.enforce()
+
+    @property
+    def webhook_id(self) -> str:
+        return str(derived_id("webhook", self.request_id))
+
+    @property
+    def cause(self) -> str:
+        return self.request_id
+
+    def event(self) -> WebhookRegistered:
+        return WebhookRegistered(
+            webhook_id=self.webhook_id,
+            url=self.url,
+            event_types=tuple(self.event_types),
+            description=self.description,
+            actor=self.actor,
+            request_id=self.request_id,
+            occurred_at=self.occurred_at,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeWebhook:
+    """What somebody does to a webhook that is there: `changed` is the event that it comes to, without its envelope."""
+
+    changed: type[Any]
+    webhook_id: str
+    actor: str
+    reason: str
+    request_id: str
+    occurred_at: datetime
+    #: For a rotation: the new secret.
+    secret: str = ""
+    #: For a replay: its own fields.
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rules = Rules()
+        rules.text("webhook_id", self.webhook_id, MAX_ID, required=True)
+        rules.text("reason", self.reason, MAX_REASON, lines=True)
+        rules.who_and_request(self.actor, self.request_id)
+        rules.enforce()
+
+    @property
+    def cause(self) -> str:
+        return self.request_id
+
+    def event(self) -> Any:
+        return self.changed(
+            webhook_id=self.webhook_id,
+            actor=self.actor,
+            reason=self.reason,
+            request_id=self.request_id,
+            occurred_at=self.occurred_at,
+            **self.more,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbandonDelivery:
+    """A delivery failed for too long. `occurred_at` tells when it was to be given up, and does so always alike."""
+
+    abandoned: DeliveryAbandoned
+
+    @property
+    def cause(self) -> str:
+        # A replay gives it a new chance, and so another end.
+        return f"{self.abandoned.delivery_id} {self.abandoned.occurred_at}"
+
+
+Command = RegisterWebhook | ChangeWebhook | AbandonDelivery
+
+
+# -- state ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    """A webhook as its events tell it; without an id while it does not exist."""
+
+    webhook_id: str = ""
+    url: str = ""
+    paused: bool = False
+    deleted: bool = False
+    secret: str = ""
+    previous_secret: str = ""
+    rotated_at: datetime | None = None
+    abandoned: frozenset[tuple[str, datetime | None]] = frozenset()
+    requests: Mapping[str, WebhookEvent] = field(default_factory=dict)
+
+    def secrets(self, now: datetime) -> Sequence[str]:
+        """Return the secrets that sign at `now`, the present one first."""
+        both = self.previous_secret and self.rotated_at is not None and now < self.rotated_at + OVERLAP
+        return (self.secret, self.previous_secret) if both else (self.secret,)
+
+
+class Webhooks:
+    """The decider of a webhook."""
+
+    types: Sequence[type[Event]] = (
+        WebhookRegistered,
+        WebhookPaused,
+        WebhookResumed,
+        WebhookDeleted,
+        WebhookSecretRotated,
+        WebhookReplayed,
+        DeliveryAbandoned,
+        WebhookSecret,
+    )
+
+    def initial(self) -> Webhook:
+        return Webhook()
+
+    def evolve(self, state: Webhook, event: WebhookEvent) -> Webhook:
+        match event:
+            case WebhookRegistered():
+                after = replace(state, webhook_id=event.webhook_id, url=event.url)
+            case WebhookPaused():
+                after = replace(state, paused=True)
+            case WebhookResumed():
+                after = replace(state, paused=False)
+            case WebhookDeleted():
+                after = replace(state, deleted=True)
+            case WebhookSecret():
+                return replace(state, secret=event.secret, previous_secret=state.secret, rotated_at=event.occurred_at)
+            case DeliveryAbandoned():
+                return replace(state, abandoned=state.abandoned | {(event.delivery_id, event.occurred_at)})
+            case _:
+                after = state
+        return replace(after, requests={**state.requests, event.request_id: event})
+
+    def decide(self, command: Command, state: Webhook) -> Sequence[WebhookEvent]:
+        """Return what `command` changes: nothing where it repeats what was done.
+
+        Raises:
+            NotFoundError: there is no such webhook, or it was deleted.
+            DiffersError: REQUEST_ID_REUSED.
+            RefusedError: it is paused, or not paused, already.
+        """
+        if isinstance(command, AbandonDelivery):
+            known = command.abandoned.delivery_id, command.abandoned.occurred_at
+            return [] if known in state.abandoned else [command.abandoned]
+        event: Any = command.event()
+        done = state.requests.get(command.request_id)
+        if done is not None:
+            if (
+                not isinstance(done, type(event))
+                or msgspec.structs.replace(event, occurred_at=done.occurred_at) != done
+            ):
+                raise DiffersError("REQUEST_ID_REUSED", f"request_id {command.request_id} was used for something else")
+            return []
+        secret = [WebhookSecret(webhook_id=command.webhook_id, secret=command.secret, occurred_at=command.occurred_at)]
+        if isinstance(command, RegisterWebhook):
+            return [event, *secret]
+        if not state.webhook_id or state.deleted:
+            raise NotFoundError("WEBHOOK_NOT_FOUND", f"there is no webhook {command.webhook_id}")
+        if isinstance(event, WebhookPaused | WebhookResumed) and state.paused is isinstance(event, WebhookPaused):
+            raise RefusedError("ILLEGAL_TRANSITION", f"it is {'' if state.paused else 'not '}paused already")
+        return [event, *(secret if isinstance(event, WebhookSecretRotated) else [])]
+
+
+def webhook_stream(webhook_id: str) -> str:
+    return stream_name("webhook", webhook_id)
+
+
+# -- what is sent --------------------------------------------------------------------------------------------------
+
+
+def matches(event_types: Sequence[str], type_name: str) -> bool:
+    """Return whether one of the names, or beginnings that end in `*`, is that of the type; none: every one is."""
+    return not event_types or any(
+        type_name.startswith(each[:-1]) if each.endswith("*") else type_name == each for each in event_types
+    )
+
+
+def delivery_id(webhook_id: str, event_id: str) -> str:
+    return str(derived_id("delivery", webhook_id, event_id))
+
+
+def secret_of(random: bytes) -> str:
+    return SECRET_PREFIX + base64.b64encode(random).decode()
+
+
+def signature(secrets: Sequence[str], message_id: str, timestamp_s: int, body: bytes) -> str:
+    """Return the header `webhook-signature`: one signature per secret, separated by spaces."""
+    signed = f"{message_id}.{timestamp_s}.".encode() + body
+    return " ".join(
+        "v1,"
+        + base64.b64encode(hmac.digest(base64.b64decode(each[len(SECRET_PREFIX) :]), signed, hashlib.sha256)).decode()
+        for each in secrets
+    )
+
+
+def wait_s(attempts: int, first_s: float, random: float, asked_s: float = 0.0) -> float:
+    """Return how long to wait after so many failed attempts; `random` is from 0 to 1.
+
+    It doubles each time, up to an hour, and half of it is left to chance, so that what failed together does not come
+    again together (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015: equal jitter). A receiver
+    may ask for more (`Retry-After`), up to an hour.
+    """
+    full = min(LONGEST_WAIT_S, first_s * 2.0 ** min(attempts - 1, 30))
+    return max(full / 2 + random * full / 2, min(asked_s, LONGEST_WAIT_S))
+
+
+# -- whom --------------------------------------------------------------------------------------------------------
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+#: Addresses behind a translator stand for the IPv4 address in their last bits (RFC 6052).
+_TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+def meant(address: Address) -> Address:
+    """Return the address that is reached in the end: of one that carries an IPv4 address, that."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _TRANSLATED:
+            return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else address)
+    return address
+
+
+def is_public(address: Address) -> bool:
+    """Return whether an address is reached over the public internet, by the registries of IANA."""
+    reached = meant(address)
+    return reached.is_global and not reached.is_multicast and not reached.is_reserved
+
+
+def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
+    """Return whether an address is in one of the networks that are allowed although they are not public."""
+    reached = meant(address)
+    return any(reached in network for network in allowed if network.version == reached.version)
+
+
+def networks(text: str) -> Sequence[Network]:
+    """Return the networks that a text lists, separated by commas. Raises ValueError where one is none."""
+    return tuple(ipaddress.ip_network(each.strip()) for each in text.split(",") if each.strip())
+
+
+def _broken(url: str) -> list[str]:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return ["an address such as https://example.com/hook"]
+    found = []
+    if parts.scheme not in {"https", "http"} or not parts.hostname:
+        found.append("an address such as https://example.com/hook")
+    if parts.username is not None or parts.password is not None:
+        found.append("no user and no password")
+    if parts.fragment:
+        found.append("no fragment")
+    return found

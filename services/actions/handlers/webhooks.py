@@ -1,0 +1,239 @@
+"""Webhooks: commands of people, and the deliveries.
+
+Each webhook has a worker of its own, so that one whose receiver is slow stalls no other. What is to be delivered stands
+in the outbox and is claimed for a while: whoever dies in between loses nothing, and it is tried again.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+from uuid import UUID
+
+import structlog
+from msgspec import json
+
+from recorrido.actions.v1.events import DeliveryAbandoned, WebhookPaused
+from services.actions.domain.webhooks import (
+    AbandonDelivery,
+    ChangeWebhook,
+    Command,
+    Webhook,
+    Webhooks,
+    signature,
+    wait_s,
+    webhook_stream,
+)
+from services.foundation.errors import RecorridoError, UnavailableError
+from services.foundation.events import Recorded
+from services.foundation.eventstore import EventStore
+from services.foundation.execute import Executed, Executor, Intent
+
+LOG = structlog.get_logger()
+
+#: Deliveries to one receiver at the same time.
+AT_ONCE = 8
+LOOK_EVERY_S = 0.25
+PRUNE_EVERY_S = 3600.0
+_GONE = 410
+#: Who pauses a webhook whose receiver is gone.
+RECEIVER = "receiver"
+
+
+class Due(Protocol):
+    """A delivery that is to be tried now."""
+
+    @property
+    def delivery_id(self) -> str: ...
+    @property
+    def webhook_id(self) -> str: ...
+    @property
+    def event_id(self) -> UUID: ...
+    @property
+    def event_type(self) -> str: ...
+    @property
+    def stream(self) -> str: ...
+    @property
+    def revision(self) -> int: ...
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def first_at(self) -> datetime: ...
+
+
+class Answer(Protocol):
+    """What a receiver answered."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def retry_after_s(self) -> float: ...
+
+
+class Outbox(Protocol):
+    """What is to be delivered."""
+
+    async def busy(self, now: datetime) -> Sequence[str]: ...
+    async def claim(self, webhook_id: str, now: datetime, count: int) -> Sequence[Any]: ...
+    async def delivered(self, due: Any, status: int, now: datetime) -> None: ...
+    async def failed(self, due: Any, status: int, error: str, again_at: datetime | None) -> None: ...
+    async def forget(self, due: Any) -> None: ...
+    async def prune(self, now: datetime) -> None: ...
+
+
+class Receivers(Protocol):
+    """Who is told."""
+
+    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer: ...
+
+
+class WebhookHandlers:
+    """Executes commands, and delivers while `run` runs."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        outbox: Outbox,
+        receivers: Receivers,
+        clock: Callable[[], datetime],
+        *,
+        first_wait_s: float,
+        give_up_s: float,
+    ) -> None:
+        """Deliver from `outbox` to `receivers`.
+
+        Args:
+            store: holds webhooks and events.
+            outbox: what is to be delivered.
+            receivers: sends.
+            clock: tells the present moment, UTC.
+            first_wait_s: about how long to wait after the first failure.
+            give_up_s: how long after the first attempt a delivery is abandoned.
+        """
+        self._store = store
+        self._executor = Executor(store, Webhooks())
+        self._outbox = outbox
+        self._receivers = receivers
+        self._clock = clock
+        self._first_wait_s = first_wait_s
+        self._give_up = timedelta(seconds=give_up_s)
+        self._workers: dict[str, asyncio.Task[None]] = {}
+
+    async def execute(
+        self, webhook_id: str, command: Command, metadata: Mapping[str, str] | None = None
+    ) -> Executed[Webhook]:
+        """Execute a command; raises what the decider refuses with, ConflictError and UnavailableError."""
+        return await self._executor.execute(Intent(webhook_stream(webhook_id), command, metadata or {}))
+
+    async def run(self) -> None:
+        """Deliver for ever; while a part is down, wait for it."""
+        pruned: datetime | None = None
+        try:
+            while True:
+                now = self._clock()
+                try:
+                    for webhook_id in await self._outbox.busy(now):
+                        if webhook_id not in self._workers:
+                            worker = asyncio.create_task(self._work(webhook_id))
+                            self._workers[webhook_id] = worker
+                            worker.add_done_callback(lambda _, key=webhook_id: self._workers.pop(key, None))  # type: ignore[misc]
+                    if pruned is None or now - pruned > timedelta(seconds=PRUNE_EVERY_S):
+                        await self._outbox.prune(now)
+                        pruned = now
+                except UnavailableError as error:
+                    LOG.warning("webhooks wait", error=error.message)
+                await asyncio.sleep(LOOK_EVERY_S)
+        finally:
+            workers = list(self._workers.values())
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _work(self, webhook_id: str) -> None:
+        try:
+            webhook = (await self._executor.load(webhook_stream(webhook_id))).state
+            while found := await self._outbox.claim(webhook_id, self._clock(), AT_ONCE):
+                await asyncio.gather(*(self._deliver(webhook, due) for due in found))
+        except RecorridoError as error:
+            LOG.warning("webhook waits", webhook_id=webhook_id, error=error.message)
+        except Exception:
+            LOG.exception("webhook failed, trying again", webhook_id=webhook_id)
+
+    async def _deliver(self, webhook: Webhook, due: Due) -> None:
+        found = await self._store.read(due.stream, after=due.revision - 1, limit=1)
+        if not found or found[0].event_id != due.event_id:
+            # Erased with its customer.
+            await self._outbox.forget(due)
+            return
+        body, now = content(found[0]), self._clock()
+        timestamp = int(now.timestamp())
+        headers = {
+            "content-type": "application/cloudevents+json",
+            "webhook-id": due.delivery_id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": signature(webhook.secrets(now), due.delivery_id, timestamp, body),
+        }
+        answer = await self._receivers.send(webhook.url, headers, body)
+        if not answer.error:
+            await self._outbox.delivered(due, answer.status, self._clock())
+            return
+        await self._failed(due, answer)
+
+    async def _failed(self, due: Due, answer: Answer) -> None:
+        now, given_up_at = self._clock(), due.first_at + self._give_up
+        again_at: datetime | None = now + timedelta(
+            seconds=wait_s(due.attempts, self._first_wait_s, random.random(), answer.retry_after_s)  # noqa: S311 - no secret
+        )
+        if answer.status == _GONE:
+            await self._pause(due)
+        elif now >= given_up_at:
+            again_at = None
+            abandoned = DeliveryAbandoned(
+                webhook_id=due.webhook_id,
+                delivery_id=due.delivery_id,
+                event_id=str(due.event_id),
+                event_type=due.event_type,
+                attempts=due.attempts,
+                error=answer.error,
+                occurred_at=given_up_at,
+            )
+            await self.execute(due.webhook_id, AbandonDelivery(abandoned=abandoned))
+        await self._outbox.failed(due, answer.status, answer.error, again_at)
+
+    async def _pause(self, due: Due) -> None:
+        command = ChangeWebhook(
+            changed=WebhookPaused,
+            webhook_id=due.webhook_id,
+            actor=RECEIVER,
+            reason="it answered 410 Gone",
+            request_id=f"gone {due.delivery_id} {due.attempts} {due.first_at}"[:128],
+            occurred_at=self._clock(),
+        )
+        try:
+            await self.execute(due.webhook_id, command)
+        except UnavailableError:
+            raise
+        except RecorridoError as error:
+            # It is paused, or deleted, already.
+            LOG.info("webhook is not paused", webhook_id=due.webhook_id, error=error.message)
+
+
+def content(recorded: Recorded) -> bytes:
+    """Return an event as a CloudEvent in structured content mode (JSON event format 1.0)."""
+    return json.encode(
+        {
+            "specversion": "1.0",
+            "id": str(recorded.event_id),
+            "source": "/recorrido/actions",
+            "type": recorded.type_name,
+            "subject": recorded.stream,
+            "time": recorded.recorded_at.isoformat(),
+            "datacontenttype": "application/json",
+            "recorridoposition": str(recorded.position),
+            **({"traceparent": recorded.metadata["traceparent"]} if "traceparent" in recorded.metadata else {}),
+            "data": json.decode(recorded.data),
+        }
+    )

@@ -1,0 +1,358 @@
+"""Webhooks and real receivers: signatures, retries, dead letters, replay, isolation, kills and forbidden targets."""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+from recorrido.actions.v1 import webhook_service_pb2 as pb
+from recorrido.actions.v1.webhook_service_pb2_grpc import WebhookServiceStub
+from tests.support.cluster import running
+from tests.support.office import Office, connected, refusal, unique
+from tests.support.rpc_errors import info, violations
+from tests.support.wait import until
+
+FAST = {
+    "RECORRIDO_WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
+    "RECORRIDO_WEBHOOK_RETRY_SECONDS": "0.05",
+    "RECORRIDO_WEBHOOK_GIVE_UP_SECONDS": "1",
+    "RECORRIDO_WEBHOOK_TIMEOUT_SECONDS": "2",
+}
+PENDING, DELIVERED, ABANDONED = (
+    pb.DELIVERY_STATE_PENDING,
+    pb.DELIVERY_STATE_DELIVERED,
+    pb.DELIVERY_STATE_ABANDONED,
+)
+
+
+@dataclass
+class Receiver:
+    """An HTTP server that keeps what it gets. `answer` tells its status, given how much it got."""
+
+    url: str = ""
+    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    answer: Callable[[int], Awaitable[web.Response]] | None = None
+
+    async def handle(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        self.got.append(({name.lower(): value for name, value in request.headers.items()}, body))
+        if self.answer is not None:
+            return await self.answer(len(self.got))
+        return web.Response()
+
+    @property
+    def ids(self) -> list[str]:
+        return [headers["webhook-id"] for headers, _ in self.got]
+
+    async def until_got(self, count: int) -> None:
+        await until(lambda: len(self.got) >= count, 20, what=f"{count} deliveries, {len(self.got)} came")
+
+
+def status(number: int, headers: dict[str, str] | None = None) -> Callable[[int], Awaitable[web.Response]]:
+    async def answer(_: int) -> web.Response:
+        return web.Response(status=number, headers=headers)
+
+    return answer
+
+
+@contextlib.asynccontextmanager
+async def listening() -> AsyncIterator[Receiver]:
+    receiver = Receiver()
+    application = web.Application()
+    application.router.add_post("/hook", receiver.handle)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
+    try:
+        yield receiver
+    finally:
+        await runner.cleanup()
+
+
+@dataclass
+class Desk:
+    """A running actions service and its webhooks."""
+
+    office: Office
+    webhooks: Any
+
+    async def register(self, url: str, **fields: Any) -> pb.RegisterWebhookResponse:
+        given = {"url": url, "actor": "maja", "request_id": unique("w")}
+        return await self.webhooks.RegisterWebhook(  # type: ignore[no-any-return]
+            pb.RegisterWebhookRequest(**{**given, **fields}), timeout=20
+        )
+
+    async def ask(self, call: str, webhook_id: str, **fields: Any) -> Any:
+        given = {"webhook_id": webhook_id, "actor": "maja", "request_id": unique("w")}
+        return await getattr(self.webhooks, call)(getattr(pb, f"{call}Request")(**{**given, **fields}))
+
+    async def deliveries(self, webhook_id: str, **fields: Any) -> list[pb.Delivery]:
+        request = pb.ListDeliveriesRequest(webhook_id=webhook_id, **fields)
+        return list((await self.webhooks.ListDeliveries(request)).deliveries)
+
+    async def until_state(self, webhook_id: str, state: int, count: int = 1) -> list[pb.Delivery]:
+        async def reached() -> list[pb.Delivery] | None:
+            found = await self.deliveries(webhook_id, state=state)
+            return found if len(found) == count else None
+
+        return await until(reached, 20, what=f"{count} deliveries in state {state}")
+
+    async def line(self, webhook_id: str) -> pb.Webhook:
+        async def listed() -> pb.Webhook | None:
+            answer = await self.webhooks.ListWebhooks(pb.ListWebhooksRequest())
+            return next((each for each in answer.webhooks if each.webhook_id == webhook_id), None)
+
+        return await until(listed, 20)
+
+    @contextlib.asynccontextmanager
+    async def hooked(self, **fields: Any) -> AsyncIterator[tuple[Receiver, str]]:
+        """Listen and be told, only of what this test opens: by its own type of event, then no more."""
+        async with listening() as receiver:
+            answer = await self.register(receiver.url, **fields)
+            yield receiver, answer.webhook.webhook_id
+            await self.ask("DeleteWebhook", answer.webhook.webhook_id)
+
+
+@contextlib.asynccontextmanager
+async def desk_of(data: Path, **env: str) -> AsyncIterator[Desk]:
+    async with (
+        running(["actions"], data=data, env={**FAST, **env}) as cluster,
+        connected(cluster) as office,
+        grpc.aio.insecure_channel(cluster.address("actions")) as channel,
+    ):
+        yield Desk(office, WebhookServiceStub(channel))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def desk(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Desk]:
+    async with desk_of(tmp_path_factory.mktemp("data")) as it:
+        yield it
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def signed(headers: dict[str, str], body: bytes, secret: str) -> bool:
+    """Check as a receiver would, by the specification and nothing of ours."""
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    content = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    expected = "v1," + base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
+    return expected in headers["webhook-signature"].split(" ")
+
+
+async def test_every_change_is_delivered_once_signed_and_in_full(desk: Desk) -> None:
+    async with listening() as receiver:
+        registered = await desk.register(receiver.url, event_types=["recorrido.actions.v1.Action*"])
+        assert registered.secret.startswith("whsec_")
+        opened = await desk.office.open(title="Call Ána")
+        await desk.office.accept(opened.action_id)
+        await receiver.until_got(2)
+        stored = await desk.office.store.read(f"action-{opened.action_id}")
+        for (headers, body), recorded in zip(receiver.got, stored, strict=True):
+            assert signed(headers, body, registered.secret)
+            assert not signed(headers, body + b" ", registered.secret)
+            assert abs(int(headers["webhook-timestamp"]) - time.time()) < 60
+            event = json.loads(body)
+            assert (event["id"], event["type"]) == (str(recorded.event_id), recorded.type_name)
+            assert event["data"] == json.loads(recorded.data)
+            assert event["subject"] == recorded.stream
+        found = await desk.until_state(registered.webhook.webhook_id, DELIVERED, 2)
+        assert sorted(each.delivery_id for each in found) == sorted(receiver.ids)
+        assert {(each.attempts, each.last_status) for each in found} == {(1, 200)}
+
+        # The secret is nowhere to be had again: not in answers, not in events.
+        key = registered.webhook.webhook_id
+        again = await desk.register(receiver.url, event_types=["recorrido.actions.v1.Action*"], request_id="secret")
+        repeated = await desk.register(receiver.url, event_types=["recorrido.actions.v1.Action*"], request_id="secret")
+        assert again.secret
+        assert (repeated.webhook.webhook_id, repeated.secret) == (again.webhook.webhook_id, "")
+        assert registered.secret not in str(await desk.webhooks.ListWebhooks(pb.ListWebhooksRequest()))
+        public = [item.data async for item in desk.office.store.read_all(None)]
+        assert not any(registered.secret.encode() in data for data in public)
+        # Rotated: for a day both sign.
+        rotated = await desk.ask("RotateWebhookSecret", key)
+        await desk.ask("DeleteWebhook", again.webhook.webhook_id)
+        await desk.office.open()
+        count = len(receiver.got)
+        await until(lambda: any(signed(*got, rotated.secret) for got in receiver.got), 20, what=f"a third, of {count}")
+        headers, body = next(got for got in receiver.got if signed(*got, rotated.secret))
+        assert signed(headers, body, registered.secret)
+        await desk.ask("DeleteWebhook", key)
+
+
+async def test_only_what_was_asked_for_is_told(desk: Desk) -> None:
+    async with desk.hooked(event_types=["recorrido.actions.v1.ActionAccepted"]) as (receiver, key):
+        opened = await desk.office.open()
+        await desk.office.accept(opened.action_id)
+        await receiver.until_got(1)
+        assert json.loads(receiver.got[0][1])["type"].endswith("ActionAccepted")
+        await desk.until_state(key, DELIVERED, 1)
+        assert len(await desk.deliveries(key)) == 1
+
+
+async def test_a_failure_is_tried_again_under_the_same_id(desk: Desk) -> None:
+    async with desk.hooked() as (receiver, key):
+
+        async def third_time(count: int) -> web.Response:
+            return web.Response(status=500 if count < 3 else 204)
+
+        receiver.answer = third_time
+        await desk.office.open()
+        (delivery,) = await desk.until_state(key, DELIVERED)
+        assert receiver.ids == [delivery.delivery_id] * 3
+        assert (delivery.attempts, delivery.last_status, delivery.last_error) == (3, 204, "")
+
+
+async def test_what_fails_for_too_long_is_abandoned_told_and_replayed(desk: Desk) -> None:
+    async with desk.hooked() as (receiver, key):
+        receiver.answer = status(503)
+        await desk.office.open()
+        (delivery,) = await desk.until_state(key, ABANDONED)
+        assert (delivery.last_status, delivery.last_error) == (503, "answered 503")
+        assert delivery.attempts > 2
+        assert (await desk.line(key)).abandoned == 1
+        (told,) = [
+            json.loads(item.data)
+            async for item in desk.office.store.read_all(None, ["recorrido.actions.v1.DeliveryAbandoned"])
+        ]
+        assert (told["deliveryId"], told["eventId"]) == (delivery.delivery_id, delivery.event_id)
+        receiver.answer = None
+        await desk.ask("ReplayWebhook", key, reason="it is back")
+        (again,) = await desk.until_state(key, DELIVERED)
+        assert (again.delivery_id, again.attempts) == (delivery.delivery_id, 1)
+        # What was delivered comes again only when that is asked for.
+        count = len(receiver.got)
+        await desk.ask("ReplayWebhook", key, delivered_too=True)
+        await receiver.until_got(count + 1)
+        assert set(receiver.ids) == {delivery.delivery_id}
+
+
+async def test_redirects_are_not_followed_and_long_answers_not_read(desk: Desk) -> None:
+    async with desk.hooked() as (receiver, key), listening() as elsewhere:
+        receiver.answer = status(307, {"Location": elsewhere.url})
+        await desk.office.open()
+        (delivery,) = await desk.until_state(key, ABANDONED)
+        assert (delivery.last_status, elsewhere.got) == (307, [])
+
+        async def endless(_: int) -> web.Response:
+            return web.Response(body=b"x" * 50_000_000)
+
+        receiver.answer = endless
+        await desk.ask("ReplayWebhook", key)
+        await desk.until_state(key, DELIVERED)
+
+
+async def test_a_slow_receiver_stalls_no_other(desk: Desk) -> None:
+    async with desk.hooked() as (slow, slow_key), desk.hooked() as (quick, quick_key):
+        released = asyncio.Event()
+
+        async def wait(_: int) -> web.Response:
+            await released.wait()
+            return web.Response()
+
+        slow.answer = wait
+        for _ in range(20):
+            await desk.office.open()
+        await desk.until_state(quick_key, DELIVERED, 20)
+        assert await desk.deliveries(slow_key, state=DELIVERED) == []
+        assert len(set(quick.ids)) == len(quick.ids) == 20
+        # Pages, last first.
+        first = await desk.webhooks.ListDeliveries(pb.ListDeliveriesRequest(webhook_id=quick_key, page_size=15))
+        rest = await desk.deliveries(quick_key, page_size=15, before=first.next_before)
+        positions = [each.position for each in (*first.deliveries, *rest)]
+        assert (positions, len(positions)) == (sorted(positions, reverse=True), 20)
+        released.set()
+
+
+async def test_paused_it_waits_and_gone_it_is_paused(desk: Desk) -> None:
+    async with desk.hooked() as (receiver, key):
+        receiver.answer = status(410)
+        await desk.office.open()
+
+        async def paused() -> bool:
+            return (await desk.line(key)).state == pb.WEBHOOK_STATE_PAUSED
+
+        await until(paused, 20)
+        error = await refusal(desk.ask("PauseWebhook", key))
+        assert info(error).reason == "ILLEGAL_TRANSITION"
+        receiver.answer = None
+        receiver.got.clear()
+        await desk.office.open()
+
+        async def waiting() -> bool:
+            return (await desk.line(key)).pending == 2
+
+        await until(waiting, 20)
+        assert receiver.got == []
+        await desk.ask("ResumeWebhook", key)
+        await desk.until_state(key, DELIVERED, 2)
+
+
+async def test_whoever_dies_loses_nothing(tmp_path: Path) -> None:
+    async with desk_of(tmp_path, RECORRIDO_WEBHOOK_GIVE_UP_SECONDS="600") as desk, listening() as receiver:
+        registered = await desk.register(receiver.url)
+        begun = asyncio.Event()
+        released = asyncio.Event()
+
+        async def slow(_: int) -> web.Response:
+            begun.set()
+            await released.wait()
+            return web.Response(status=500)
+
+        receiver.answer = slow
+        opened = [(await desk.office.open()).action_id for _ in range(3)]
+        await asyncio.wait_for(begun.wait(), 20)
+        cluster = desk.office.cluster
+        await cluster.kill_and_restart("actions")
+        receiver.answer = None
+        released.set()
+        opened += [(await desk.office.open()).action_id for _ in range(3)]
+
+        def all_told() -> bool:
+            told = {json.loads(body)["subject"] for _, body in receiver.got}
+            return told >= {f"action-{key}" for key in opened}
+
+        # What the dead process was trying is tried again when its lease is over.
+        await until(all_told, 90)
+        found = await desk.until_state(registered.webhook.webhook_id, DELIVERED, 6)
+        assert set(receiver.ids) == {each.delivery_id for each in found}
+
+
+# -- whom ----------------------------------------------------------------------------------------------------------
+
+
+async def test_who_may_not_be_told_is_refused_at_the_registration_and_at_each_delivery(tmp_path: Path) -> None:
+    async with listening() as receiver:
+        async with desk_of(tmp_path) as desk:
+            key = (await desk.register(receiver.url)).webhook.webhook_id
+            await desk.office.open()
+            await receiver.until_got(1)
+            for url in ("http://10.0.0.1/", "https://192.168.0.1/x", "https://[fe80::1]/", "https://169.254.169.254/"):
+                assert info(await refusal(desk.register(url))).reason == "TARGET_NOT_ALLOWED"
+            # In the clear only to what was allowed on purpose.
+            assert "https only" in (await refusal(desk.register("http://93.184.216.34/"))).details()
+            assert info(await refusal(desk.register("https://nowhere.invalid/"))).reason == "UNKNOWN_HOST"
+            assert [f for f, _ in violations(await refusal(desk.register("ftp://x", actor="")))] == ["url", "actor"]
+            assert (await refusal(desk.ask("PauseWebhook", "nothing"))).code() is grpc.StatusCode.NOT_FOUND
+        # Another day the same name stands for an address that is not allowed.
+        async with desk_of(tmp_path, RECORRIDO_WEBHOOK_ALLOWED_NETWORKS="") as desk:
+            await desk.office.open()
+            (delivery,) = await desk.until_state(key, ABANDONED)
+            assert delivery.last_error == "127.0.0.1 is not allowed"
+            assert len(receiver.got) == 1
+            for url in (receiver.url, "https://localhost/", "https://127.0.0.1/", "https://[::ffff:127.0.0.1]/"):
+                assert info(await refusal(desk.register(url))).reason == "TARGET_NOT_ALLOWED"
