@@ -176,6 +176,20 @@ class History:
         """Return whose each interaction is, links followed."""
         return self.owners[self.interactions.customer]
 
+    def customers_of(self, rows: Ints | Flags) -> Index:
+        """Return the numbers of the customers of these interactions, each once, in order."""
+        there = np.zeros(len(self.owners), bool)
+        there[self.customer[rows]] = True
+        return np.flatnonzero(there).astype(np.int32)
+
+    @cached_property
+    def first_seen(self) -> Ints:
+        """Return when the first interaction of each customer happened; the largest number where there is none."""
+        first = np.full(len(self.owners), np.iinfo(np.int64).max)
+        backwards = self.by_time[::-1]
+        first[self.customer[backwards]] = self.interactions.occurred[backwards]
+        return first
+
     @cached_property
     def analysis(self) -> Index:
         """Return, for each interaction, the row of the analysis that counts: the last; -1 where there is none."""

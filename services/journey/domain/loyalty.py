@@ -31,7 +31,8 @@ DEFAULT_RULES = LoyaltyRules(
     )
 )
 
-LEVELS = (LoyaltyLevel.AT_RISK, LoyaltyLevel.SATISFIED, LoyaltyLevel.LOYAL, LoyaltyLevel.ADVOCATE)
+#: What a rule may ask.
+CONDITIONS = tuple(name for name in LoyaltyRule.__struct_fields__ if name != "level")
 
 
 @dataclass(frozen=True)
@@ -65,32 +66,40 @@ def standing(history: History, rules: LoyaltyRules, moment: int, rows: Ints | No
     `rows`: only these interactions, in the order in which they happened (None: all).
     """
     order = history.by_time if rows is None else rows
-    occurred = history.interactions.occurred[order]
+    table = history.interactions
+    occurred = table.occurred[order]
     window = (rules.window_days or DEFAULT_WINDOW_DAYS) * DAY_US
     start, end = (int(n) for n in np.searchsorted(occurred, [moment - window, moment], side="right"))
     customers = len(history.owners)
-    last_seen = np.full(customers, np.iinfo(np.int64).min)
-    last_seen[history.customer[order[:end]]] = occurred[:end]
-    known = last_seen > np.iinfo(np.int64).min
+    known = history.first_seen <= moment
     inside = order[start:end]
     customer = history.customer[inside]
-    table = history.interactions
+    # A pass over the window for what some rule asks, and none for what no rule does.
+    asked = {name for rule in rules.rules for name in CONDITIONS if getattr(rule, name) is not None}
 
-    def latest(column: NDArray[np.int8]) -> tuple[NDArray[np.int8], Ints]:
-        told = np.flatnonzero(column[inside] >= 0)
+    def latest(column: NDArray[np.int8], name: str) -> tuple[NDArray[np.int8], Ints]:
         row = np.full(customers, -1, np.int64)
+        if not asked & {f"{name}_at_least", f"{name}_at_most"} or not len(inside):
+            return np.full(customers, -1, np.int8), row
+        told = np.flatnonzero(column[inside] >= 0)
         row[customer[told]] = inside[told]
-        return np.where(row < 0, np.int8(-1), column[row]) if len(column) else np.full(customers, -1, np.int8), row
+        return np.where(row < 0, np.int8(-1), column[row]), row
 
-    glad = np.flatnonzero(history.glad[inside])
+    def those(telling: Flags, name: str) -> Ints:
+        return np.flatnonzero(telling[inside]) if f"{name}_at_least" in asked else np.empty(0, np.int64)
+
+    bad = those(history.bad, "open_bad_moments")
     last_glad = np.full(customers, -1, np.int64)
+    glad = those(history.glad, "open_bad_moments")
     last_glad[customer[glad]] = glad
-    bad = np.flatnonzero(history.bad[inside])
     still_open = bad[bad > last_glad[customer[bad]]]
-    purchased = np.flatnonzero(table.amount[inside] > 0)
-    referred = np.flatnonzero(table.referral[inside] == ReferralDirection.GIVEN.number)
-    nps, nps_row = latest(table.nps)
-    csat, csat_row = latest(table.csat)
+    purchased = those(table.amount > 0, "purchases")
+    referred = those(table.referral == ReferralDirection.GIVEN.number, "referrals")
+    last_seen = np.full(customers, moment, np.int64)
+    if "inactive_days_at_least" in asked:
+        last_seen[history.customer[order[:end]]] = occurred[:end]
+    nps, nps_row = latest(table.nps, "nps")
+    csat, csat_row = latest(table.csat, "csat")
     return Standing(
         known=known,
         nps=nps,
@@ -100,7 +109,7 @@ def standing(history: History, rules: LoyaltyRules, moment: int, rows: Ints | No
         open_bad_moments=np.bincount(customer[still_open], minlength=customers),
         purchases=np.bincount(customer[purchased], minlength=customers),
         referrals=np.bincount(customer[referred], minlength=customers),
-        inactive_days=np.where(known, (moment - np.where(known, last_seen, moment)) / DAY_US, 0.0),
+        inactive_days=(moment - last_seen) / DAY_US,
         open_bad=inside[still_open],
         purchased=inside[purchased],
         referred=inside[referred],

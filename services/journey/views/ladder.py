@@ -185,13 +185,17 @@ def _last_at(reading: Reading, telling: Flags, meant: Flags, start: int, end: in
     rows = rows[telling[rows] & meant[history.customer[rows]]]
     row_of = np.full(len(history.owners), -1, np.int64)
     row_of[history.customer[rows]] = rows
+    last_rows = row_of[row_of >= 0]
+    raws = history.vocabulary.touchpoints
+    # Those on no map stand behind those of the map, by raw touchpoint.
+    place, on_map = reading.place[last_rows], len(reading.touchpoints)
+    where = np.where(place >= 0, place, on_map + history.interactions.touchpoint[last_rows])
+    counted = np.bincount(where, minlength=on_map + len(raws))
     found: dict[tuple[str, str], int] = {}
-    for row in row_of[row_of >= 0].tolist():
-        place = int(reading.place[row])
-        raw = history.vocabulary.touchpoints[int(history.interactions.touchpoint[row])]
-        touchpoint = reading.touchpoints[place][1] if place >= 0 else None
-        key = (touchpoint.touchpoint_id, touchpoint.name) if touchpoint else ("", raw.touchpoint)
-        found[key] = found.get(key, 0) + 1
+    for n in np.flatnonzero(counted).tolist():
+        touchpoint = reading.touchpoints[n][1] if n < on_map else None
+        key = (touchpoint.touchpoint_id, touchpoint.name) if touchpoint else ("", raws[n - on_map].touchpoint)
+        found[key] = found.get(key, 0) + int(counted[n])
     ranked = sorted(found.items(), key=lambda item: (-item[1], item[0]))
     return [TouchpointCount(*key, count) for key, count in ranked[:_PLACES]]
 
@@ -233,6 +237,6 @@ def _word_of_mouth(history: History, inside: Flags) -> WordOfMouth:
     return WordOfMouth(
         len(given),
         len(received),
-        len(np.unique(history.customer[given])),
-        len(np.unique(history.customer[received])),
+        len(history.customers_of(given)),
+        len(history.customers_of(received)),
     )

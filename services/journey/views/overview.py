@@ -48,7 +48,7 @@ def overview(reading: Reading) -> Overview:
     ]
     uncovered.sort(key=lambda each: (-each.interactions, each.source, each.touchpoint, each.channel.number))
     return Overview(
-        customers=len(np.unique(history.customer)),
+        customers=len(history.customers_of(np.arange(len(table)))),
         interactions=len(table),
         verbatims=int(table.has_words.sum()),
         analyzed=int((history.analysis >= 0).sum()),

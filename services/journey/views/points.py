@@ -103,7 +103,7 @@ def points(
     history = reading.history
     table = history.interactions
     chosen = selection.interactions(reading)
-    heard = np.unique(history.customer[chosen & table.has_words])
+    heard = history.customers_of(chosen & table.has_words)
     rows = np.flatnonzero(chosen & np.isin(history.point, [kind.number for kind in kinds]))
     groups = _groups(reading, rows)
     until = moment if selection.until is None else min(moment, microseconds(selection.until))
@@ -192,8 +192,8 @@ class _Trends:
         span = (days or DEFAULT_TREND_DAYS) * DAY_US
         self._since = (occurred > until - span) & (occurred <= until)
         self._before = (occurred > until - 2 * span) & (occurred <= until - span)
-        self._heard_since = len(np.unique(self._history.customer[heard & self._since]))
-        self._heard_before = len(np.unique(self._history.customer[heard & self._before]))
+        self._heard_since = len(self._history.customers_of(heard & self._since))
+        self._heard_before = len(self._history.customers_of(heard & self._before))
 
     def of(self, members: Ints) -> Trend | None:
         now = len(np.unique(self._history.customer[members[self._since[members]]]))

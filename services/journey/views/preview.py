@@ -84,7 +84,7 @@ def _moved(before: Reading, after: Reading) -> int:
 
 
 def _personas(before: Reading, after: Reading) -> list[tuple[str, int, int]]:
-    customers = np.unique(before.history.customer)
+    customers = before.history.customers_of(np.arange(len(before.history.interactions)))
 
     def counted(reading: Reading) -> dict[str, int]:
         names = [*(persona.persona_id for persona in reading.map_.personas), ""]
