@@ -587,7 +587,11 @@ class _Story:
             verbatim=words,
             ratings=ratings,
             referral=referral,
-            attributes={"country": _COUNTRY[self._language], "persona": self._persona.name, **(attributes or {})},
+            attributes={
+                "customer.country": _COUNTRY[self._language],
+                "customer.segment": self._persona.name,
+                **(attributes or {}),
+            },
         )
         told.occurred_at.FromDatetime(self._now.replace(microsecond=0))
         if amount is not None:
