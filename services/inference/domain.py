@@ -54,14 +54,20 @@ class RecordAnalysis:
     interaction_event_id: str
     customer_id: str
     result: Result
+    reanalysis_id: str = ""
 
     @property
     def cause(self) -> str:
         return _key(self.interaction_event_id, self.result)
 
 
+def key_of(interaction_event_id: str, model: str, model_version: str) -> str:
+    """Return what an analysis is known by: its interaction and who analysed it."""
+    return f"{interaction_event_id}\x1f{model}\x1f{model_version}"
+
+
 def _key(interaction_event_id: str, of: Result | FeedbackAnalysisFailed) -> str:
-    return f"{interaction_event_id}\x1f{of.model}\x1f{of.model_version}"
+    return key_of(interaction_event_id, of.model, of.model_version)
 
 
 #: Whether it was analysed, by interaction and model version; False where only a failure is known.
@@ -103,6 +109,9 @@ class Feedback:
             return []
         return [
             FeedbackAnalyzed(
-                interaction_event_id=command.interaction_event_id, customer_id=command.customer_id, analysis=result
+                interaction_event_id=command.interaction_event_id,
+                customer_id=command.customer_id,
+                analysis=result,
+                reanalysis_id=command.reanalysis_id,
             )
         ]

@@ -7,7 +7,7 @@ from services.foundation.bus import MAX_TRIES, Answer, Delivery, Done, Reaction,
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID
 from services.foundation.execute import Executor, Intent
 from services.inference.domain import MODEL_FAILED, Analysed, Problem, RecordAnalysis, Result, is_blank, refusal
-from services.inference.triton import Triton
+from services.inference.triton import ServedModel, Triton
 
 BATCH_SIZE = 256
 
@@ -29,13 +29,24 @@ class Handlers:
             description="analyses what customers say",
         )
 
-    async def analyze(self, texts: Sequence[str]) -> list[Result]:
-        """Return one result per text, in order. Raises UnavailableError."""
+    async def analyze(self, texts: Sequence[str], version: str = "") -> list[Result]:
+        """Return one result per text, in order, by a version that is served, or the one in service.
+
+        Raises UnavailableError.
+        """
         results: list[Result | None] = [refusal(text) for text in texts]
         asked = [index for index, result in enumerate(results) if result is None]
-        answers = await self._triton.analyze([texts[index] for index in asked]) if asked else []
+        answers = await self._triton.analyze([texts[index] for index in asked], version) if asked else []
         by_index = dict(zip(asked, answers, strict=True))
         return [result or by_index[index] for index, result in enumerate(results)]
+
+    async def models(self) -> list[ServedModel]:
+        """Return the versions that Triton knows, newest first. Raises UnavailableError."""
+        return await self._triton.models()
+
+    async def require(self, version: str) -> str:
+        """Return the version, or the one in service, if Triton serves it. Raises NotFoundError or UnavailableError."""
+        return await self._triton.require(version)
 
     async def react(self, deliveries: Sequence[Delivery]) -> list[Answer]:
         """Analyse the verbatims among `deliveries` and record each result in its own interaction's trace.

@@ -1,15 +1,17 @@
 """Triton Inference Server: texts in, analyses out, over its gRPC protocol.
 
 The model `feedback` takes TEXT and answers LANGUAGE, SENTIMENT, SENTIMENT_SCORE, POINT, NEED, CONFIDENCE and ERROR, one
-row per text. Its version comes with each answer, the taxonomy's version from the model's configuration.
+row per text; where its configuration lists them, also EMOTION, INTENT, EFFORT, URGENCY, MORE_CONFIDENCE, UNSURE and
+SENTENCES. Its version comes with each answer, the taxonomy's version from the model's configuration.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import structlog
 from opentelemetry.trace import SpanKind
@@ -17,9 +19,20 @@ from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from recorrido.inference.v1.events import Analysis, Confidence, PointKind, Sentiment
+from recorrido.inference.v1.events import (
+    Analysis,
+    Aspect,
+    Confidence,
+    Effort,
+    Emotion,
+    Intent,
+    PointKind,
+    Sentence,
+    Sentiment,
+    Urgency,
+)
 from services.foundation import telemetry
-from services.foundation.errors import UnavailableError
+from services.foundation.errors import NotFoundError, UnavailableError
 from services.inference.domain import MODEL_FAILED, Problem, Result
 
 LOG = structlog.get_logger()
@@ -33,6 +46,7 @@ PROBE_TIMEOUT_S = 2.0
 PROBE_EVERY_S = 2.0
 LOAD_TIMEOUT_S = 30.0
 _HARMLESS = b"ok"
+_READY = "READY"
 
 _NOT_LOADED = "StatusCode.NOT_FOUND"
 _LATE = "StatusCode.DEADLINE_EXCEEDED"
@@ -42,7 +56,14 @@ _UNAVAILABLE = {
     _LATE,
     *(f"StatusCode.{name}" for name in ("UNAVAILABLE", "CANCELLED", "RESOURCE_EXHAUSTED")),
 }
-_OUTPUTS = ("LANGUAGE", "SENTIMENT", "SENTIMENT_SCORE", "POINT", "NEED", "CONFIDENCE", "ERROR")
+#: Which aspects the columns of CONFIDENCE and of MORE_CONFIDENCE are about.
+_CONFIDENCE = ("language", "sentiment", "point", "need")
+_MORE_CONFIDENCE = ("emotion", "intent", "effort", "urgency")
+_ASPECTS = (*_CONFIDENCE, *_MORE_CONFIDENCE)
+_OUTPUTS = (
+    *(name.upper() for name in _ASPECTS),
+    *("SENTIMENT_SCORE", "CONFIDENCE", "MORE_CONFIDENCE", "UNSURE", "SENTENCES", "ERROR"),
+)
 
 
 class _LateError(Exception):
@@ -60,12 +81,30 @@ class _Config:
     max_batch_size: int
     instances: int
     taxonomy_version: str
+    languages: tuple[str, ...]
+    outputs: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A version that Triton knows. `state` is Triton's own word, such as READY."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+    in_service: bool
+    taxonomy_version: str
+    languages: tuple[str, ...]
+    aspects: tuple[Aspect, ...]
+    sentences: bool
 
 
 class Triton:
-    """A connection to one server, or to a balancer before many."""
+    """A connection to one server, or to a balancer before many. `version` is in service; empty: the newest there is."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, version: str = "") -> None:
+        self._version = version
         self._client = InferenceServerClient(
             address,
             channel_args=[
@@ -89,25 +128,69 @@ class Triton:
         """Tell for ever whether the model is ready."""
         while True:
             try:
-                ready = await self._client.is_model_ready(MODEL, client_timeout=PROBE_TIMEOUT_S)
+                ready = await self._client.is_model_ready(MODEL, self._version, client_timeout=PROBE_TIMEOUT_S)
             except InferenceServerException:
                 ready = False
             available(bool(ready))
             await asyncio.sleep(PROBE_EVERY_S)
 
-    async def analyze(self, texts: Sequence[str]) -> list[Result]:
+    async def models(self) -> list[ServedModel]:
+        """Return every version that Triton knows, newest first. Raises UnavailableError."""
+        try:
+            index = await self._client.get_model_repository_index(client_timeout=PROBE_TIMEOUT_S)
+        except InferenceServerException as error:
+            raise await self._unavailable(error) from error
+        known = sorted((m for m in index.models if m.name == MODEL), key=lambda m: _number(m.version), reverse=True)
+        ready = [m.version for m in known if m.state == _READY]
+        in_service = self._version or next(iter(ready), "")
+        served = []
+        for each in known:
+            config = await self._config(each.version) if each.version in ready else _Config(1, 1, "", (), frozenset())
+            served.append(
+                ServedModel(
+                    name=MODEL,
+                    version=each.version,
+                    state=each.state,
+                    reason=each.reason,
+                    in_service=each.version == in_service,
+                    taxonomy_version=config.taxonomy_version,
+                    languages=config.languages,
+                    aspects=tuple(_aspect(name) for name in _ASPECTS if name.upper() in config.outputs),
+                    sentences="SENTENCES" in config.outputs,
+                )
+            )
+        return served
+
+    async def require(self, version: str) -> str:
+        """Return `version`, or the one in service for an empty one, after making sure that Triton serves it.
+
+        Raises:
+            NotFoundError: MODEL_VERSION_UNKNOWN; names those that there are.
+            UnavailableError: Triton does not answer, or serves nothing now.
+        """
+        models = [model for model in await self.models() if model.state == _READY]
+        for model in models:
+            if model.version == version or (not version and model.in_service):
+                return model.version
+        if not models or not version:
+            raise UnavailableError("triton", "the model in service is not ready")
+        served = ", ".join(model.version for model in models)
+        raise NotFoundError("MODEL_VERSION_UNKNOWN", f"there is no version {version!r} of {MODEL}; there are {served}")
+
+    async def analyze(self, texts: Sequence[str], version: str = "") -> list[Result]:
         """Return what each text means, in order; a text that the model cannot cope with comes to a Problem.
 
         Raises:
             UnavailableError: Triton is down, late, overloaded or has no such model now.
         """
-        config = await self._config("")
+        version = version or self._version
+        config = await self._config(version)
         results: list[Result] = []
         raw = [text.encode() for text in texts]
         while len(results) < len(raw):
             batch = _head(raw[len(results) :], config.max_batch_size, self._request_bytes)
             try:
-                results += await self._analyze_batch(batch)
+                results += await self._analyze_batch(batch, version)
             except _LateError as error:
                 await self._ask_for_less(batch, error)
             else:
@@ -128,27 +211,35 @@ class Triton:
         if len(batch) == 1:
             raise late.unavailable
         try:
-            await self._infer([_HARMLESS])
+            await self._infer([_HARMLESS], self._version)
         except InferenceServerException as error:
             raise await self._unavailable(error) from error
 
-    async def _analyze_batch(self, texts: Sequence[bytes]) -> list[Result]:
+    async def _analyze_batch(self, texts: Sequence[bytes], version: str) -> list[Result]:
         try:
-            answer = await self._infer(texts)
+            answer = await self._infer(texts, version)
         except InferenceServerException as error:
             if error.status() == _LATE:
                 raise _LateError(await self._unavailable(error)) from error
             if error.status() in _UNAVAILABLE:
                 raise await self._unavailable(error) from error
+            # It may also be that the model was replaced by one with other outputs.
+            self._configs.clear()
             await self._revive()
             if len(texts) == 1:
                 LOG.warning("text not analysed", status=error.status(), error=str(error.message())[:200])
-                return [Problem(MODEL_FAILED, str(error.message())[:512], MODEL)]
+                return [Problem(MODEL_FAILED, str(error.message())[:512], MODEL, version)]
             # One text may have spoilt it for all: the halves tell which.
             middle = len(texts) // 2
-            return [*await self._analyze_batch(texts[:middle]), *await self._analyze_batch(texts[middle:])]
-        version = answer.get_response().model_version
-        return _results(answer, version, (await self._config(version)).taxonomy_version)
+            return [
+                *await self._analyze_batch(texts[:middle], version),
+                *await self._analyze_batch(texts[middle:], version),
+            ]
+        served = answer.get_response().model_version
+        config = await self._config(served)
+        # Where none is named, the newest answers: what is known of it must be of that one.
+        self._configs[version] = config
+        return list(_results(answer, served, config.taxonomy_version))
 
     async def _revive(self) -> None:
         """Make sure that the model can analyse anything at all; where it can't, load it anew.
@@ -162,14 +253,14 @@ class Triton:
         async with self._reviving:
             try:
                 # Triton hands requests to the instances in turn, and any of them may be the dead one.
-                for _ in range((await self._config("")).instances + 1):
-                    await self._infer([_HARMLESS])
+                for _ in range((await self._config(self._version)).instances + 1):
+                    await self._infer([_HARMLESS], self._version)
             except InferenceServerException as dead:
                 LOG.warning("loading the model anew", status=dead.status(), error=str(dead.message())[:200])
                 try:
                     await self._client.unload_model(MODEL, client_timeout=LOAD_TIMEOUT_S)
                     await self._client.load_model(MODEL, client_timeout=LOAD_TIMEOUT_S)
-                    await self._infer([_HARMLESS])
+                    await self._infer([_HARMLESS], self._version)
                 except InferenceServerException as error:
                     raise await self._unavailable(error) from error
 
@@ -180,7 +271,8 @@ class Triton:
                 await self._client.load_model(MODEL, client_timeout=LOAD_TIMEOUT_S)
         return UnavailableError("triton", f"{error.status()}: {str(error.message())[:200]}")
 
-    async def _infer(self, texts: Sequence[bytes]) -> Any:
+    async def _infer(self, texts: Sequence[bytes], version: str) -> Any:
+        config = await self._config(version)
         tensor = InferInput("TEXT", [len(texts), 1], "BYTES")
         tensor.set_data_from_numpy(np.array(texts, dtype=object)[:, None])
         attributes: dict[str, str | int] = {"rpc.system": "grpc", "recorrido.texts": len(texts)}
@@ -188,8 +280,9 @@ class Triton:
             return await self._client.infer(
                 MODEL,
                 [tensor],
+                version,
                 # Named, because the model does more work for more outputs.
-                outputs=[InferRequestedOutput(name) for name in _OUTPUTS],
+                outputs=[InferRequestedOutput(name) for name in _OUTPUTS if name in config.outputs],
                 client_timeout=TIMEOUT_S,
                 headers=telemetry.inject(),
             )
@@ -201,10 +294,15 @@ class Triton:
                 response = await self._client.get_model_config(MODEL, version, client_timeout=PROBE_TIMEOUT_S)
             except InferenceServerException as error:
                 raise await self._unavailable(error) from error
-            parameters = response.config.parameters
-            taxonomy = parameters["taxonomy_version"].string_value if "taxonomy_version" in parameters else ""
-            instances = sum(group.count * max(1, len(group.gpus)) for group in response.config.instance_group)
-            self._configs[version] = _Config(max(1, response.config.max_batch_size), max(1, instances), taxonomy)
+            config = response.config
+            languages = _parameter(config, "languages")
+            self._configs[version] = _Config(
+                max_batch_size=max(1, config.max_batch_size),
+                instances=max(1, sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)),
+                taxonomy_version=_parameter(config, "taxonomy_version"),
+                languages=tuple(languages.split(",")) if languages else (),
+                outputs=frozenset(output.name for output in config.output),
+            )
         return self._configs[version]
 
 
@@ -218,31 +316,98 @@ def _head(texts: Sequence[bytes], count: int, size_bytes: int) -> Sequence[bytes
     return texts[:count]
 
 
-def _results(answer: Any, version: str, taxonomy_version: str) -> list[Result]:
-    columns = {name: answer.as_numpy(name) for name in _OUTPUTS}
-    rows = zip(*(columns[name].tolist() for name in _OUTPUTS), strict=True)
-    results: list[Result] = []
-    for (language,), (sentiment,), (score,), (point,), (need,), confidence, (error,) in rows:
-        if error:
-            reason = error.decode().upper()
-            results.append(Problem(reason, f"the model refused the text: {error.decode()}", MODEL, version))
+def _parameter(config: Any, name: str) -> str:
+    return str(config.parameters[name].string_value) if name in config.parameters else ""
+
+
+def _number(version: str) -> int:
+    return int(version) if version.isdigit() else 0
+
+
+def _aspect(name: str) -> Aspect:
+    return Aspect(f"ASPECT_{name.upper()}")
+
+
+# -- what the model says -------------------------------------------------------------------------------------------
+
+
+class _Said(msgspec.Struct):
+    """What the model says about a text, or a sentence: labels in lower case. The model's own JSON of a sentence."""
+
+    language: str = ""
+    sentiment: str = ""
+    sentiment_score: float = 0.0
+    point: str = ""
+    need: str = ""
+    emotion: str = ""
+    intent: str = ""
+    effort: str = ""
+    urgency: str = ""
+    confidence: dict[str, float] = {}
+    unsure: list[str] = []
+
+
+class _SaidOfSentence(_Said):
+    start: int = 0
+    end: int = 0
+
+
+_SENTENCES = msgspec.json.Decoder(list[_SaidOfSentence])
+
+
+def _results(answer: Any, version: str, taxonomy_version: str) -> Iterator[Result]:
+    # The server leaves out what its version does not answer.
+    found = {name: answer.as_numpy(name) for name in _OUTPUTS}
+    columns = {name: array.tolist() for name, array in found.items() if array is not None}
+    for values in zip(*columns.values(), strict=True):
+        row = dict(zip(columns, values, strict=True))
+        if error := _text(row, "ERROR"):
+            yield Problem(error.upper(), f"the model refused the text: {error}", MODEL, version)
             continue
-        results.append(
-            Analysis(
-                language=language.decode(),
-                # A label that this contract does not know is no sentiment or point that could be counted.
-                sentiment=Sentiment(f"SENTIMENT_{sentiment.decode().upper()}"),
-                sentiment_score=round(score, 4),
-                point=PointKind(f"POINT_KIND_{point.decode().upper()}"),
-                need_path=need.decode(),
-                confidence=Confidence(
-                    **dict(
-                        zip(("language", "sentiment", "point", "need"), (round(c, 4) for c in confidence), strict=True)
-                    )
-                ),
-                model=MODEL,
-                model_version=version,
-                taxonomy_version=taxonomy_version,
-            )
+        more = zip(_MORE_CONFIDENCE, row.get("MORE_CONFIDENCE", ()), strict=False)
+        said = _Said(
+            sentiment_score=row["SENTIMENT_SCORE"][0],
+            confidence={**dict(zip(_CONFIDENCE, row["CONFIDENCE"], strict=True)), **dict(more)},
+            unsure=[name for name in _text(row, "UNSURE").split(",") if name],
+            **{name: _text(row, name.upper()) for name in _ASPECTS},
         )
-    return results
+        yield Analysis(
+            **_answers(said),
+            sentences=tuple(
+                Sentence(start=each.start, end=each.end, **_answers(each))
+                for each in _SENTENCES.decode(_text(row, "SENTENCES") or "[]")
+            ),
+            model=MODEL,
+            model_version=version,
+            taxonomy_version=taxonomy_version,
+        )
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    return str(row[name][0].decode()) if name in row else ""
+
+
+def _answers(said: _Said) -> dict[str, Any]:
+    """Return the fields of an Analysis or a Sentence. What the model is unsure of is named, not answered.
+
+    A label that this contract does not know is no answer that could be counted either.
+    """
+
+    def label(name: str) -> str:
+        return "" if name in said.unsure else str(getattr(said, name))
+
+    return {
+        "language": label("language"),
+        "sentiment": Sentiment(f"SENTIMENT_{label('sentiment').upper()}"),
+        "sentiment_score": round(said.sentiment_score, 4),
+        "point": PointKind(f"POINT_KIND_{label('point').upper()}"),
+        "need_path": label("need"),
+        "emotion": Emotion(f"EMOTION_{label('emotion').upper()}"),
+        "intent": Intent(f"INTENT_{label('intent').upper()}"),
+        "effort": Effort(f"EFFORT_{label('effort').upper()}"),
+        "urgency": Urgency(f"URGENCY_{label('urgency').upper()}"),
+        "confidence": Confidence(
+            **{name: round(value, 4) for name, value in said.confidence.items() if name in _ASPECTS}
+        ),
+        "unsure": tuple(_aspect(name) for name in _ASPECTS if name in said.unsure),
+    }

@@ -22,7 +22,7 @@ from recorrido.actions.v1.events import (
     ActionResult,
     ActionState,
 )
-from recorrido.inference.v1.events import FeedbackAnalysisFailed, FeedbackAnalyzed
+from recorrido.inference.v1.events import AnalysisCorrected, FeedbackAnalysisFailed, FeedbackAnalyzed
 from recorrido.ingest.v1.events import (
     AnonymousAction,
     AnonymousAnalysis,
@@ -55,6 +55,7 @@ QUEUE = stream_name("erasures", "pending")
 _REGISTRY = Registry(
     (
         *actions_events.EVENTS,
+        AnalysisCorrected,
         FeedbackAnalysisFailed,
         FeedbackAnalyzed,
         IdentityLinked,
@@ -140,7 +141,7 @@ def anonymize(
         interactions = {str(r.event_id) for r, event in known if isinstance(event, InteractionRecorded)}
         analyses: dict[str, list[AnonymousAnalysis]] = defaultdict(list)
         for recorded, event in known:
-            if isinstance(event, FeedbackAnalyzed | FeedbackAnalysisFailed):
+            if isinstance(event, FeedbackAnalyzed | FeedbackAnalysisFailed | AnalysisCorrected):
                 analyses[event.interaction_event_id].append(_analysis(recorded, event))
         for recorded, event in known:
             match event:
@@ -148,7 +149,9 @@ def anonymize(
                     of_it = analyses[str(recorded.event_id)]
                     at = [recorded.position, *(int(analysis.position) for analysis in of_it)]
                     erased.append(Erased(at, "interactions", _interaction(recorded, event, pseudonyms, of_it)))
-                case FeedbackAnalyzed() | FeedbackAnalysisFailed() if event.interaction_event_id in interactions:
+                case FeedbackAnalyzed() | FeedbackAnalysisFailed() | AnalysisCorrected() if (
+                    event.interaction_event_id in interactions
+                ):
                     pass  # it goes with its interaction
                 case ActionOpened():
                     action = _action(recorded, event, [e for _, e in known if e is not None], pseudonyms)
@@ -242,12 +245,15 @@ def _interaction(
     )
 
 
-def _analysis(recorded: Recorded, event: FeedbackAnalyzed | FeedbackAnalysisFailed) -> AnonymousAnalysis:
+def _analysis(
+    recorded: Recorded, event: FeedbackAnalyzed | FeedbackAnalysisFailed | AnalysisCorrected
+) -> AnonymousAnalysis:
     return AnonymousAnalysis(
         position=str(recorded.position),
         recorded_at=recorded.recorded_at,
-        analysis=event.analysis if isinstance(event, FeedbackAnalyzed) else None,
+        analysis=None if isinstance(event, FeedbackAnalysisFailed) else event.analysis,
         failure_reason=event.reason if isinstance(event, FeedbackAnalysisFailed) else "",
+        corrected=isinstance(event, AnalysisCorrected),
     )
 
 

@@ -111,7 +111,8 @@ class SignalHandlers:
         match delivery.event:
             case InteractionRecorded(interaction=happened) if hurt_in_deed(happened or Interaction()):
                 signal = bad_moment(seen)
-            case FeedbackAnalyzed(analysis=words) if hurt_in_words(words or Analysis()):
+            # What is said of the history when it is analysed again is no news.
+            case FeedbackAnalyzed(analysis=words, reanalysis_id="") if hurt_in_words(words or Analysis()):
                 about = await self._interaction_of(delivery)
                 if about is None and await self._is_erased(delivery.recorded):
                     return None

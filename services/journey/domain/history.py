@@ -85,6 +85,7 @@ class Analyses(Table):
     sentiment: NDArray[np.int8]
     point: NDArray[np.int8]
     failed: Flags
+    corrected: Flags
 
 
 @dataclass(frozen=True)
@@ -192,8 +193,12 @@ class History:
 
     @cached_property
     def analysis(self) -> Index:
-        """Return, for each interaction, the row of the analysis that counts: the last; -1 where there is none."""
-        return self._last(~self.analyses.failed)
+        """Return, for each interaction, the row of the analysis that counts, -1 where there is none.
+
+        It is the last that a person made, else the last that a model made.
+        """
+        judged = self._last(self.analyses.corrected)
+        return np.where(judged >= 0, judged, self._last(~self.analyses.failed & ~self.analyses.corrected))
 
     @cached_property
     def failure(self) -> Index:

@@ -79,6 +79,7 @@ _ANALYSES = (
     _column("sentiment", ">i2", "i1"),
     _column("point", ">i2", "i1"),
     _column("failed", "?", "?"),
+    _column("corrected", "?", "?"),
 )
 _RATINGS = (
     _column("position", ">i8", "i8", "interaction"),

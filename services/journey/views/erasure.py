@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from recorrido.inference.v1.events import FeedbackAnalysisFailed, FeedbackAnalyzed
+from recorrido.inference.v1.events import AnalysisCorrected, FeedbackAnalysisFailed, FeedbackAnalyzed
 from recorrido.ingest.v1.events import (
     AnonymousInteraction,
     Customer,
@@ -135,8 +135,9 @@ def _interaction(fact: Fact, left: AnonymousInteraction) -> Iterator[Fact]:
     yield _fact(fact, left, recorded)
     about = str(_id(fact.event, left.position))
     for analysis in left.analyses:
+        told = AnalysisCorrected if analysis.corrected else FeedbackAnalyzed
         analyzed: Event = (
-            FeedbackAnalyzed(interaction_event_id=about, customer_id=left.pseudonym, analysis=analysis.analysis)
+            told(interaction_event_id=about, customer_id=left.pseudonym, analysis=analysis.analysis)
             if analysis.analysis is not None
             else FeedbackAnalysisFailed(
                 interaction_event_id=about, customer_id=left.pseudonym, reason=analysis.failure_reason

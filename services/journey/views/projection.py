@@ -26,7 +26,7 @@ from recorrido.actions.v1.events import (
     CustomerContacted,
     RemedyOffered,
 )
-from recorrido.inference.v1.events import Analysis, FeedbackAnalysisFailed, FeedbackAnalyzed
+from recorrido.inference.v1.events import Analysis, AnalysisCorrected, FeedbackAnalysisFailed, FeedbackAnalyzed
 from recorrido.ingest.v1.events import (
     Customer,
     CustomerAnonymized,
@@ -93,7 +93,7 @@ CREATE TABLE rating (
 );
 
 -- What was made of an interaction's words: an analysis counts until a later one, a failure (its reason is in `failure`)
--- while there is no analysis. Body is the analysis' proto JSON.
+-- while there is no analysis, and a person's correction before all that models said. Body is the analysis' proto JSON.
 CREATE TABLE analysis (
     position bigint PRIMARY KEY,
     recorded_at timestamptz NOT NULL,
@@ -103,6 +103,7 @@ CREATE TABLE analysis (
     sentiment smallint NOT NULL,
     point smallint NOT NULL,
     failed boolean NOT NULL,
+    corrected boolean NOT NULL,
     failure text NOT NULL,
     body bytea NOT NULL
 );
@@ -175,6 +176,7 @@ class JourneyProjection:
         InteractionRecorded,
         FeedbackAnalyzed,
         FeedbackAnalysisFailed,
+        AnalysisCorrected,
         JourneyMapPublished,
         SignalRaised,
         IdentityLinked,
@@ -204,7 +206,9 @@ class JourneyProjection:
 
     async def _add(self, connection: Any, facts: Sequence[Fact]) -> None:
         interactions = [f for f in facts if isinstance(f.event, InteractionRecorded)]
-        analyses = [f for f in facts if isinstance(f.event, FeedbackAnalyzed | FeedbackAnalysisFailed)]
+        analyses = [
+            f for f in facts if isinstance(f.event, FeedbackAnalyzed | FeedbackAnalysisFailed | AnalysisCorrected)
+        ]
         maps = [f for f in facts if isinstance(f.event, JourneyMapPublished) and f.event.map is not None]
         signals = [f for f in facts if isinstance(f.event, SignalRaised)]
         links = [
@@ -290,6 +294,7 @@ class JourneyProjection:
                         analysis.sentiment.number,
                         analysis.point.number,
                         isinstance(fact.event, FeedbackAnalysisFailed),
+                        isinstance(fact.event, AnalysisCorrected),
                         _failure(fact),
                         _ENCODE(analysis),
                     )

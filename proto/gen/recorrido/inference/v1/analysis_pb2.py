@@ -24,19 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%recorrido/inference/v1/analysis.proto\x12\x16recorrido.inference.v1\"\xa8\x02\n\x08\x41nalysis\x12\x10\n\x08language\x18\x01 \x01(\t\x12\x34\n\tsentiment\x18\x02 \x01(\x0e\x32!.recorrido.inference.v1.Sentiment\x12\x17\n\x0fsentiment_score\x18\x03 \x01(\x01\x12\x30\n\x05point\x18\x04 \x01(\x0e\x32!.recorrido.inference.v1.PointKind\x12\x11\n\tneed_path\x18\x05 \x01(\t\x12\x36\n\nconfidence\x18\x06 \x01(\x0b\x32\".recorrido.inference.v1.Confidence\x12\r\n\x05model\x18\x07 \x01(\t\x12\x15\n\rmodel_version\x18\x08 \x01(\t\x12\x18\n\x10taxonomy_version\x18\t \x01(\t\"N\n\nConfidence\x12\x10\n\x08language\x18\x01 \x01(\x01\x12\x11\n\tsentiment\x18\x02 \x01(\x01\x12\r\n\x05point\x18\x03 \x01(\x01\x12\x0c\n\x04need\x18\x04 \x01(\x01*m\n\tSentiment\x12\x19\n\x15SENTIMENT_UNSPECIFIED\x10\x00\x12\x16\n\x12SENTIMENT_NEGATIVE\x10\x01\x12\x15\n\x11SENTIMENT_NEUTRAL\x10\x02\x12\x16\n\x12SENTIMENT_POSITIVE\x10\x03*~\n\tPointKind\x12\x1a\n\x16POINT_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fPOINT_KIND_PAIN\x10\x01\x12\x13\n\x0fPOINT_KIND_ITCH\x10\x02\x12\x16\n\x12POINT_KIND_DELIGHT\x10\x03\x12\x13\n\x0fPOINT_KIND_NONE\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%recorrido/inference/v1/analysis.proto\x12\x16recorrido.inference.v1\"\x84\x05\n\x08\x41nalysis\x12\x10\n\x08language\x18\x01 \x01(\t\x12\x34\n\tsentiment\x18\x02 \x01(\x0e\x32!.recorrido.inference.v1.Sentiment\x12\x17\n\x0fsentiment_score\x18\x03 \x01(\x01\x12\x30\n\x05point\x18\x04 \x01(\x0e\x32!.recorrido.inference.v1.PointKind\x12\x11\n\tneed_path\x18\x05 \x01(\t\x12\x36\n\nconfidence\x18\x06 \x01(\x0b\x32\".recorrido.inference.v1.Confidence\x12\r\n\x05model\x18\x07 \x01(\t\x12\x15\n\rmodel_version\x18\x08 \x01(\t\x12\x18\n\x10taxonomy_version\x18\t \x01(\t\x12\x30\n\x07\x65motion\x18\n \x01(\x0e\x32\x1f.recorrido.inference.v1.Emotion\x12.\n\x06intent\x18\x0b \x01(\x0e\x32\x1e.recorrido.inference.v1.Intent\x12.\n\x06\x65\x66\x66ort\x18\x0c \x01(\x0e\x32\x1e.recorrido.inference.v1.Effort\x12\x30\n\x07urgency\x18\r \x01(\x0e\x32\x1f.recorrido.inference.v1.Urgency\x12.\n\x06unsure\x18\x0e \x03(\x0e\x32\x1e.recorrido.inference.v1.Aspect\x12\x33\n\tsentences\x18\x0f \x03(\x0b\x32 .recorrido.inference.v1.Sentence\x12\x31\n\tcorrected\x18\x10 \x03(\x0e\x32\x1e.recorrido.inference.v1.Aspect\"\xf8\x03\n\x08Sentence\x12\r\n\x05start\x18\x01 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x05\x12\x10\n\x08language\x18\x03 \x01(\t\x12\x34\n\tsentiment\x18\x04 \x01(\x0e\x32!.recorrido.inference.v1.Sentiment\x12\x17\n\x0fsentiment_score\x18\x05 \x01(\x01\x12\x30\n\x05point\x18\x06 \x01(\x0e\x32!.recorrido.inference.v1.PointKind\x12\x11\n\tneed_path\x18\x07 \x01(\t\x12\x30\n\x07\x65motion\x18\x08 \x01(\x0e\x32\x1f.recorrido.inference.v1.Emotion\x12.\n\x06intent\x18\t \x01(\x0e\x32\x1e.recorrido.inference.v1.Intent\x12.\n\x06\x65\x66\x66ort\x18\n \x01(\x0e\x32\x1e.recorrido.inference.v1.Effort\x12\x30\n\x07urgency\x18\x0b \x01(\x0e\x32\x1f.recorrido.inference.v1.Urgency\x12\x36\n\nconfidence\x18\x0c \x01(\x0b\x32\".recorrido.inference.v1.Confidence\x12.\n\x06unsure\x18\r \x03(\x0e\x32\x1e.recorrido.inference.v1.Aspect\"\x90\x01\n\nConfidence\x12\x10\n\x08language\x18\x01 \x01(\x01\x12\x11\n\tsentiment\x18\x02 \x01(\x01\x12\r\n\x05point\x18\x03 \x01(\x01\x12\x0c\n\x04need\x18\x04 \x01(\x01\x12\x0f\n\x07\x65motion\x18\x05 \x01(\x01\x12\x0e\n\x06intent\x18\x06 \x01(\x01\x12\x0e\n\x06\x65\x66\x66ort\x18\x07 \x01(\x01\x12\x0f\n\x07urgency\x18\x08 \x01(\x01*\xbc\x01\n\x06\x41spect\x12\x16\n\x12\x41SPECT_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x41SPECT_LANGUAGE\x10\x01\x12\x14\n\x10\x41SPECT_SENTIMENT\x10\x02\x12\x10\n\x0c\x41SPECT_POINT\x10\x03\x12\x0f\n\x0b\x41SPECT_NEED\x10\x04\x12\x12\n\x0e\x41SPECT_EMOTION\x10\x05\x12\x11\n\rASPECT_INTENT\x10\x06\x12\x11\n\rASPECT_EFFORT\x10\x07\x12\x12\n\x0e\x41SPECT_URGENCY\x10\x08*m\n\tSentiment\x12\x19\n\x15SENTIMENT_UNSPECIFIED\x10\x00\x12\x16\n\x12SENTIMENT_NEGATIVE\x10\x01\x12\x15\n\x11SENTIMENT_NEUTRAL\x10\x02\x12\x16\n\x12SENTIMENT_POSITIVE\x10\x03*~\n\tPointKind\x12\x1a\n\x16POINT_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fPOINT_KIND_PAIN\x10\x01\x12\x13\n\x0fPOINT_KIND_ITCH\x10\x02\x12\x16\n\x12POINT_KIND_DELIGHT\x10\x03\x12\x13\n\x0fPOINT_KIND_NONE\x10\x04*\xd7\x01\n\x07\x45motion\x12\x17\n\x13\x45MOTION_UNSPECIFIED\x10\x00\x12\x11\n\rEMOTION_ANGER\x10\x01\x12\x13\n\x0f\x45MOTION_DISGUST\x10\x02\x12\x10\n\x0c\x45MOTION_FEAR\x10\x03\x12\x13\n\x0f\x45MOTION_SADNESS\x10\x04\x12\x14\n\x10\x45MOTION_SURPRISE\x10\x05\x12\x0f\n\x0b\x45MOTION_JOY\x10\x06\x12\x11\n\rEMOTION_TRUST\x10\x07\x12\x18\n\x14\x45MOTION_ANTICIPATION\x10\x08\x12\x10\n\x0c\x45MOTION_NONE\x10\t*\xc7\x01\n\x06Intent\x12\x16\n\x12INTENT_UNSPECIFIED\x10\x00\x12\x13\n\x0fINTENT_COMPLAIN\x10\x01\x12\x0e\n\nINTENT_ASK\x10\x02\x12\x12\n\x0eINTENT_REQUEST\x10\x03\x12\x12\n\x0eINTENT_SUGGEST\x10\x04\x12\x11\n\rINTENT_PRAISE\x10\x05\x12\x10\n\x0cINTENT_THANK\x10\x06\x12\x10\n\x0cINTENT_LEAVE\x10\x07\x12\x10\n\x0cINTENT_REFER\x10\x08\x12\x0f\n\x0bINTENT_NONE\x10\t*R\n\x06\x45\x66\x66ort\x12\x16\n\x12\x45\x46\x46ORT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x45\x46\x46ORT_HIGH\x10\x01\x12\x0e\n\nEFFORT_LOW\x10\x02\x12\x0f\n\x0b\x45\x46\x46ORT_NONE\x10\x03*H\n\x07Urgency\x12\x17\n\x13URGENCY_UNSPECIFIED\x10\x00\x12\x10\n\x0cURGENCY_HIGH\x10\x01\x12\x12\n\x0eURGENCY_NORMAL\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'recorrido.inference.v1.analysis_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SENTIMENT']._serialized_start=444
-  _globals['_SENTIMENT']._serialized_end=553
-  _globals['_POINTKIND']._serialized_start=555
-  _globals['_POINTKIND']._serialized_end=681
+  _globals['_ASPECT']._serialized_start=1367
+  _globals['_ASPECT']._serialized_end=1555
+  _globals['_SENTIMENT']._serialized_start=1557
+  _globals['_SENTIMENT']._serialized_end=1666
+  _globals['_POINTKIND']._serialized_start=1668
+  _globals['_POINTKIND']._serialized_end=1794
+  _globals['_EMOTION']._serialized_start=1797
+  _globals['_EMOTION']._serialized_end=2012
+  _globals['_INTENT']._serialized_start=2015
+  _globals['_INTENT']._serialized_end=2214
+  _globals['_EFFORT']._serialized_start=2216
+  _globals['_EFFORT']._serialized_end=2298
+  _globals['_URGENCY']._serialized_start=2300
+  _globals['_URGENCY']._serialized_end=2372
   _globals['_ANALYSIS']._serialized_start=66
-  _globals['_ANALYSIS']._serialized_end=362
-  _globals['_CONFIDENCE']._serialized_start=364
-  _globals['_CONFIDENCE']._serialized_end=442
+  _globals['_ANALYSIS']._serialized_end=710
+  _globals['_SENTENCE']._serialized_start=713
+  _globals['_SENTENCE']._serialized_end=1217
+  _globals['_CONFIDENCE']._serialized_start=1220
+  _globals['_CONFIDENCE']._serialized_end=1364
 # @@protoc_insertion_point(module_scope)

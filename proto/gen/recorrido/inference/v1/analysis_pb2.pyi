@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -16,6 +18,36 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Aspect:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AspectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Aspect.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ASPECT_UNSPECIFIED: _Aspect.ValueType  # 0
+    ASPECT_LANGUAGE: _Aspect.ValueType  # 1
+    ASPECT_SENTIMENT: _Aspect.ValueType  # 2
+    ASPECT_POINT: _Aspect.ValueType  # 3
+    ASPECT_NEED: _Aspect.ValueType  # 4
+    ASPECT_EMOTION: _Aspect.ValueType  # 5
+    ASPECT_INTENT: _Aspect.ValueType  # 6
+    ASPECT_EFFORT: _Aspect.ValueType  # 7
+    ASPECT_URGENCY: _Aspect.ValueType  # 8
+
+class Aspect(_Aspect, metaclass=_AspectEnumTypeWrapper):
+    """The questions that an analysis answers."""
+
+ASPECT_UNSPECIFIED: Aspect.ValueType  # 0
+ASPECT_LANGUAGE: Aspect.ValueType  # 1
+ASPECT_SENTIMENT: Aspect.ValueType  # 2
+ASPECT_POINT: Aspect.ValueType  # 3
+ASPECT_NEED: Aspect.ValueType  # 4
+ASPECT_EMOTION: Aspect.ValueType  # 5
+ASPECT_INTENT: Aspect.ValueType  # 6
+ASPECT_EFFORT: Aspect.ValueType  # 7
+ASPECT_URGENCY: Aspect.ValueType  # 8
+Global___Aspect: _TypeAlias = Aspect  # noqa: Y015
 
 class _Sentiment:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -66,9 +98,118 @@ POINT_KIND_NONE: PointKind.ValueType  # 4
 """The text holds no experience point."""
 Global___PointKind: _TypeAlias = PointKind  # noqa: Y015
 
+class _Emotion:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EmotionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Emotion.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EMOTION_UNSPECIFIED: _Emotion.ValueType  # 0
+    EMOTION_ANGER: _Emotion.ValueType  # 1
+    EMOTION_DISGUST: _Emotion.ValueType  # 2
+    EMOTION_FEAR: _Emotion.ValueType  # 3
+    EMOTION_SADNESS: _Emotion.ValueType  # 4
+    EMOTION_SURPRISE: _Emotion.ValueType  # 5
+    EMOTION_JOY: _Emotion.ValueType  # 6
+    EMOTION_TRUST: _Emotion.ValueType  # 7
+    EMOTION_ANTICIPATION: _Emotion.ValueType  # 8
+    EMOTION_NONE: _Emotion.ValueType  # 9
+
+class Emotion(_Emotion, metaclass=_EmotionEnumTypeWrapper):
+    """The strongest emotion. Plutchik's eight basic ones (R. Plutchik, "A general psychoevolutionary theory of emotion", in:
+    Emotion: Theory, Research, and Experience, vol. 1, Academic Press 1980), or none.
+    """
+
+EMOTION_UNSPECIFIED: Emotion.ValueType  # 0
+EMOTION_ANGER: Emotion.ValueType  # 1
+EMOTION_DISGUST: Emotion.ValueType  # 2
+EMOTION_FEAR: Emotion.ValueType  # 3
+EMOTION_SADNESS: Emotion.ValueType  # 4
+EMOTION_SURPRISE: Emotion.ValueType  # 5
+EMOTION_JOY: Emotion.ValueType  # 6
+EMOTION_TRUST: Emotion.ValueType  # 7
+EMOTION_ANTICIPATION: Emotion.ValueType  # 8
+EMOTION_NONE: Emotion.ValueType  # 9
+Global___Emotion: _TypeAlias = Emotion  # noqa: Y015
+
+class _Intent:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _IntentEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Intent.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INTENT_UNSPECIFIED: _Intent.ValueType  # 0
+    INTENT_COMPLAIN: _Intent.ValueType  # 1
+    INTENT_ASK: _Intent.ValueType  # 2
+    INTENT_REQUEST: _Intent.ValueType  # 3
+    INTENT_SUGGEST: _Intent.ValueType  # 4
+    INTENT_PRAISE: _Intent.ValueType  # 5
+    INTENT_THANK: _Intent.ValueType  # 6
+    INTENT_LEAVE: _Intent.ValueType  # 7
+    INTENT_REFER: _Intent.ValueType  # 8
+    INTENT_NONE: _Intent.ValueType  # 9
+
+class Intent(_Intent, metaclass=_IntentEnumTypeWrapper):
+    """What the customer wants with these words."""
+
+INTENT_UNSPECIFIED: Intent.ValueType  # 0
+INTENT_COMPLAIN: Intent.ValueType  # 1
+INTENT_ASK: Intent.ValueType  # 2
+INTENT_REQUEST: Intent.ValueType  # 3
+INTENT_SUGGEST: Intent.ValueType  # 4
+INTENT_PRAISE: Intent.ValueType  # 5
+INTENT_THANK: Intent.ValueType  # 6
+INTENT_LEAVE: Intent.ValueType  # 7
+INTENT_REFER: Intent.ValueType  # 8
+INTENT_NONE: Intent.ValueType  # 9
+Global___Intent: _TypeAlias = Intent  # noqa: Y015
+
+class _Effort:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EffortEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Effort.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EFFORT_UNSPECIFIED: _Effort.ValueType  # 0
+    EFFORT_HIGH: _Effort.ValueType  # 1
+    EFFORT_LOW: _Effort.ValueType  # 2
+    EFFORT_NONE: _Effort.ValueType  # 3
+    """Nothing is said about it."""
+
+class Effort(_Effort, metaclass=_EffortEnumTypeWrapper):
+    """How hard the customer says that it was."""
+
+EFFORT_UNSPECIFIED: Effort.ValueType  # 0
+EFFORT_HIGH: Effort.ValueType  # 1
+EFFORT_LOW: Effort.ValueType  # 2
+EFFORT_NONE: Effort.ValueType  # 3
+"""Nothing is said about it."""
+Global___Effort: _TypeAlias = Effort  # noqa: Y015
+
+class _Urgency:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UrgencyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Urgency.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    URGENCY_UNSPECIFIED: _Urgency.ValueType  # 0
+    URGENCY_HIGH: _Urgency.ValueType  # 1
+    URGENCY_NORMAL: _Urgency.ValueType  # 2
+
+class Urgency(_Urgency, metaclass=_UrgencyEnumTypeWrapper): ...
+
+URGENCY_UNSPECIFIED: Urgency.ValueType  # 0
+URGENCY_HIGH: Urgency.ValueType  # 1
+URGENCY_NORMAL: Urgency.ValueType  # 2
+Global___Urgency: _TypeAlias = Urgency  # noqa: Y015
+
 @_typing.final
 class Analysis(_message.Message):
-    """What a customer's words mean, as one model version understood them."""
+    """What a customer's words mean, as one model version understood them, or as a person corrected it.
+
+    An answer that is too unsure to be counted is left out and named in `unsure`; its confidence stays. What the model
+    does not answer at all is left out too, and is not named there.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -81,6 +222,13 @@ class Analysis(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     TAXONOMY_VERSION_FIELD_NUMBER: _builtins.int
+    EMOTION_FIELD_NUMBER: _builtins.int
+    INTENT_FIELD_NUMBER: _builtins.int
+    EFFORT_FIELD_NUMBER: _builtins.int
+    URGENCY_FIELD_NUMBER: _builtins.int
+    UNSURE_FIELD_NUMBER: _builtins.int
+    SENTENCES_FIELD_NUMBER: _builtins.int
+    CORRECTED_FIELD_NUMBER: _builtins.int
     language: _builtins.str
     """ISO 639-1."""
     sentiment: Global___Sentiment.ValueType
@@ -88,12 +236,28 @@ class Analysis(_message.Message):
     """-1 (negative) to 1 (positive)."""
     point: Global___PointKind.ValueType
     need_path: _builtins.str
-    """Path in the hierarchy of needs, such as "delivery/speed"; empty when unsure."""
+    """Path in the hierarchy of needs, up to three levels deep, such as "delivery/speed/short_wait"; it ends at the deepest
+    one that is sure. Empty when unsure, or when no need is told.
+    """
     model: _builtins.str
     model_version: _builtins.str
     taxonomy_version: _builtins.str
+    emotion: Global___Emotion.ValueType
+    intent: Global___Intent.ValueType
+    effort: Global___Effort.ValueType
+    urgency: Global___Urgency.ValueType
     @_builtins.property
     def confidence(self) -> Global___Confidence: ...
+    @_builtins.property
+    def unsure(self) -> _containers.RepeatedScalarFieldContainer[Global___Aspect.ValueType]: ...
+    @_builtins.property
+    def sentences(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sentence]:
+        """The text's sentences, in their order; none where the model does not tell them apart."""
+
+    @_builtins.property
+    def corrected(self) -> _containers.RepeatedScalarFieldContainer[Global___Aspect.ValueType]:
+        """What a person decided; none: all of it is the model's."""
+
     def __init__(
         self,
         *,
@@ -106,18 +270,85 @@ class Analysis(_message.Message):
         model: _builtins.str = ...,
         model_version: _builtins.str = ...,
         taxonomy_version: _builtins.str = ...,
+        emotion: Global___Emotion.ValueType = ...,
+        intent: Global___Intent.ValueType = ...,
+        effort: Global___Effort.ValueType = ...,
+        urgency: Global___Urgency.ValueType = ...,
+        unsure: _abc.Iterable[Global___Aspect.ValueType] | None = ...,
+        sentences: _abc.Iterable[Global___Sentence] | None = ...,
+        corrected: _abc.Iterable[Global___Aspect.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "language", b"language", "model", b"model", "model_version", b"model_version", "need_path", b"need_path", "point", b"point", "sentiment", b"sentiment", "sentiment_score", b"sentiment_score", "taxonomy_version", b"taxonomy_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "corrected", b"corrected", "effort", b"effort", "emotion", b"emotion", "intent", b"intent", "language", b"language", "model", b"model", "model_version", b"model_version", "need_path", b"need_path", "point", b"point", "sentences", b"sentences", "sentiment", b"sentiment", "sentiment_score", b"sentiment_score", "taxonomy_version", b"taxonomy_version", "unsure", b"unsure", "urgency", b"urgency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Analysis: _TypeAlias = Analysis  # noqa: Y015
 
 @_typing.final
+class Sentence(_message.Message):
+    """One sentence of a text, which often praises one thing and damns another. Fields as in Analysis."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    SENTIMENT_FIELD_NUMBER: _builtins.int
+    SENTIMENT_SCORE_FIELD_NUMBER: _builtins.int
+    POINT_FIELD_NUMBER: _builtins.int
+    NEED_PATH_FIELD_NUMBER: _builtins.int
+    EMOTION_FIELD_NUMBER: _builtins.int
+    INTENT_FIELD_NUMBER: _builtins.int
+    EFFORT_FIELD_NUMBER: _builtins.int
+    URGENCY_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    UNSURE_FIELD_NUMBER: _builtins.int
+    start: _builtins.int
+    """Its place in the text, in Unicode code points: from `start` up to `end`."""
+    end: _builtins.int
+    language: _builtins.str
+    sentiment: Global___Sentiment.ValueType
+    sentiment_score: _builtins.float
+    point: Global___PointKind.ValueType
+    need_path: _builtins.str
+    emotion: Global___Emotion.ValueType
+    intent: Global___Intent.ValueType
+    effort: Global___Effort.ValueType
+    urgency: Global___Urgency.ValueType
+    @_builtins.property
+    def confidence(self) -> Global___Confidence: ...
+    @_builtins.property
+    def unsure(self) -> _containers.RepeatedScalarFieldContainer[Global___Aspect.ValueType]: ...
+    def __init__(
+        self,
+        *,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+        language: _builtins.str = ...,
+        sentiment: Global___Sentiment.ValueType = ...,
+        sentiment_score: _builtins.float = ...,
+        point: Global___PointKind.ValueType = ...,
+        need_path: _builtins.str = ...,
+        emotion: Global___Emotion.ValueType = ...,
+        intent: Global___Intent.ValueType = ...,
+        effort: Global___Effort.ValueType = ...,
+        urgency: Global___Urgency.ValueType = ...,
+        confidence: Global___Confidence | None = ...,
+        unsure: _abc.Iterable[Global___Aspect.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "effort", b"effort", "emotion", b"emotion", "end", b"end", "intent", b"intent", "language", b"language", "need_path", b"need_path", "point", b"point", "sentiment", b"sentiment", "sentiment_score", b"sentiment_score", "start", b"start", "unsure", b"unsure", "urgency", b"urgency"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sentence: _TypeAlias = Sentence  # noqa: Y015
+
+@_typing.final
 class Confidence(_message.Message):
-    """Probabilities, 0 to 1."""
+    """Calibrated probabilities of the likeliest answers, 0 to 1; 1 where a person decided."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -125,10 +356,19 @@ class Confidence(_message.Message):
     SENTIMENT_FIELD_NUMBER: _builtins.int
     POINT_FIELD_NUMBER: _builtins.int
     NEED_FIELD_NUMBER: _builtins.int
+    EMOTION_FIELD_NUMBER: _builtins.int
+    INTENT_FIELD_NUMBER: _builtins.int
+    EFFORT_FIELD_NUMBER: _builtins.int
+    URGENCY_FIELD_NUMBER: _builtins.int
     language: _builtins.float
     sentiment: _builtins.float
     point: _builtins.float
     need: _builtins.float
+    """Of the deepest node of the need's path."""
+    emotion: _builtins.float
+    intent: _builtins.float
+    effort: _builtins.float
+    urgency: _builtins.float
     def __init__(
         self,
         *,
@@ -136,10 +376,14 @@ class Confidence(_message.Message):
         sentiment: _builtins.float = ...,
         point: _builtins.float = ...,
         need: _builtins.float = ...,
+        emotion: _builtins.float = ...,
+        intent: _builtins.float = ...,
+        effort: _builtins.float = ...,
+        urgency: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["language", b"language", "need", b"need", "point", b"point", "sentiment", b"sentiment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effort", b"effort", "emotion", b"emotion", "intent", b"intent", "language", b"language", "need", b"need", "point", b"point", "sentiment", b"sentiment", "urgency", b"urgency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,18 +22,25 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from recorrido.inference.v1 import analysis_pb2 as recorrido_dot_inference_dot_v1_dot_analysis__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#recorrido/inference/v1/events.proto\x12\x16recorrido.inference.v1\x1a%recorrido/inference/v1/analysis.proto\"y\n\x10\x46\x65\x65\x64\x62\x61\x63kAnalyzed\x12\x1c\n\x14interaction_event_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x32\n\x08\x61nalysis\x18\x03 \x01(\x0b\x32 .recorrido.inference.v1.Analysis\"\x92\x01\n\x16\x46\x65\x65\x64\x62\x61\x63kAnalysisFailed\x12\x1c\n\x14interaction_event_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x15\n\rmodel_version\x18\x06 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#recorrido/inference/v1/events.proto\x12\x16recorrido.inference.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%recorrido/inference/v1/analysis.proto\"\x90\x01\n\x10\x46\x65\x65\x64\x62\x61\x63kAnalyzed\x12\x1c\n\x14interaction_event_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x32\n\x08\x61nalysis\x18\x03 \x01(\x0b\x32 .recorrido.inference.v1.Analysis\x12\x15\n\rreanalysis_id\x18\x04 \x01(\t\"\x92\x01\n\x16\x46\x65\x65\x64\x62\x61\x63kAnalysisFailed\x12\x1c\n\x14interaction_event_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x15\n\rmodel_version\x18\x06 \x01(\t\"\xae\x01\n\x11\x41nalysisCorrected\x12\x1c\n\x14interaction_event_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x32\n\x08\x61nalysis\x18\x03 \x01(\x0b\x32 .recorrido.inference.v1.Analysis\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0f\n\x07\x63omment\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"\xf8\x01\n\x11ReanalysisStarted\x12\x15\n\rreanalysis_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12-\n\tfrom_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07to_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x63ustomer_ids\x18\x06 \x03(\t\x12\x0f\n\x07sources\x18\x07 \x03(\t\x12\x14\n\x0c\x65nd_position\x18\x08 \x01(\t\x12\r\n\x05\x61\x63tor\x18\t \x01(\t\"\x93\x01\n\x12ReanalysisAdvanced\x12\x15\n\rreanalysis_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\t\x12\x11\n\tverbatims\x18\x03 \x01(\x05\x12\x10\n\x08\x61nalyzed\x18\x04 \x01(\x05\x12\r\n\x05known\x18\x05 \x01(\x05\x12\x0e\n\x06\x66\x61iled\x18\x06 \x01(\x05\x12\x10\n\x08\x63omplete\x18\x07 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'recorrido.inference.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FEEDBACKANALYZED']._serialized_start=102
-  _globals['_FEEDBACKANALYZED']._serialized_end=223
-  _globals['_FEEDBACKANALYSISFAILED']._serialized_start=226
-  _globals['_FEEDBACKANALYSISFAILED']._serialized_end=372
+  _globals['_FEEDBACKANALYZED']._serialized_start=136
+  _globals['_FEEDBACKANALYZED']._serialized_end=280
+  _globals['_FEEDBACKANALYSISFAILED']._serialized_start=283
+  _globals['_FEEDBACKANALYSISFAILED']._serialized_end=429
+  _globals['_ANALYSISCORRECTED']._serialized_start=432
+  _globals['_ANALYSISCORRECTED']._serialized_end=606
+  _globals['_REANALYSISSTARTED']._serialized_start=609
+  _globals['_REANALYSISSTARTED']._serialized_end=857
+  _globals['_REANALYSISADVANCED']._serialized_start=860
+  _globals['_REANALYSISADVANCED']._serialized_end=1007
 # @@protoc_insertion_point(module_scope)

@@ -3,8 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from recorrido.inference.v1 import analysis_pb2 as _analysis_pb2
 import builtins as _builtins
 import sys
@@ -26,9 +29,12 @@ class FeedbackAnalyzed(_message.Message):
     INTERACTION_EVENT_ID_FIELD_NUMBER: _builtins.int
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     ANALYSIS_FIELD_NUMBER: _builtins.int
+    REANALYSIS_ID_FIELD_NUMBER: _builtins.int
     interaction_event_id: _builtins.str
     """The InteractionRecorded event whose verbatim was analysed."""
     customer_id: _builtins.str
+    reanalysis_id: _builtins.str
+    """Set where the history was analysed again: a new opinion of old news, which nobody needs to hurry for."""
     @_builtins.property
     def analysis(self) -> _analysis_pb2.Analysis: ...
     def __init__(
@@ -37,10 +43,11 @@ class FeedbackAnalyzed(_message.Message):
         interaction_event_id: _builtins.str = ...,
         customer_id: _builtins.str = ...,
         analysis: _analysis_pb2.Analysis | None = ...,
+        reanalysis_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "customer_id", b"customer_id", "interaction_event_id", b"interaction_event_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "customer_id", b"customer_id", "interaction_event_id", b"interaction_event_id", "reanalysis_id", b"reanalysis_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -82,3 +89,140 @@ class FeedbackAnalysisFailed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FeedbackAnalysisFailed: _TypeAlias = FeedbackAnalysisFailed  # noqa: Y015
+
+@_typing.final
+class AnalysisCorrected(_message.Message):
+    """A person's judgement of a verbatim. Of all that was said about it this counts, before every model's analysis, earlier
+    or later; of several, the last. Stream: customer-<customer id>.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERACTION_EVENT_ID_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    ANALYSIS_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    COMMENT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    interaction_event_id: _builtins.str
+    customer_id: _builtins.str
+    actor: _builtins.str
+    comment: _builtins.str
+    request_id: _builtins.str
+    @_builtins.property
+    def analysis(self) -> _analysis_pb2.Analysis:
+        """The whole as it counts from now on; `corrected` names what people decided, the rest is the model's that they saw."""
+
+    def __init__(
+        self,
+        *,
+        interaction_event_id: _builtins.str = ...,
+        customer_id: _builtins.str = ...,
+        analysis: _analysis_pb2.Analysis | None = ...,
+        actor: _builtins.str = ...,
+        comment: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "analysis", b"analysis", "comment", b"comment", "customer_id", b"customer_id", "interaction_event_id", b"interaction_event_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnalysisCorrected: _TypeAlias = AnalysisCorrected  # noqa: Y015
+
+@_typing.final
+class ReanalysisStarted(_message.Message):
+    """The history, or a slice of it, is analysed again. Stream: reanalysis-<reanalysis id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REANALYSIS_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    FROM_TIME_FIELD_NUMBER: _builtins.int
+    TO_TIME_FIELD_NUMBER: _builtins.int
+    CUSTOMER_IDS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    END_POSITION_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    reanalysis_id: _builtins.str
+    model: _builtins.str
+    model_version: _builtins.str
+    end_position: _builtins.str
+    """Position in the store up to which the history is meant: what came later was analysed as it came."""
+    actor: _builtins.str
+    @_builtins.property
+    def from_time(self) -> _timestamp_pb2.Timestamp:
+        """Interactions that happened at or after, and before."""
+
+    @_builtins.property
+    def to_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def customer_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only of these customers, and of these sources; none: of all."""
+
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        reanalysis_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        from_time: _timestamp_pb2.Timestamp | None = ...,
+        to_time: _timestamp_pb2.Timestamp | None = ...,
+        customer_ids: _abc.Iterable[_builtins.str] | None = ...,
+        sources: _abc.Iterable[_builtins.str] | None = ...,
+        end_position: _builtins.str = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time", "to_time", b"to_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "customer_ids", b"customer_ids", "end_position", b"end_position", "from_time", b"from_time", "model", b"model", "model_version", b"model_version", "reanalysis_id", b"reanalysis_id", "sources", b"sources", "to_time", b"to_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReanalysisStarted: _TypeAlias = ReanalysisStarted  # noqa: Y015
+
+@_typing.final
+class ReanalysisAdvanced(_message.Message):
+    """How far a reanalysis has come; after a failure it goes on from here. Stream: reanalysis-<reanalysis id>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REANALYSIS_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    VERBATIMS_FIELD_NUMBER: _builtins.int
+    ANALYZED_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    reanalysis_id: _builtins.str
+    position: _builtins.str
+    verbatims: _builtins.int
+    """Since the start: interactions with words that were looked at, and what came of them."""
+    analyzed: _builtins.int
+    known: _builtins.int
+    """Had an analysis of this version before."""
+    failed: _builtins.int
+    complete: _builtins.bool
+    """The end is reached; there is nothing left to do."""
+    def __init__(
+        self,
+        *,
+        reanalysis_id: _builtins.str = ...,
+        position: _builtins.str = ...,
+        verbatims: _builtins.int = ...,
+        analyzed: _builtins.int = ...,
+        known: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analyzed", b"analyzed", "complete", b"complete", "failed", b"failed", "known", b"known", "position", b"position", "reanalysis_id", b"reanalysis_id", "verbatims", b"verbatims"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReanalysisAdvanced: _TypeAlias = ReanalysisAdvanced  # noqa: Y015

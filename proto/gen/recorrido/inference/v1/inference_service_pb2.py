@@ -22,24 +22,83 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from recorrido.inference.v1 import analysis_pb2 as recorrido_dot_inference_dot_v1_dot_analysis__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.recorrido/inference/v1/inference_service.proto\x12\x16recorrido.inference.v1\x1a%recorrido/inference/v1/analysis.proto\"\x1f\n\x0e\x41nalyzeRequest\x12\r\n\x05texts\x18\x01 \x03(\t\"I\n\x0f\x41nalyzeResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.recorrido.inference.v1.AnalyzeResult\"\x8a\x01\n\rAnalyzeResult\x12\x34\n\x08\x61nalysis\x18\x01 \x01(\x0b\x32 .recorrido.inference.v1.AnalysisH\x00\x12\x39\n\x07problem\x18\x02 \x01(\x0b\x32&.recorrido.inference.v1.AnalyzeProblemH\x00\x42\x08\n\x06result\"1\n\x0e\x41nalyzeProblem\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t2n\n\x10InferenceService\x12Z\n\x07\x41nalyze\x12&.recorrido.inference.v1.AnalyzeRequest\x1a\'.recorrido.inference.v1.AnalyzeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.recorrido/inference/v1/inference_service.proto\x12\x16recorrido.inference.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%recorrido/inference/v1/analysis.proto\"6\n\x0e\x41nalyzeRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"I\n\x0f\x41nalyzeResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.recorrido.inference.v1.AnalyzeResult\"\x8a\x01\n\rAnalyzeResult\x12\x34\n\x08\x61nalysis\x18\x01 \x01(\x0b\x32 .recorrido.inference.v1.AnalysisH\x00\x12\x39\n\x07problem\x18\x02 \x01(\x0b\x32&.recorrido.inference.v1.AnalyzeProblemH\x00\x42\x08\n\x06result\"1\n\x0e\x41nalyzeProblem\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"N\n\x14\x41nalyzeStreamRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"\x9a\x01\n\x15\x41nalyzeStreamResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x36\n\x07results\x18\x02 \x03(\x0b\x32%.recorrido.inference.v1.AnalyzeResult\x12\x37\n\x07problem\x18\x03 \x01(\x0b\x32&.recorrido.inference.v1.AnalyzeProblem\"9\n\x12GetTaxonomyRequest\x12\x10\n\x08language\x18\x01 \x01(\t\x12\x11\n\tneed_path\x18\x02 \x01(\t\"x\n\x13GetTaxonomyResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08language\x18\x02 \x01(\t\x12\x11\n\tlanguages\x18\x03 \x03(\t\x12+\n\x05needs\x18\x04 \x03(\x0b\x32\x1c.recorrido.inference.v1.Need\"V\n\x04Need\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05level\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\ndefinition\x18\x04 \x01(\t\x12\x0f\n\x07retired\x18\x05 \x01(\x08\"\x13\n\x11ListModelsRequest\"C\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.recorrido.inference.v1.Model\"\xee\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".recorrido.inference.v1.ModelState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x12\n\nin_service\x18\x05 \x01(\x08\x12\x18\n\x10taxonomy_version\x18\x06 \x01(\t\x12\x11\n\tlanguages\x18\x07 \x03(\t\x12/\n\x07\x61spects\x18\x08 \x03(\x0e\x32\x1e.recorrido.inference.v1.Aspect\x12\x11\n\tsentences\x18\t \x01(\x08\"H\n\x13ListAnalysesRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x1c\n\x14interaction_event_id\x18\x02 \x01(\t\"R\n\x14ListAnalysesResponse\x12:\n\x08\x61nalyses\x18\x01 \x03(\x0b\x32(.recorrido.inference.v1.RecordedAnalysis\"\xa3\x02\n\x10RecordedAnalysis\x12\x1c\n\x14interaction_event_id\x18\x01 \x01(\t\x12/\n\x0brecorded_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x08\x61nalysis\x18\x03 \x01(\x0b\x32 .recorrido.inference.v1.AnalysisH\x00\x12\x39\n\x07problem\x18\x04 \x01(\x0b\x32&.recorrido.inference.v1.AnalyzeProblemH\x00\x12\x0e\n\x06\x63ounts\x18\x05 \x01(\x08\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x0f\n\x07\x63omment\x18\x07 \x01(\t\x12\x15\n\rreanalysis_id\x18\x08 \x01(\tB\x08\n\x06result\"\xb7\x01\n\x16\x43orrectAnalysisRequest\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x1c\n\x14interaction_event_id\x18\x02 \x01(\t\x12\x36\n\ncorrection\x18\x03 \x01(\x0b\x32\".recorrido.inference.v1.Correction\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0f\n\x07\x63omment\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"\x82\x03\n\nCorrection\x12\x15\n\x08language\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x34\n\tsentiment\x18\x02 \x01(\x0e\x32!.recorrido.inference.v1.Sentiment\x12\x30\n\x05point\x18\x03 \x01(\x0e\x32!.recorrido.inference.v1.PointKind\x12\x16\n\tneed_path\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x30\n\x07\x65motion\x18\x05 \x01(\x0e\x32\x1f.recorrido.inference.v1.Emotion\x12.\n\x06intent\x18\x06 \x01(\x0e\x32\x1e.recorrido.inference.v1.Intent\x12.\n\x06\x65\x66\x66ort\x18\x07 \x01(\x0e\x32\x1e.recorrido.inference.v1.Effort\x12\x30\n\x07urgency\x18\x08 \x01(\x0e\x32\x1f.recorrido.inference.v1.UrgencyB\x0b\n\t_languageB\x0c\n\n_need_path\"_\n\x17\x43orrectAnalysisResponse\x12\x32\n\x08\x61nalysis\x18\x01 \x01(\x0b\x32 .recorrido.inference.v1.Analysis\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\"@\n\x18\x45xportCorrectionsRequest\x12\x16\n\x0e\x61\x66ter_position\x18\x01 \x01(\x04\x12\x0c\n\x04mask\x18\x02 \x01(\x08\"\xa2\x02\n\x19\x45xportCorrectionsResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x32\n\x08\x61nalysis\x18\x02 \x01(\x0b\x32 .recorrido.inference.v1.Analysis\x12\x30\n\x06\x62\x65\x66ore\x18\x03 \x01(\x0b\x32 .recorrido.inference.v1.Analysis\x12\x1c\n\x14interaction_event_id\x18\x04 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x05 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x0f\n\x07\x63omment\x18\x07 \x01(\t\x12\x30\n\x0c\x63orrected_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08position\x18\t \x01(\x04\"\x80\x01\n\x05Slice\x12(\n\x04\x66rom\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02to\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x63ustomer_ids\x18\x03 \x03(\t\x12\x0f\n\x07sources\x18\x04 \x03(\t\"\x9b\x01\n\x10ReanalyzeRequest\x12\x15\n\rreanalysis_id\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12,\n\x05slice\x18\x03 \x01(\x0b\x32\x1d.recorrido.inference.v1.Slice\x12\x1c\n\x14max_texts_per_second\x18\x04 \x01(\x01\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\"\xa7\x01\n\x11ReanalyzeResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x14\n\x0c\x65nd_position\x18\x03 \x01(\x04\x12,\n\x05tally\x18\x04 \x01(\x0b\x32\x1d.recorrido.inference.v1.Tally\x12\x13\n\x0bwaiting_for\x18\x05 \x01(\t\x12\x10\n\x08\x63omplete\x18\x06 \x01(\x08\"K\n\x05Tally\x12\x11\n\tverbatims\x18\x01 \x01(\x03\x12\x10\n\x08\x61nalyzed\x18\x02 \x01(\x03\x12\r\n\x05known\x18\x03 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x03\"\x9e\x01\n\x14\x43ompareModelsRequest\x12\x14\n\x0c\x62\x61se_version\x18\x01 \x01(\t\x12\x15\n\rother_version\x18\x02 \x01(\t\x12,\n\x05slice\x18\x03 \x01(\x0b\x32\x1d.recorrido.inference.v1.Slice\x12\x15\n\rmax_verbatims\x18\x04 \x01(\x05\x12\x14\n\x0cmax_examples\x18\x05 \x01(\x05\"\x8a\x01\n\x15\x43ompareModelsResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x14\n\x0c\x65nd_position\x18\x02 \x01(\x04\x12\x36\n\ncomparison\x18\x03 \x01(\x0b\x32\".recorrido.inference.v1.Comparison\x12\x11\n\tverbatims\x18\x04 \x01(\x03\"\x96\x01\n\nComparison\x12\x14\n\x0c\x62\x61se_version\x18\x01 \x01(\t\x12\x15\n\rother_version\x18\x02 \x01(\t\x12\x10\n\x08\x63ompared\x18\x03 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x03\x12\x39\n\x07\x61spects\x18\x05 \x03(\x0b\x32(.recorrido.inference.v1.AspectComparison\"\xd4\x02\n\x10\x41spectComparison\x12.\n\x06\x61spect\x18\x01 \x01(\x0e\x32\x1e.recorrido.inference.v1.Aspect\x12\x10\n\x08\x63ompared\x18\x02 \x01(\x03\x12\x0f\n\x07\x63hanged\x18\x03 \x01(\x03\x12\x15\n\rchanged_share\x18\x04 \x01(\x01\x12\x13\n\x0b\x63hanged_low\x18\x05 \x01(\x01\x12\x14\n\x0c\x63hanged_high\x18\x06 \x01(\x01\x12\x35\n\nconfusions\x18\x07 \x03(\x0b\x32!.recorrido.inference.v1.Confusion\x12;\n\x08\x65xamples\x18\x08 \x03(\x0b\x32).recorrido.inference.v1.ComparisonExample\x12\x0e\n\x06judged\x18\t \x01(\x03\x12\x12\n\nbase_right\x18\n \x01(\x03\x12\x13\n\x0bother_right\x18\x0b \x01(\x03\";\n\tConfusion\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\r\n\x05other\x18\x02 \x01(\t\x12\x11\n\tverbatims\x18\x03 \x01(\x03\"\\\n\x11\x43omparisonExample\x12\x1c\n\x14interaction_event_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\x12\r\n\x05other\x18\x04 \x01(\t\"w\n\x12RetryFailedRequest\x12,\n\x05slice\x18\x01 \x01(\x0b\x32\x1d.recorrido.inference.v1.Slice\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x1c\n\x14max_texts_per_second\x18\x03 \x01(\x01\"\x92\x01\n\x13RetryFailedResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x14\n\x0c\x65nd_position\x18\x02 \x01(\x04\x12,\n\x05tally\x18\x03 \x01(\x0b\x32\x1d.recorrido.inference.v1.Tally\x12\x13\n\x0bwaiting_for\x18\x04 \x01(\t\x12\x10\n\x08\x63omplete\x18\x05 \x01(\x08*v\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11MODEL_STATE_READY\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x1b\n\x17MODEL_STATE_UNAVAILABLE\x10\x03\x32\xc6\x08\n\x10InferenceService\x12Z\n\x07\x41nalyze\x12&.recorrido.inference.v1.AnalyzeRequest\x1a\'.recorrido.inference.v1.AnalyzeResponse\x12p\n\rAnalyzeStream\x12,.recorrido.inference.v1.AnalyzeStreamRequest\x1a-.recorrido.inference.v1.AnalyzeStreamResponse(\x01\x30\x01\x12\x66\n\x0bGetTaxonomy\x12*.recorrido.inference.v1.GetTaxonomyRequest\x1a+.recorrido.inference.v1.GetTaxonomyResponse\x12\x63\n\nListModels\x12).recorrido.inference.v1.ListModelsRequest\x1a*.recorrido.inference.v1.ListModelsResponse\x12i\n\x0cListAnalyses\x12+.recorrido.inference.v1.ListAnalysesRequest\x1a,.recorrido.inference.v1.ListAnalysesResponse\x12r\n\x0f\x43orrectAnalysis\x12..recorrido.inference.v1.CorrectAnalysisRequest\x1a/.recorrido.inference.v1.CorrectAnalysisResponse\x12z\n\x11\x45xportCorrections\x12\x30.recorrido.inference.v1.ExportCorrectionsRequest\x1a\x31.recorrido.inference.v1.ExportCorrectionsResponse0\x01\x12\x62\n\tReanalyze\x12(.recorrido.inference.v1.ReanalyzeRequest\x1a).recorrido.inference.v1.ReanalyzeResponse0\x01\x12n\n\rCompareModels\x12,.recorrido.inference.v1.CompareModelsRequest\x1a-.recorrido.inference.v1.CompareModelsResponse0\x01\x12h\n\x0bRetryFailed\x12*.recorrido.inference.v1.RetryFailedRequest\x1a+.recorrido.inference.v1.RetryFailedResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'recorrido.inference.v1.inference_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ANALYZEREQUEST']._serialized_start=113
-  _globals['_ANALYZEREQUEST']._serialized_end=144
-  _globals['_ANALYZERESPONSE']._serialized_start=146
-  _globals['_ANALYZERESPONSE']._serialized_end=219
-  _globals['_ANALYZERESULT']._serialized_start=222
-  _globals['_ANALYZERESULT']._serialized_end=360
-  _globals['_ANALYZEPROBLEM']._serialized_start=362
-  _globals['_ANALYZEPROBLEM']._serialized_end=411
-  _globals['_INFERENCESERVICE']._serialized_start=413
-  _globals['_INFERENCESERVICE']._serialized_end=523
+  _globals['_MODELSTATE']._serialized_start=4548
+  _globals['_MODELSTATE']._serialized_end=4666
+  _globals['_ANALYZEREQUEST']._serialized_start=146
+  _globals['_ANALYZEREQUEST']._serialized_end=200
+  _globals['_ANALYZERESPONSE']._serialized_start=202
+  _globals['_ANALYZERESPONSE']._serialized_end=275
+  _globals['_ANALYZERESULT']._serialized_start=278
+  _globals['_ANALYZERESULT']._serialized_end=416
+  _globals['_ANALYZEPROBLEM']._serialized_start=418
+  _globals['_ANALYZEPROBLEM']._serialized_end=467
+  _globals['_ANALYZESTREAMREQUEST']._serialized_start=469
+  _globals['_ANALYZESTREAMREQUEST']._serialized_end=547
+  _globals['_ANALYZESTREAMRESPONSE']._serialized_start=550
+  _globals['_ANALYZESTREAMRESPONSE']._serialized_end=704
+  _globals['_GETTAXONOMYREQUEST']._serialized_start=706
+  _globals['_GETTAXONOMYREQUEST']._serialized_end=763
+  _globals['_GETTAXONOMYRESPONSE']._serialized_start=765
+  _globals['_GETTAXONOMYRESPONSE']._serialized_end=885
+  _globals['_NEED']._serialized_start=887
+  _globals['_NEED']._serialized_end=973
+  _globals['_LISTMODELSREQUEST']._serialized_start=975
+  _globals['_LISTMODELSREQUEST']._serialized_end=994
+  _globals['_LISTMODELSRESPONSE']._serialized_start=996
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1063
+  _globals['_MODEL']._serialized_start=1066
+  _globals['_MODEL']._serialized_end=1304
+  _globals['_LISTANALYSESREQUEST']._serialized_start=1306
+  _globals['_LISTANALYSESREQUEST']._serialized_end=1378
+  _globals['_LISTANALYSESRESPONSE']._serialized_start=1380
+  _globals['_LISTANALYSESRESPONSE']._serialized_end=1462
+  _globals['_RECORDEDANALYSIS']._serialized_start=1465
+  _globals['_RECORDEDANALYSIS']._serialized_end=1756
+  _globals['_CORRECTANALYSISREQUEST']._serialized_start=1759
+  _globals['_CORRECTANALYSISREQUEST']._serialized_end=1942
+  _globals['_CORRECTION']._serialized_start=1945
+  _globals['_CORRECTION']._serialized_end=2331
+  _globals['_CORRECTANALYSISRESPONSE']._serialized_start=2333
+  _globals['_CORRECTANALYSISRESPONSE']._serialized_end=2428
+  _globals['_EXPORTCORRECTIONSREQUEST']._serialized_start=2430
+  _globals['_EXPORTCORRECTIONSREQUEST']._serialized_end=2494
+  _globals['_EXPORTCORRECTIONSRESPONSE']._serialized_start=2497
+  _globals['_EXPORTCORRECTIONSRESPONSE']._serialized_end=2787
+  _globals['_SLICE']._serialized_start=2790
+  _globals['_SLICE']._serialized_end=2918
+  _globals['_REANALYZEREQUEST']._serialized_start=2921
+  _globals['_REANALYZEREQUEST']._serialized_end=3076
+  _globals['_REANALYZERESPONSE']._serialized_start=3079
+  _globals['_REANALYZERESPONSE']._serialized_end=3246
+  _globals['_TALLY']._serialized_start=3248
+  _globals['_TALLY']._serialized_end=3323
+  _globals['_COMPAREMODELSREQUEST']._serialized_start=3326
+  _globals['_COMPAREMODELSREQUEST']._serialized_end=3484
+  _globals['_COMPAREMODELSRESPONSE']._serialized_start=3487
+  _globals['_COMPAREMODELSRESPONSE']._serialized_end=3625
+  _globals['_COMPARISON']._serialized_start=3628
+  _globals['_COMPARISON']._serialized_end=3778
+  _globals['_ASPECTCOMPARISON']._serialized_start=3781
+  _globals['_ASPECTCOMPARISON']._serialized_end=4121
+  _globals['_CONFUSION']._serialized_start=4123
+  _globals['_CONFUSION']._serialized_end=4182
+  _globals['_COMPARISONEXAMPLE']._serialized_start=4184
+  _globals['_COMPARISONEXAMPLE']._serialized_end=4276
+  _globals['_RETRYFAILEDREQUEST']._serialized_start=4278
+  _globals['_RETRYFAILEDREQUEST']._serialized_end=4397
+  _globals['_RETRYFAILEDRESPONSE']._serialized_start=4400
+  _globals['_RETRYFAILEDRESPONSE']._serialized_end=4546
+  _globals['_INFERENCESERVICE']._serialized_start=4669
+  _globals['_INFERENCESERVICE']._serialized_end=5763
 # @@protoc_insertion_point(module_scope)

@@ -6,7 +6,9 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from recorrido.inference.v1 import analysis_pb2 as _analysis_pb2
 import builtins as _builtins
 import sys
@@ -19,11 +21,35 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ModelState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_STATE_UNSPECIFIED: _ModelState.ValueType  # 0
+    MODEL_STATE_READY: _ModelState.ValueType  # 1
+    MODEL_STATE_LOADING: _ModelState.ValueType  # 2
+    MODEL_STATE_UNAVAILABLE: _ModelState.ValueType  # 3
+    """Not loaded, or it could not be."""
+
+class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper): ...
+
+MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
+MODEL_STATE_READY: ModelState.ValueType  # 1
+MODEL_STATE_LOADING: ModelState.ValueType  # 2
+MODEL_STATE_UNAVAILABLE: ModelState.ValueType  # 3
+"""Not loaded, or it could not be."""
+Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
+
 @_typing.final
 class AnalyzeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXTS_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """Empty: the one in service."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Each at most 16 KiB of UTF-8."""
@@ -32,10 +58,11 @@ class AnalyzeRequest(_message.Message):
         self,
         *,
         texts: _abc.Iterable[_builtins.str] | None = ...,
+        model_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -109,3 +136,936 @@ class AnalyzeProblem(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AnalyzeProblem: _TypeAlias = AnalyzeProblem  # noqa: Y015
+
+@_typing.final
+class AnalyzeStreamRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The caller's own number, given back in the response."""
+    model_version: _builtins.str
+    """Empty: the one in service."""
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """0 to 1,000."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+        model_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "sequence", b"sequence", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnalyzeStreamRequest: _TypeAlias = AnalyzeStreamRequest  # noqa: Y015
+
+@_typing.final
+class AnalyzeStreamResponse(_message.Message):
+    """Either results, one per text in order, or why the batch as a whole has none. The stream goes on after a problem."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """0 where the request could not be read."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___AnalyzeResult]: ...
+    @_builtins.property
+    def problem(self) -> Global___AnalyzeProblem:
+        """UNAVAILABLE: send it again later. Other reasons: the same batch would fail again."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        results: _abc.Iterable[Global___AnalyzeResult] | None = ...,
+        problem: Global___AnalyzeProblem | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem", "results", b"results", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnalyzeStreamResponse: _TypeAlias = AnalyzeStreamResponse  # noqa: Y015
+
+@_typing.final
+class GetTaxonomyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    NEED_PATH_FIELD_NUMBER: _builtins.int
+    language: _builtins.str
+    """Of names and definitions, such as "sl" or "pt-BR". Empty: the taxonomy's first one."""
+    need_path: _builtins.str
+    """Only this node and those below it. Empty: all."""
+    def __init__(
+        self,
+        *,
+        language: _builtins.str = ...,
+        need_path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["language", b"language", "need_path", b"need_path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTaxonomyRequest: _TypeAlias = GetTaxonomyRequest  # noqa: Y015
+
+@_typing.final
+class GetTaxonomyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    LANGUAGES_FIELD_NUMBER: _builtins.int
+    NEEDS_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    language: _builtins.str
+    """Of names and definitions in this answer."""
+    @_builtins.property
+    def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All that there are."""
+
+    @_builtins.property
+    def needs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Need]:
+        """Parents before their children."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        language: _builtins.str = ...,
+        languages: _abc.Iterable[_builtins.str] | None = ...,
+        needs: _abc.Iterable[Global___Need] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["language", b"language", "languages", b"languages", "needs", b"needs", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTaxonomyResponse: _TypeAlias = GetTaxonomyResponse  # noqa: Y015
+
+@_typing.final
+class Need(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DEFINITION_FIELD_NUMBER: _builtins.int
+    RETIRED_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Ids from the top, joined with "/"."""
+    level: _builtins.int
+    """1 to 3."""
+    name: _builtins.str
+    definition: _builtins.str
+    retired: _builtins.bool
+    """Not told of any more; kept for the history."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        level: _builtins.int = ...,
+        name: _builtins.str = ...,
+        definition: _builtins.str = ...,
+        retired: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition", "level", b"level", "name", b"name", "path", b"path", "retired", b"retired"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Need: _TypeAlias = Need  # noqa: Y015
+
+@_typing.final
+class ListModelsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
+
+@_typing.final
+class ListModelsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___Model] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
+
+@_typing.final
+class Model(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    IN_SERVICE_FIELD_NUMBER: _builtins.int
+    TAXONOMY_VERSION_FIELD_NUMBER: _builtins.int
+    LANGUAGES_FIELD_NUMBER: _builtins.int
+    ASPECTS_FIELD_NUMBER: _builtins.int
+    SENTENCES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.str
+    state: Global___ModelState.ValueType
+    reason: _builtins.str
+    """Why, where it is not ready."""
+    in_service: _builtins.bool
+    """It analyses what is recorded, and what names no version."""
+    taxonomy_version: _builtins.str
+    sentences: _builtins.bool
+    """It also tells the sentences of a text."""
+    @_builtins.property
+    def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ISO 639-1, that it was trained on."""
+
+    @_builtins.property
+    def aspects(self) -> _containers.RepeatedScalarFieldContainer[_analysis_pb2.Aspect.ValueType]:
+        """What its endpoint answers."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        state: Global___ModelState.ValueType = ...,
+        reason: _builtins.str = ...,
+        in_service: _builtins.bool = ...,
+        taxonomy_version: _builtins.str = ...,
+        languages: _abc.Iterable[_builtins.str] | None = ...,
+        aspects: _abc.Iterable[_analysis_pb2.Aspect.ValueType] | None = ...,
+        sentences: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aspects", b"aspects", "in_service", b"in_service", "languages", b"languages", "name", b"name", "reason", b"reason", "sentences", b"sentences", "state", b"state", "taxonomy_version", b"taxonomy_version", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class ListAnalysesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    INTERACTION_EVENT_ID_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    interaction_event_id: _builtins.str
+    """Only about this interaction. Empty: about all."""
+    def __init__(
+        self,
+        *,
+        customer_id: _builtins.str = ...,
+        interaction_event_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "interaction_event_id", b"interaction_event_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAnalysesRequest: _TypeAlias = ListAnalysesRequest  # noqa: Y015
+
+@_typing.final
+class ListAnalysesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANALYSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def analyses(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordedAnalysis]:
+        """By interaction, in the order in which they were recorded; those of one, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        analyses: _abc.Iterable[Global___RecordedAnalysis] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analyses", b"analyses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAnalysesResponse: _TypeAlias = ListAnalysesResponse  # noqa: Y015
+
+@_typing.final
+class RecordedAnalysis(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERACTION_EVENT_ID_FIELD_NUMBER: _builtins.int
+    RECORDED_AT_FIELD_NUMBER: _builtins.int
+    ANALYSIS_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    COMMENT_FIELD_NUMBER: _builtins.int
+    REANALYSIS_ID_FIELD_NUMBER: _builtins.int
+    interaction_event_id: _builtins.str
+    counts: _builtins.bool
+    """Of all about this interaction, the one that counts."""
+    actor: _builtins.str
+    """Who corrected, and what they said to it; empty where a model analysed."""
+    comment: _builtins.str
+    reanalysis_id: _builtins.str
+    @_builtins.property
+    def recorded_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def analysis(self) -> _analysis_pb2.Analysis: ...
+    @_builtins.property
+    def problem(self) -> Global___AnalyzeProblem: ...
+    def __init__(
+        self,
+        *,
+        interaction_event_id: _builtins.str = ...,
+        recorded_at: _timestamp_pb2.Timestamp | None = ...,
+        analysis: _analysis_pb2.Analysis | None = ...,
+        problem: Global___AnalyzeProblem | None = ...,
+        counts: _builtins.bool = ...,
+        actor: _builtins.str = ...,
+        comment: _builtins.str = ...,
+        reanalysis_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "problem", b"problem", "recorded_at", b"recorded_at", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "analysis", b"analysis", "comment", b"comment", "counts", b"counts", "interaction_event_id", b"interaction_event_id", "problem", b"problem", "reanalysis_id", b"reanalysis_id", "recorded_at", b"recorded_at", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["analysis", "problem"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___RecordedAnalysis: _TypeAlias = RecordedAnalysis  # noqa: Y015
+
+@_typing.final
+class CorrectAnalysisRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    INTERACTION_EVENT_ID_FIELD_NUMBER: _builtins.int
+    CORRECTION_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    COMMENT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    """Whose stream the interaction is recorded in: the customer id that its source gave it."""
+    interaction_event_id: _builtins.str
+    """The InteractionRecorded event."""
+    actor: _builtins.str
+    comment: _builtins.str
+    """At most 1,024 characters."""
+    request_id: _builtins.str
+    """Chosen by the caller, 1 to 128 characters."""
+    @_builtins.property
+    def correction(self) -> Global___Correction:
+        """What is so. At least one; what is not set stays as it is."""
+
+    def __init__(
+        self,
+        *,
+        customer_id: _builtins.str = ...,
+        interaction_event_id: _builtins.str = ...,
+        correction: Global___Correction | None = ...,
+        actor: _builtins.str = ...,
+        comment: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["correction", b"correction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "comment", b"comment", "correction", b"correction", "customer_id", b"customer_id", "interaction_event_id", b"interaction_event_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CorrectAnalysisRequest: _TypeAlias = CorrectAnalysisRequest  # noqa: Y015
+
+@_typing.final
+class Correction(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    SENTIMENT_FIELD_NUMBER: _builtins.int
+    POINT_FIELD_NUMBER: _builtins.int
+    NEED_PATH_FIELD_NUMBER: _builtins.int
+    EMOTION_FIELD_NUMBER: _builtins.int
+    INTENT_FIELD_NUMBER: _builtins.int
+    EFFORT_FIELD_NUMBER: _builtins.int
+    URGENCY_FIELD_NUMBER: _builtins.int
+    language: _builtins.str
+    """ISO 639-1."""
+    sentiment: _analysis_pb2.Sentiment.ValueType
+    point: _analysis_pb2.PointKind.ValueType
+    need_path: _builtins.str
+    """A path of the taxonomy, on any level. Set and empty: no need is told."""
+    emotion: _analysis_pb2.Emotion.ValueType
+    intent: _analysis_pb2.Intent.ValueType
+    effort: _analysis_pb2.Effort.ValueType
+    urgency: _analysis_pb2.Urgency.ValueType
+    def __init__(
+        self,
+        *,
+        language: _builtins.str | None = ...,
+        sentiment: _analysis_pb2.Sentiment.ValueType = ...,
+        point: _analysis_pb2.PointKind.ValueType = ...,
+        need_path: _builtins.str | None = ...,
+        emotion: _analysis_pb2.Emotion.ValueType = ...,
+        intent: _analysis_pb2.Intent.ValueType = ...,
+        effort: _analysis_pb2.Effort.ValueType = ...,
+        urgency: _analysis_pb2.Urgency.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_language", b"_language", "_need_path", b"_need_path", "language", b"language", "need_path", b"need_path"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_language", b"_language", "_need_path", b"_need_path", "effort", b"effort", "emotion", b"emotion", "intent", b"intent", "language", b"language", "need_path", b"need_path", "point", b"point", "sentiment", b"sentiment", "urgency", b"urgency"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__language: _TypeAlias = _typing.Literal["language"]  # noqa: Y015
+    _WhichOneofArgType__language: _TypeAlias = _typing.Literal["_language", b"_language"]  # noqa: Y015
+    _WhichOneofReturnType__need_path: _TypeAlias = _typing.Literal["need_path"]  # noqa: Y015
+    _WhichOneofArgType__need_path: _TypeAlias = _typing.Literal["_need_path", b"_need_path"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__language) -> _WhichOneofReturnType__language | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__need_path) -> _WhichOneofReturnType__need_path | None: ...
+
+Global___Correction: _TypeAlias = Correction  # noqa: Y015
+
+@_typing.final
+class CorrectAnalysisResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANALYSIS_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """Of the AnalysisCorrected event."""
+    @_builtins.property
+    def analysis(self) -> _analysis_pb2.Analysis:
+        """As it counts from now on."""
+
+    def __init__(
+        self,
+        *,
+        analysis: _analysis_pb2.Analysis | None = ...,
+        event_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "event_id", b"event_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CorrectAnalysisResponse: _TypeAlias = CorrectAnalysisResponse  # noqa: Y015
+
+@_typing.final
+class ExportCorrectionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_POSITION_FIELD_NUMBER: _builtins.int
+    MASK_FIELD_NUMBER: _builtins.int
+    after_position: _builtins.int
+    """The `position` of the last one that was read before; 0: from the beginning."""
+    mask: _builtins.bool
+    """E-mail addresses, telephone, card and account numbers in the texts give way to their kind, such as "[email]"."""
+    def __init__(
+        self,
+        *,
+        after_position: _builtins.int = ...,
+        mask: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_position", b"after_position", "mask", b"mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportCorrectionsRequest: _TypeAlias = ExportCorrectionsRequest  # noqa: Y015
+
+@_typing.final
+class ExportCorrectionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    ANALYSIS_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    INTERACTION_EVENT_ID_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    COMMENT_FIELD_NUMBER: _builtins.int
+    CORRECTED_AT_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    interaction_event_id: _builtins.str
+    channel: _builtins.str
+    """In lower case, such as "web"."""
+    actor: _builtins.str
+    comment: _builtins.str
+    position: _builtins.int
+    """Of the correction in the store."""
+    @_builtins.property
+    def analysis(self) -> _analysis_pb2.Analysis:
+        """As a person corrected it."""
+
+    @_builtins.property
+    def before(self) -> _analysis_pb2.Analysis:
+        """What the model had said; absent where it had said nothing."""
+
+    @_builtins.property
+    def corrected_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        analysis: _analysis_pb2.Analysis | None = ...,
+        before: _analysis_pb2.Analysis | None = ...,
+        interaction_event_id: _builtins.str = ...,
+        channel: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        comment: _builtins.str = ...,
+        corrected_at: _timestamp_pb2.Timestamp | None = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "before", b"before", "corrected_at", b"corrected_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "analysis", b"analysis", "before", b"before", "channel", b"channel", "comment", b"comment", "corrected_at", b"corrected_at", "interaction_event_id", b"interaction_event_id", "position", b"position", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportCorrectionsResponse: _TypeAlias = ExportCorrectionsResponse  # noqa: Y015
+
+@_typing.final
+class Slice(_message.Message):
+    """What part of the history is meant; all that is set must be so."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    CUSTOMER_IDS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def to(self) -> _timestamp_pb2.Timestamp:
+        """Happened before."""
+
+    @_builtins.property
+    def customer_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At most 1,000. None: of all."""
+
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        to: _timestamp_pb2.Timestamp | None = ...,
+        customer_ids: _abc.Iterable[_builtins.str] | None = ...,
+        sources: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_ids", b"customer_ids", "from", b"from", "sources", b"sources", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Slice: _TypeAlias = Slice  # noqa: Y015
+
+@_typing.final
+class ReanalyzeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REANALYSIS_ID_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    SLICE_FIELD_NUMBER: _builtins.int
+    MAX_TEXTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    reanalysis_id: _builtins.str
+    """1 to 64 letters, digits, - and _. The same again goes on where it stopped."""
+    model_version: _builtins.str
+    """Empty: the one in service when it is first asked for."""
+    max_texts_per_second: _builtins.float
+    """Texts a second. 0: as many as go, one batch after the other."""
+    actor: _builtins.str
+    @_builtins.property
+    def slice(self) -> Global___Slice: ...
+    def __init__(
+        self,
+        *,
+        reanalysis_id: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        slice: Global___Slice | None = ...,
+        max_texts_per_second: _builtins.float = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["slice", b"slice"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "max_texts_per_second", b"max_texts_per_second", "model_version", b"model_version", "reanalysis_id", b"reanalysis_id", "slice", b"slice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReanalyzeRequest: _TypeAlias = ReanalyzeRequest  # noqa: Y015
+
+@_typing.final
+class ReanalyzeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    END_POSITION_FIELD_NUMBER: _builtins.int
+    TALLY_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    position: _builtins.int
+    """Store positions: how far the history has been read, and where it ends."""
+    end_position: _builtins.int
+    waiting_for: _builtins.str
+    """A part that is away and waited for, such as "triton". Empty: it is under way."""
+    complete: _builtins.bool
+    @_builtins.property
+    def tally(self) -> Global___Tally: ...
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+        position: _builtins.int = ...,
+        end_position: _builtins.int = ...,
+        tally: Global___Tally | None = ...,
+        waiting_for: _builtins.str = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tally", b"tally"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "end_position", b"end_position", "model_version", b"model_version", "position", b"position", "tally", b"tally", "waiting_for", b"waiting_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReanalyzeResponse: _TypeAlias = ReanalyzeResponse  # noqa: Y015
+
+@_typing.final
+class Tally(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERBATIMS_FIELD_NUMBER: _builtins.int
+    ANALYZED_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    verbatims: _builtins.int
+    """Interactions with words that were looked at."""
+    analyzed: _builtins.int
+    known: _builtins.int
+    """Understood before."""
+    failed: _builtins.int
+    def __init__(
+        self,
+        *,
+        verbatims: _builtins.int = ...,
+        analyzed: _builtins.int = ...,
+        known: _builtins.int = ...,
+        failed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analyzed", b"analyzed", "failed", b"failed", "known", b"known", "verbatims", b"verbatims"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tally: _TypeAlias = Tally  # noqa: Y015
+
+@_typing.final
+class CompareModelsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_VERSION_FIELD_NUMBER: _builtins.int
+    OTHER_VERSION_FIELD_NUMBER: _builtins.int
+    SLICE_FIELD_NUMBER: _builtins.int
+    MAX_VERBATIMS_FIELD_NUMBER: _builtins.int
+    MAX_EXAMPLES_FIELD_NUMBER: _builtins.int
+    base_version: _builtins.str
+    other_version: _builtins.str
+    max_verbatims: _builtins.int
+    """Verbatims, the first of the slice. 0: all."""
+    max_examples: _builtins.int
+    """Examples of each aspect, 0 to 20. Their texts are masked and cut."""
+    @_builtins.property
+    def slice(self) -> Global___Slice: ...
+    def __init__(
+        self,
+        *,
+        base_version: _builtins.str = ...,
+        other_version: _builtins.str = ...,
+        slice: Global___Slice | None = ...,
+        max_verbatims: _builtins.int = ...,
+        max_examples: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["slice", b"slice"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_version", b"base_version", "max_examples", b"max_examples", "max_verbatims", b"max_verbatims", "other_version", b"other_version", "slice", b"slice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareModelsRequest: _TypeAlias = CompareModelsRequest  # noqa: Y015
+
+@_typing.final
+class CompareModelsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    END_POSITION_FIELD_NUMBER: _builtins.int
+    COMPARISON_FIELD_NUMBER: _builtins.int
+    VERBATIMS_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    end_position: _builtins.int
+    verbatims: _builtins.int
+    @_builtins.property
+    def comparison(self) -> Global___Comparison:
+        """In the last message alone."""
+
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        end_position: _builtins.int = ...,
+        comparison: Global___Comparison | None = ...,
+        verbatims: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison", "end_position", b"end_position", "position", b"position", "verbatims", b"verbatims"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareModelsResponse: _TypeAlias = CompareModelsResponse  # noqa: Y015
+
+@_typing.final
+class Comparison(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_VERSION_FIELD_NUMBER: _builtins.int
+    OTHER_VERSION_FIELD_NUMBER: _builtins.int
+    COMPARED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    ASPECTS_FIELD_NUMBER: _builtins.int
+    base_version: _builtins.str
+    other_version: _builtins.str
+    compared: _builtins.int
+    """Verbatims that both versions analysed, and those that one of them could not."""
+    failed: _builtins.int
+    @_builtins.property
+    def aspects(self) -> _containers.RepeatedCompositeFieldContainer[Global___AspectComparison]: ...
+    def __init__(
+        self,
+        *,
+        base_version: _builtins.str = ...,
+        other_version: _builtins.str = ...,
+        compared: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        aspects: _abc.Iterable[Global___AspectComparison] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aspects", b"aspects", "base_version", b"base_version", "compared", b"compared", "failed", b"failed", "other_version", b"other_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
+
+@_typing.final
+class AspectComparison(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASPECT_FIELD_NUMBER: _builtins.int
+    COMPARED_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    CHANGED_SHARE_FIELD_NUMBER: _builtins.int
+    CHANGED_LOW_FIELD_NUMBER: _builtins.int
+    CHANGED_HIGH_FIELD_NUMBER: _builtins.int
+    CONFUSIONS_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    JUDGED_FIELD_NUMBER: _builtins.int
+    BASE_RIGHT_FIELD_NUMBER: _builtins.int
+    OTHER_RIGHT_FIELD_NUMBER: _builtins.int
+    aspect: _analysis_pb2.Aspect.ValueType
+    compared: _builtins.int
+    """Verbatims about which both versions have an answer, "unsure" among them, and those where it differs."""
+    changed: _builtins.int
+    changed_share: _builtins.float
+    """0 to 1, with its 95 % interval (Wilson 1927)."""
+    changed_low: _builtins.float
+    changed_high: _builtins.float
+    judged: _builtins.int
+    """Verbatims in which a person decided this, and how often each version had said the same."""
+    base_right: _builtins.int
+    other_right: _builtins.int
+    @_builtins.property
+    def confusions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Confusion]:
+        """How often one label met the other, most frequent first. Needs are told by their first level."""
+
+    @_builtins.property
+    def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComparisonExample]: ...
+    def __init__(
+        self,
+        *,
+        aspect: _analysis_pb2.Aspect.ValueType = ...,
+        compared: _builtins.int = ...,
+        changed: _builtins.int = ...,
+        changed_share: _builtins.float = ...,
+        changed_low: _builtins.float = ...,
+        changed_high: _builtins.float = ...,
+        confusions: _abc.Iterable[Global___Confusion] | None = ...,
+        examples: _abc.Iterable[Global___ComparisonExample] | None = ...,
+        judged: _builtins.int = ...,
+        base_right: _builtins.int = ...,
+        other_right: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aspect", b"aspect", "base_right", b"base_right", "changed", b"changed", "changed_high", b"changed_high", "changed_low", b"changed_low", "changed_share", b"changed_share", "compared", b"compared", "confusions", b"confusions", "examples", b"examples", "judged", b"judged", "other_right", b"other_right"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AspectComparison: _TypeAlias = AspectComparison  # noqa: Y015
+
+@_typing.final
+class Confusion(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    VERBATIMS_FIELD_NUMBER: _builtins.int
+    base: _builtins.str
+    """In lower case, such as "negative" or "delivery"; "none" where no need is told, "unsure" where the version abstained."""
+    other: _builtins.str
+    verbatims: _builtins.int
+    def __init__(
+        self,
+        *,
+        base: _builtins.str = ...,
+        other: _builtins.str = ...,
+        verbatims: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "other", b"other", "verbatims", b"verbatims"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Confusion: _TypeAlias = Confusion  # noqa: Y015
+
+@_typing.final
+class ComparisonExample(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERACTION_EVENT_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    interaction_event_id: _builtins.str
+    text: _builtins.str
+    """Masked, at most 200 characters."""
+    base: _builtins.str
+    other: _builtins.str
+    def __init__(
+        self,
+        *,
+        interaction_event_id: _builtins.str = ...,
+        text: _builtins.str = ...,
+        base: _builtins.str = ...,
+        other: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "interaction_event_id", b"interaction_event_id", "other", b"other", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComparisonExample: _TypeAlias = ComparisonExample  # noqa: Y015
+
+@_typing.final
+class RetryFailedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLICE_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    MAX_TEXTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """Empty: the one in service."""
+    max_texts_per_second: _builtins.float
+    @_builtins.property
+    def slice(self) -> Global___Slice: ...
+    def __init__(
+        self,
+        *,
+        slice: Global___Slice | None = ...,
+        model_version: _builtins.str = ...,
+        max_texts_per_second: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["slice", b"slice"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_texts_per_second", b"max_texts_per_second", "model_version", b"model_version", "slice", b"slice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryFailedRequest: _TypeAlias = RetryFailedRequest  # noqa: Y015
+
+@_typing.final
+class RetryFailedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    END_POSITION_FIELD_NUMBER: _builtins.int
+    TALLY_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    end_position: _builtins.int
+    waiting_for: _builtins.str
+    complete: _builtins.bool
+    @_builtins.property
+    def tally(self) -> Global___Tally: ...
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        end_position: _builtins.int = ...,
+        tally: Global___Tally | None = ...,
+        waiting_for: _builtins.str = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tally", b"tally"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "end_position", b"end_position", "position", b"position", "tally", b"tally", "waiting_for", b"waiting_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryFailedResponse: _TypeAlias = RetryFailedResponse  # noqa: Y015

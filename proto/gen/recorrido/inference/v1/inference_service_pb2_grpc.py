@@ -40,6 +40,51 @@ class InferenceServiceStub:
                 request_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.AnalyzeRequest.SerializeToString,
                 response_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.AnalyzeResponse.FromString,
                 _registered_method=True)
+        self.AnalyzeStream = channel.stream_stream(
+                '/recorrido.inference.v1.InferenceService/AnalyzeStream',
+                request_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.AnalyzeStreamRequest.SerializeToString,
+                response_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.AnalyzeStreamResponse.FromString,
+                _registered_method=True)
+        self.GetTaxonomy = channel.unary_unary(
+                '/recorrido.inference.v1.InferenceService/GetTaxonomy',
+                request_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.GetTaxonomyRequest.SerializeToString,
+                response_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.GetTaxonomyResponse.FromString,
+                _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/recorrido.inference.v1.InferenceService/ListModels',
+                request_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.ListAnalyses = channel.unary_unary(
+                '/recorrido.inference.v1.InferenceService/ListAnalyses',
+                request_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ListAnalysesRequest.SerializeToString,
+                response_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ListAnalysesResponse.FromString,
+                _registered_method=True)
+        self.CorrectAnalysis = channel.unary_unary(
+                '/recorrido.inference.v1.InferenceService/CorrectAnalysis',
+                request_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.CorrectAnalysisRequest.SerializeToString,
+                response_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.CorrectAnalysisResponse.FromString,
+                _registered_method=True)
+        self.ExportCorrections = channel.unary_stream(
+                '/recorrido.inference.v1.InferenceService/ExportCorrections',
+                request_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ExportCorrectionsRequest.SerializeToString,
+                response_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ExportCorrectionsResponse.FromString,
+                _registered_method=True)
+        self.Reanalyze = channel.unary_stream(
+                '/recorrido.inference.v1.InferenceService/Reanalyze',
+                request_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ReanalyzeRequest.SerializeToString,
+                response_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ReanalyzeResponse.FromString,
+                _registered_method=True)
+        self.CompareModels = channel.unary_stream(
+                '/recorrido.inference.v1.InferenceService/CompareModels',
+                request_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.CompareModelsRequest.SerializeToString,
+                response_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.CompareModelsResponse.FromString,
+                _registered_method=True)
+        self.RetryFailed = channel.unary_stream(
+                '/recorrido.inference.v1.InferenceService/RetryFailed',
+                request_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.RetryFailedRequest.SerializeToString,
+                response_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.RetryFailedResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -47,7 +92,77 @@ class InferenceServiceServicer:
     """
 
     def Analyze(self, request, context):
-        """Analyses up to 1,000 texts without recording anything; one result per text, in order.
+        """Analyses up to 1,000 texts without recording anything; one result per text, in order. A text that cannot be analysed
+        has its reason in its own result.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AnalyzeStream(self, request_iterator, context):
+        """The same for as many texts as there are, in batches that are answered in order. While a few batches are unanswered
+        no more are read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTaxonomy(self, request, context):
+        """The hierarchy of customer needs, in one language. A need that is retired stays, so that history keeps its names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModels(self, request, context):
+        """The model versions that are known to Triton, and which of them analyses what is recorded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAnalyses(self, request, context):
+        """All that was said about a customer's verbatims: by every model version, and by people. NOT_FOUND when nothing is
+        recorded of the customer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CorrectAnalysis(self, request, context):
+        """Records a person's judgement, which wins over the models in every read. A request_id repeated changes nothing;
+        ALREADY_EXISTS with other content.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportCorrections(self, request, context):
+        """The corrections that count, with the words they are about, oldest first: what the next training learns from.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reanalyze(self, request, context):
+        """Analyses the history, or a slice of it, with one model version, and records what that version has not said yet. The
+        older analyses stay. Tells about once a second how far it is. Lasts as long as the call; the same reanalysis_id
+        goes on where it stopped. ABORTED while another call is at it, ALREADY_EXISTS with other terms.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareModels(self, request, context):
+        """How two model versions differ over the history. Takes what is recorded, and asks the model where nothing is; records
+        nothing. The last message holds the comparison.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryFailed(self, request, context):
+        """Tries again the verbatims whose analysis failed and that nobody understood since.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -60,6 +175,51 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Analyze,
                     request_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.AnalyzeRequest.FromString,
                     response_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.AnalyzeResponse.SerializeToString,
+            ),
+            'AnalyzeStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.AnalyzeStream,
+                    request_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.AnalyzeStreamRequest.FromString,
+                    response_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.AnalyzeStreamResponse.SerializeToString,
+            ),
+            'GetTaxonomy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTaxonomy,
+                    request_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.GetTaxonomyRequest.FromString,
+                    response_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.GetTaxonomyResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ListModelsRequest.FromString,
+                    response_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'ListAnalyses': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAnalyses,
+                    request_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ListAnalysesRequest.FromString,
+                    response_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ListAnalysesResponse.SerializeToString,
+            ),
+            'CorrectAnalysis': grpc.unary_unary_rpc_method_handler(
+                    servicer.CorrectAnalysis,
+                    request_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.CorrectAnalysisRequest.FromString,
+                    response_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.CorrectAnalysisResponse.SerializeToString,
+            ),
+            'ExportCorrections': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportCorrections,
+                    request_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ExportCorrectionsRequest.FromString,
+                    response_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ExportCorrectionsResponse.SerializeToString,
+            ),
+            'Reanalyze': grpc.unary_stream_rpc_method_handler(
+                    servicer.Reanalyze,
+                    request_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ReanalyzeRequest.FromString,
+                    response_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ReanalyzeResponse.SerializeToString,
+            ),
+            'CompareModels': grpc.unary_stream_rpc_method_handler(
+                    servicer.CompareModels,
+                    request_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.CompareModelsRequest.FromString,
+                    response_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.CompareModelsResponse.SerializeToString,
+            ),
+            'RetryFailed': grpc.unary_stream_rpc_method_handler(
+                    servicer.RetryFailed,
+                    request_deserializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.RetryFailedRequest.FromString,
+                    response_serializer=recorrido_dot_inference_dot_v1_dot_inference__service__pb2.RetryFailedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +250,249 @@ class InferenceService:
             '/recorrido.inference.v1.InferenceService/Analyze',
             recorrido_dot_inference_dot_v1_dot_inference__service__pb2.AnalyzeRequest.SerializeToString,
             recorrido_dot_inference_dot_v1_dot_inference__service__pb2.AnalyzeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnalyzeStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/recorrido.inference.v1.InferenceService/AnalyzeStream',
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.AnalyzeStreamRequest.SerializeToString,
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.AnalyzeStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTaxonomy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.inference.v1.InferenceService/GetTaxonomy',
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.GetTaxonomyRequest.SerializeToString,
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.GetTaxonomyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.inference.v1.InferenceService/ListModels',
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ListModelsRequest.SerializeToString,
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAnalyses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.inference.v1.InferenceService/ListAnalyses',
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ListAnalysesRequest.SerializeToString,
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ListAnalysesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CorrectAnalysis(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.inference.v1.InferenceService/CorrectAnalysis',
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.CorrectAnalysisRequest.SerializeToString,
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.CorrectAnalysisResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportCorrections(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/recorrido.inference.v1.InferenceService/ExportCorrections',
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ExportCorrectionsRequest.SerializeToString,
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ExportCorrectionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reanalyze(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/recorrido.inference.v1.InferenceService/Reanalyze',
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ReanalyzeRequest.SerializeToString,
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.ReanalyzeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/recorrido.inference.v1.InferenceService/CompareModels',
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.CompareModelsRequest.SerializeToString,
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.CompareModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryFailed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/recorrido.inference.v1.InferenceService/RetryFailed',
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.RetryFailedRequest.SerializeToString,
+            recorrido_dot_inference_dot_v1_dot_inference__service__pb2.RetryFailedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,7 +34,38 @@ class InferenceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
     Analyze: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.AnalyzeRequest, _inference_service_pb2.AnalyzeResponse]
-    """Analyses up to 1,000 texts without recording anything; one result per text, in order."""
+    """Analyses up to 1,000 texts without recording anything; one result per text, in order. A text that cannot be analysed
+    has its reason in its own result.
+    """
+    AnalyzeStream: _grpc.StreamStreamMultiCallable[_inference_service_pb2.AnalyzeStreamRequest, _inference_service_pb2.AnalyzeStreamResponse]
+    """The same for as many texts as there are, in batches that are answered in order. While a few batches are unanswered
+    no more are read.
+    """
+    GetTaxonomy: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.GetTaxonomyRequest, _inference_service_pb2.GetTaxonomyResponse]
+    """The hierarchy of customer needs, in one language. A need that is retired stays, so that history keeps its names."""
+    ListModels: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.ListModelsRequest, _inference_service_pb2.ListModelsResponse]
+    """The model versions that are known to Triton, and which of them analyses what is recorded."""
+    ListAnalyses: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.ListAnalysesRequest, _inference_service_pb2.ListAnalysesResponse]
+    """All that was said about a customer's verbatims: by every model version, and by people. NOT_FOUND when nothing is
+    recorded of the customer.
+    """
+    CorrectAnalysis: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.CorrectAnalysisRequest, _inference_service_pb2.CorrectAnalysisResponse]
+    """Records a person's judgement, which wins over the models in every read. A request_id repeated changes nothing;
+    ALREADY_EXISTS with other content.
+    """
+    ExportCorrections: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.ExportCorrectionsRequest, _inference_service_pb2.ExportCorrectionsResponse]
+    """The corrections that count, with the words they are about, oldest first: what the next training learns from."""
+    Reanalyze: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.ReanalyzeRequest, _inference_service_pb2.ReanalyzeResponse]
+    """Analyses the history, or a slice of it, with one model version, and records what that version has not said yet. The
+    older analyses stay. Tells about once a second how far it is. Lasts as long as the call; the same reanalysis_id
+    goes on where it stopped. ABORTED while another call is at it, ALREADY_EXISTS with other terms.
+    """
+    CompareModels: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.CompareModelsRequest, _inference_service_pb2.CompareModelsResponse]
+    """How two model versions differ over the history. Takes what is recorded, and asks the model where nothing is; records
+    nothing. The last message holds the comparison.
+    """
+    RetryFailed: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.RetryFailedRequest, _inference_service_pb2.RetryFailedResponse]
+    """Tries again the verbatims whose analysis failed and that nobody understood since."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -42,7 +73,38 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Analyze: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.AnalyzeRequest, _inference_service_pb2.AnalyzeResponse]  # type: ignore[assignment]
-    """Analyses up to 1,000 texts without recording anything; one result per text, in order."""
+    """Analyses up to 1,000 texts without recording anything; one result per text, in order. A text that cannot be analysed
+    has its reason in its own result.
+    """
+    AnalyzeStream: _aio.StreamStreamMultiCallable[_inference_service_pb2.AnalyzeStreamRequest, _inference_service_pb2.AnalyzeStreamResponse]  # type: ignore[assignment]
+    """The same for as many texts as there are, in batches that are answered in order. While a few batches are unanswered
+    no more are read.
+    """
+    GetTaxonomy: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.GetTaxonomyRequest, _inference_service_pb2.GetTaxonomyResponse]  # type: ignore[assignment]
+    """The hierarchy of customer needs, in one language. A need that is retired stays, so that history keeps its names."""
+    ListModels: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.ListModelsRequest, _inference_service_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """The model versions that are known to Triton, and which of them analyses what is recorded."""
+    ListAnalyses: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.ListAnalysesRequest, _inference_service_pb2.ListAnalysesResponse]  # type: ignore[assignment]
+    """All that was said about a customer's verbatims: by every model version, and by people. NOT_FOUND when nothing is
+    recorded of the customer.
+    """
+    CorrectAnalysis: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.CorrectAnalysisRequest, _inference_service_pb2.CorrectAnalysisResponse]  # type: ignore[assignment]
+    """Records a person's judgement, which wins over the models in every read. A request_id repeated changes nothing;
+    ALREADY_EXISTS with other content.
+    """
+    ExportCorrections: _aio.UnaryStreamMultiCallable[_inference_service_pb2.ExportCorrectionsRequest, _inference_service_pb2.ExportCorrectionsResponse]  # type: ignore[assignment]
+    """The corrections that count, with the words they are about, oldest first: what the next training learns from."""
+    Reanalyze: _aio.UnaryStreamMultiCallable[_inference_service_pb2.ReanalyzeRequest, _inference_service_pb2.ReanalyzeResponse]  # type: ignore[assignment]
+    """Analyses the history, or a slice of it, with one model version, and records what that version has not said yet. The
+    older analyses stay. Tells about once a second how far it is. Lasts as long as the call; the same reanalysis_id
+    goes on where it stopped. ABORTED while another call is at it, ALREADY_EXISTS with other terms.
+    """
+    CompareModels: _aio.UnaryStreamMultiCallable[_inference_service_pb2.CompareModelsRequest, _inference_service_pb2.CompareModelsResponse]  # type: ignore[assignment]
+    """How two model versions differ over the history. Takes what is recorded, and asks the model where nothing is; records
+    nothing. The last message holds the comparison.
+    """
+    RetryFailed: _aio.UnaryStreamMultiCallable[_inference_service_pb2.RetryFailedRequest, _inference_service_pb2.RetryFailedResponse]  # type: ignore[assignment]
+    """Tries again the verbatims whose analysis failed and that nobody understood since."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """What does it mean?"""
@@ -53,6 +115,91 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_service_pb2.AnalyzeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_service_pb2.AnalyzeResponse, _abc.Awaitable[_inference_service_pb2.AnalyzeResponse]]:
-        """Analyses up to 1,000 texts without recording anything; one result per text, in order."""
+        """Analyses up to 1,000 texts without recording anything; one result per text, in order. A text that cannot be analysed
+        has its reason in its own result.
+        """
+
+    @_abc_1.abstractmethod
+    def AnalyzeStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_inference_service_pb2.AnalyzeStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.AnalyzeStreamResponse], _abc.AsyncIterator[_inference_service_pb2.AnalyzeStreamResponse]]:
+        """The same for as many texts as there are, in batches that are answered in order. While a few batches are unanswered
+        no more are read.
+        """
+
+    @_abc_1.abstractmethod
+    def GetTaxonomy(
+        self,
+        request: _inference_service_pb2.GetTaxonomyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.GetTaxonomyResponse, _abc.Awaitable[_inference_service_pb2.GetTaxonomyResponse]]:
+        """The hierarchy of customer needs, in one language. A need that is retired stays, so that history keeps its names."""
+
+    @_abc_1.abstractmethod
+    def ListModels(
+        self,
+        request: _inference_service_pb2.ListModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.ListModelsResponse, _abc.Awaitable[_inference_service_pb2.ListModelsResponse]]:
+        """The model versions that are known to Triton, and which of them analyses what is recorded."""
+
+    @_abc_1.abstractmethod
+    def ListAnalyses(
+        self,
+        request: _inference_service_pb2.ListAnalysesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.ListAnalysesResponse, _abc.Awaitable[_inference_service_pb2.ListAnalysesResponse]]:
+        """All that was said about a customer's verbatims: by every model version, and by people. NOT_FOUND when nothing is
+        recorded of the customer.
+        """
+
+    @_abc_1.abstractmethod
+    def CorrectAnalysis(
+        self,
+        request: _inference_service_pb2.CorrectAnalysisRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.CorrectAnalysisResponse, _abc.Awaitable[_inference_service_pb2.CorrectAnalysisResponse]]:
+        """Records a person's judgement, which wins over the models in every read. A request_id repeated changes nothing;
+        ALREADY_EXISTS with other content.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportCorrections(
+        self,
+        request: _inference_service_pb2.ExportCorrectionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.ExportCorrectionsResponse], _abc.AsyncIterator[_inference_service_pb2.ExportCorrectionsResponse]]:
+        """The corrections that count, with the words they are about, oldest first: what the next training learns from."""
+
+    @_abc_1.abstractmethod
+    def Reanalyze(
+        self,
+        request: _inference_service_pb2.ReanalyzeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.ReanalyzeResponse], _abc.AsyncIterator[_inference_service_pb2.ReanalyzeResponse]]:
+        """Analyses the history, or a slice of it, with one model version, and records what that version has not said yet. The
+        older analyses stay. Tells about once a second how far it is. Lasts as long as the call; the same reanalysis_id
+        goes on where it stopped. ABORTED while another call is at it, ALREADY_EXISTS with other terms.
+        """
+
+    @_abc_1.abstractmethod
+    def CompareModels(
+        self,
+        request: _inference_service_pb2.CompareModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.CompareModelsResponse], _abc.AsyncIterator[_inference_service_pb2.CompareModelsResponse]]:
+        """How two model versions differ over the history. Takes what is recorded, and asks the model where nothing is; records
+        nothing. The last message holds the comparison.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryFailed(
+        self,
+        request: _inference_service_pb2.RetryFailedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.RetryFailedResponse], _abc.AsyncIterator[_inference_service_pb2.RetryFailedResponse]]:
+        """Tries again the verbatims whose analysis failed and that nobody understood since."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

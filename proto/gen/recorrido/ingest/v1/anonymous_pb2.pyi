@@ -103,8 +103,11 @@ class AnonymousAnalysis(_message.Message):
     RECORDED_AT_FIELD_NUMBER: _builtins.int
     ANALYSIS_FIELD_NUMBER: _builtins.int
     FAILURE_REASON_FIELD_NUMBER: _builtins.int
+    CORRECTED_FIELD_NUMBER: _builtins.int
     position: _builtins.str
     failure_reason: _builtins.str
+    corrected: _builtins.bool
+    """A person's correction."""
     @_builtins.property
     def recorded_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -118,10 +121,11 @@ class AnonymousAnalysis(_message.Message):
         recorded_at: _timestamp_pb2.Timestamp | None = ...,
         analysis: _analysis_pb2.Analysis | None = ...,
         failure_reason: _builtins.str = ...,
+        corrected: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "recorded_at", b"recorded_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "failure_reason", b"failure_reason", "position", b"position", "recorded_at", b"recorded_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "corrected", b"corrected", "failure_reason", b"failure_reason", "position", b"position", "recorded_at", b"recorded_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

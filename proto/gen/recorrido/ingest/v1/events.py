@@ -453,6 +453,8 @@ class AnonymousAnalysis(Struct, frozen=True, kw_only=True, omit_defaults=True, r
     analysis: inference_v1.Analysis | None = None
     """Absent where it failed."""
     failure_reason: str = ""
+    corrected: bool = False
+    """A person's correction."""
 
     @classmethod
     def from_proto(cls, message: anonymous_pb2.AnonymousAnalysis) -> Self:
@@ -461,12 +463,14 @@ class AnonymousAnalysis(Struct, frozen=True, kw_only=True, omit_defaults=True, r
             recorded_at=message.recorded_at.ToDatetime(UTC) if message.HasField("recorded_at") else None,
             analysis=inference_v1.Analysis.from_proto(message.analysis) if message.HasField("analysis") else None,
             failure_reason=message.failure_reason,
+            corrected=message.corrected,
         )
 
     def to_proto(self) -> anonymous_pb2.AnonymousAnalysis:
         message = anonymous_pb2.AnonymousAnalysis(
             position=self.position,
             failure_reason=self.failure_reason,
+            corrected=self.corrected,
         )
         if self.recorded_at is not None:
             message.recorded_at.FromDatetime(self.recorded_at)
