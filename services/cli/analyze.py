@@ -1,35 +1,171 @@
-"""What a text means, without recording anything: `analyze`."""
+"""What texts mean, without recording anything: `analyze`; and in which terms: `taxonomy`."""
 
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from recorrido.inference.v1 import inference_service_pb2 as pb
+from recorrido.inference.v1.analysis_pb2 import Analysis, Aspect, Emotion, Intent, Sentence
 from services.cli import clients, show
 from services.cli.clients import DEADLINE_S, Addresses
+from services.cli.failures import CommandError
 from services.cli.options import Json, run
 
+#: Texts in one message of the stream.
+BATCH = 250
+#: A file may be long.
+FILE_DEADLINE_S = 3600.0
 
-def analyze(texts: Annotated[list[str], typer.Argument(metavar="TEXT…")], *, as_json: Json = False) -> None:
-    """Show what texts mean; nothing is recorded."""
-    run(_analyze(texts, as_json=as_json))
+ModelVersion = Annotated[
+    str, typer.Option("--model-version", metavar="VERSION", help="Without it, the one in service; see `models`.")
+]
 
 
-async def _analyze(texts: list[str], *, as_json: bool) -> None:
+def analyze(
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT…")] = None,
+    *,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A text per line, of any number; '-' is standard input.")
+    ] = None,
+    sentences: Annotated[bool, typer.Option("--sentences", help="Also what each sentence means.")] = False,
+    version: ModelVersion = "",
+    as_json: Json = False,
+) -> None:
+    """Show what texts mean; nothing is recorded. With --file and --json, one result per line."""
+    if bool(texts) == (file is not None):
+        raise typer.BadParameter("either TEXT… or --file FILE")
+    if file is not None:
+        run(_analyze_file(file, version, as_json=as_json, sentences=sentences))
+        return
+    run(_analyze(texts or [], version, as_json=as_json, sentences=sentences))
+
+
+async def _analyze(texts: list[str], version: str, *, as_json: bool, sentences: bool) -> None:
+    readable = [_readable(text) for text in texts]
+    request = pb.AnalyzeRequest(texts=[text or "" for text in readable], model_version=version)
     async with clients.inference(Addresses.configured()) as inference:
-        found = await inference.Analyze(pb.AnalyzeRequest(texts=texts), timeout=DEADLINE_S)
+        found = await inference.Analyze(request, timeout=DEADLINE_S)
+    for text, result in zip(readable, found.results, strict=True):
+        _tell_unreadable(text, result)
     if as_json:
         show.print_json(found)
         return
-    lines = show.table("language", "sentiment", "point", "need", "model", "text~")
-    for text, each in zip(texts, found.results, strict=True):
+    _print(texts, found.results, sentences=sentences)
+
+
+async def _analyze_file(file: Path, version: str, *, as_json: bool, sentences: bool) -> None:
+    batches: list[list[str | None]] = []
+
+    async def requests() -> AsyncIterator[pb.AnalyzeStreamRequest]:
+        for number, batch in enumerate(_batches(file), 1):
+            batches.append(batch)
+            yield pb.AnalyzeStreamRequest(sequence=number, texts=[text or "" for text in batch], model_version=version)
+
+    failed = total = 0
+    async with clients.inference(Addresses.configured()) as inference:
+        async for answer in inference.AnalyzeStream(requests(), timeout=FILE_DEADLINE_S):
+            batch = batches[answer.sequence - 1]
+            if answer.HasField("problem"):
+                raise CommandError(f"inference: {answer.problem.reason}: {answer.problem.message}")
+            for text, result in zip(batch, answer.results, strict=True):
+                _tell_unreadable(text, result)
+                failed += result.HasField("problem")
+            total += len(batch)
+            if as_json:
+                for result in answer.results:
+                    show.print_json_line(result)
+            else:
+                _print([text or "" for text in batch], answer.results, sentences=sentences)
+            batch.clear()
+    show.console(stderr=True).print(f"{show.count(total)} texts, {show.count(failed)} of them not analysed")
+
+
+def _batches(file: Path) -> Iterator[list[str | None]]:
+    batch: list[str | None] = []
+    try:
+        with sys.stdin.buffer if str(file) == "-" else file.open("rb") as lines:
+            for line in lines:
+                batch.append(_text(line.rstrip(b"\r\n")))
+                if len(batch) == BATCH:
+                    yield batch
+                    batch = []
+    except OSError as error:
+        raise CommandError(f"cannot read {file}: {error.strerror}") from error
+    if batch:
+        yield batch
+
+
+def _text(line: bytes) -> str | None:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _readable(argument: str) -> str | None:
+    # What is no UTF-8 on the command line comes as surrogates.
+    return _text(argument.encode(errors="surrogateescape"))
+
+
+def _tell_unreadable(text: str | None, result: pb.AnalyzeResult) -> None:
+    if text is None:
+        result.problem.CopyFrom(pb.AnalyzeProblem(reason="INVALID_UTF8", message="the text is no valid UTF-8"))
+
+
+def _print(texts: Sequence[str], results: Sequence[pb.AnalyzeResult], *, sentences: bool) -> None:
+    lines = show.table(
+        *("language", "sentiment", "score#", "point", "need", "emotion", "intent", "unsure", "model", "text~")
+    )
+    for text, each in zip(texts, results, strict=True):
         meant = each.analysis
+        model = f"{meant.model} {meant.model_version}".strip()
         lines.add_row(
-            meant.language,
-            show.sentiment(meant.sentiment),
-            show.point(meant.point),
-            meant.need_path or each.problem.reason,
-            f"{meant.model} {meant.model_version}".strip(),
-            show.plain(text),
+            *(_cells(meant) if model else ["", "", "", "", each.problem.reason, "", "", ""]), model, _short(text)
         )
+        for sentence in meant.sentences if sentences and len(meant.sentences) > 1 else ():
+            lines.add_row(*_cells(sentence), "", _short(f"· {text[sentence.start : sentence.end]}"))
     show.console().print(show.filled(lines))
+
+
+def _short(text: str) -> Text:
+    return show.plain(text[:1000])
+
+
+def _cells(meant: Analysis | Sentence) -> list[str | Text]:
+    return [
+        meant.language,
+        show.sentiment(meant.sentiment),
+        f"{meant.sentiment_score:+.2f}",
+        show.point(meant.point),
+        meant.need_path,
+        show.name(Emotion.DESCRIPTOR, meant.emotion),
+        show.name(Intent.DESCRIPTOR, meant.intent),
+        ", ".join(show.name(Aspect.DESCRIPTOR, aspect) for aspect in meant.unsure),
+    ]
+
+
+def taxonomy(
+    need: Annotated[str, typer.Argument(metavar="[NEED]", help="Only this one and those below it.")] = "",
+    *,
+    language: Annotated[str, typer.Option(metavar="LANGUAGE", help="Of names and definitions, such as sl.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Show the hierarchy of customer needs."""
+    run(_taxonomy(pb.GetTaxonomyRequest(language=language, need_path=need), as_json=as_json))
+
+
+async def _taxonomy(request: pb.GetTaxonomyRequest, *, as_json: bool) -> None:
+    async with clients.inference(Addresses.configured()) as inference:
+        found = await inference.GetTaxonomy(request, timeout=DEADLINE_S)
+    if as_json:
+        show.print_json(found)
+        return
+    lines = show.table("need", "name", "definition~", title=f"Version {found.version}, {found.language}")
+    for each in found.needs:
+        name = f"{each.name} (retired)" if each.retired else each.name
+        lines.add_row(f"{'  ' * (each.level - 1)}{each.path}", name, show.plain(each.definition))
+    show.console().print(lines)

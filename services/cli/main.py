@@ -8,12 +8,14 @@ from rich.text import Text
 from services.cli import (
     actions,
     analyze,
+    correct,
     events,
     flow,
     identity,
     journeymap,
     journeys,
     local,
+    models,
     playbook,
     privacy,
     proof,
@@ -57,6 +59,13 @@ app.command()(republish.republish)
 app.command()(journeys.overview)
 app.command()(report.report)
 app.command()(analyze.analyze)
+app.command()(analyze.taxonomy)
+app.add_typer(models.app, name="models")
+app.command()(models.reanalyze)
+app.command("retry-failed")(models.retry_failed)
+app.command()(correct.analyses)
+app.command()(correct.correct)
+app.command()(correct.corrections)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.json_format import MessageToDict
@@ -47,6 +47,11 @@ def dictionary(message: Message) -> dict[str, Any]:
 def print_json(value: Message | dict[str, Any]) -> None:
     content = dictionary(value) if isinstance(value, Message) else value
     sys.stdout.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+
+
+def print_json_line(message: Message, file: TextIO | None = None) -> None:
+    """Print a message as one line, by default on standard output."""
+    (file or sys.stdout).write(json.dumps(dictionary(message), ensure_ascii=False) + "\n")
 
 
 def table(*columns: str, title: str = "") -> Table:

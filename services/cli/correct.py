@@ -1,0 +1,162 @@
+"""What people say about the models' analyses: `correct`, `analyses`, `corrections`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recorrido.inference.v1 import analysis_pb2 as meaning
+from recorrido.inference.v1 import inference_service_pb2 as pb
+from services.cli import clients, show
+from services.cli.actions import Actor, RequestId
+from services.cli.clients import DEADLINE_S, Addresses
+from services.cli.failures import CommandError
+from services.cli.options import Json, run
+
+WITHIN_S = 3600.0
+
+Customer = Annotated[str, typer.Argument(metavar="CUSTOMER", help="The id that the interaction is recorded under.")]
+
+
+def _one_of(enum: Any) -> Any:
+    """Return an option for a value of an enum, which is told by its name in lower case."""
+    known = show.names(enum.DESCRIPTOR)
+
+    def read(text: str) -> int:
+        if text.lower() not in known:
+            raise typer.BadParameter(f"{text!r} is none of {', '.join(known)}")
+        return int(known[text.lower()])
+
+    return typer.Option(parser=read, metavar="|".join(known))
+
+
+def correct(
+    customer_id: Customer,
+    event_id: Annotated[str, typer.Argument(metavar="EVENT", help="The interaction's event id; `analyses` tells it.")],
+    *,
+    language: Annotated[str | None, typer.Option(metavar="CODE", help="ISO 639-1.")] = None,
+    sentiment: Annotated[int | None, _one_of(meaning.Sentiment)] = None,
+    point: Annotated[int | None, _one_of(meaning.PointKind)] = None,
+    need: Annotated[
+        str | None, typer.Option(metavar="PATH", help="As `taxonomy` tells it; empty: no need is told.")
+    ] = None,
+    emotion: Annotated[int | None, _one_of(meaning.Emotion)] = None,
+    intent: Annotated[int | None, _one_of(meaning.Intent)] = None,
+    effort: Annotated[int | None, _one_of(meaning.Effort)] = None,
+    urgency: Annotated[int | None, _one_of(meaning.Urgency)] = None,
+    comment: Annotated[str, typer.Option(help="Why.")] = "",
+    actor: Actor,
+    request_id: RequestId,
+    as_json: Json = False,
+) -> None:
+    """Say what a customer's words mean. It wins over every model, and the next training learns from it."""
+    values = {"sentiment": sentiment, "point": point, "emotion": emotion}
+    values |= {"intent": intent, "effort": effort, "urgency": urgency}
+    request = pb.CorrectAnalysisRequest(
+        customer_id=customer_id,
+        interaction_event_id=event_id,
+        correction=pb.Correction(language=language, need_path=need, **values),
+        actor=actor,
+        comment=comment,
+        request_id=request_id,
+    )
+    run(_correct(request, as_json=as_json))
+
+
+async def _correct(request: pb.CorrectAnalysisRequest, *, as_json: bool) -> None:
+    async with clients.inference(Addresses.configured()) as inference:
+        done = await inference.CorrectAnalysis(request, timeout=DEADLINE_S)
+    if as_json:
+        show.print_json(done)
+        return
+    names = ", ".join(show.name(meaning.Aspect.DESCRIPTOR, aspect) for aspect in done.analysis.corrected)
+    show.console().print(f"Corrected {names}: event {done.event_id}.")
+
+
+def analyses(
+    customer_id: Customer,
+    event_id: Annotated[str, typer.Argument(metavar="[EVENT]", help="Only about this interaction.")] = "",
+    *,
+    as_json: Json = False,
+) -> None:
+    """Show all that models and people said about a customer's words, and what counts."""
+    request = pb.ListAnalysesRequest(customer_id=customer_id, interaction_event_id=event_id)
+    run(_analyses(request, as_json=as_json))
+
+
+async def _analyses(request: pb.ListAnalysesRequest, *, as_json: bool) -> None:
+    async with clients.inference(Addresses.configured()) as inference:
+        found = await inference.ListAnalyses(request, timeout=DEADLINE_S)
+    if as_json:
+        show.print_json(found)
+        return
+    lines = show.table(
+        *(
+            "interaction",
+            "recorded (UTC)",
+            "by",
+            "counts",
+            "sentiment",
+            "point",
+            "need",
+            "emotion",
+            "intent",
+            "comment~",
+        )
+    )
+    for each in found.analyses:
+        meant = each.analysis
+        lines.add_row(
+            each.interaction_event_id,
+            show.when(each.recorded_at),
+            each.actor or f"{meant.model} {meant.model_version}".strip(),
+            "yes" if each.counts else "",
+            show.sentiment(meant.sentiment),
+            show.point(meant.point),
+            meant.need_path or each.problem.reason,
+            show.name(meaning.Emotion.DESCRIPTOR, meant.emotion),
+            show.name(meaning.Intent.DESCRIPTOR, meant.intent),
+            show.plain(each.comment),
+        )
+    show.console().print(show.filled(lines))
+
+
+def corrections(
+    *,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write there, readable by you alone; replaces the file.")
+    ] = None,
+    after: Annotated[
+        int, typer.Option(min=0, metavar="POSITION", help="Only those behind the last one that was read before.")
+    ] = 0,
+    mask: Annotated[bool, typer.Option("--mask", help="Mask e-mail addresses, telephone and account numbers.")] = False,
+) -> None:
+    """Print the corrections that count with their texts, one JSON object per line, for the next training."""
+    run(_corrections(pb.ExportCorrectionsRequest(after_position=after, mask=mask), out))
+
+
+async def _corrections(request: pb.ExportCorrectionsRequest, out: Path | None) -> None:
+    if out is None:
+        await _write(request, sys.stdout)
+        return
+    partial = out.with_name(f"{out.name}.{os.getpid()}.part")
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            count = await _write(request, file)
+        partial.replace(out)
+    except OSError as error:
+        raise CommandError(f"cannot write {out}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    show.console(stderr=True).print(f"{show.count(count)} corrections are in {out}")
+
+
+async def _write(request: pb.ExportCorrectionsRequest, file: Any) -> int:
+    count = 0
+    async with clients.inference(Addresses.configured()) as inference:
+        async for each in inference.ExportCorrections(request, timeout=WITHIN_S):
+            show.print_json_line(each, file)
+            count += 1
+    return count
