@@ -22,6 +22,7 @@ import pytest
 from recorrido.actions.v1.events import ActionAccepted, ActionCompleted, ActionOpened
 from recorrido.inference.v1.events import (
     Analysis,
+    AnalysisCorrected,
     FeedbackAnalysisFailed,
     FeedbackAnalyzed,
     PointKind,
@@ -165,7 +166,12 @@ def random_history(seed: int, events: int) -> Sequence[Recorded]:  # noqa: C901 
             case "interaction":
                 history.add(random_interaction(dice), about)
             case "analysis":
-                history.add(random_analysis(dice, about), f"analysis {number}")
+                told = random_analysis(dice, about)
+                if dice.randrange(4):
+                    history.add(told, f"analysis {number}")
+                else:
+                    judged = AnalysisCorrected(interaction_event_id=told.interaction_event_id, analysis=told.analysis)
+                    history.add(judged, f"correction {number}")
             case "failure":
                 failed = FeedbackAnalysisFailed(
                     interaction_event_id=str(event_id(about)), reason="TOO_LARGE", message=str(number)
@@ -314,7 +320,12 @@ def known(history: Sequence[Recorded], as_of: datetime | None, map_id: str) -> K
         match event := REGISTRY.decode(recorded):
             case InteractionRecorded() if recorded.event_id not in seen:
                 truth.interactions.append((recorded, event.interaction))
-            case FeedbackAnalyzed() if UUID(event.interaction_event_id) in seen:
+            case AnalysisCorrected() if UUID(event.interaction_event_id) in seen:
+                truth.analyses[event.interaction_event_id] = event.analysis
+                seen.add(("judged", event.interaction_event_id))
+            case FeedbackAnalyzed() if (
+                UUID(event.interaction_event_id) in seen and ("judged", event.interaction_event_id) not in seen
+            ):
                 truth.analyses[event.interaction_event_id] = event.analysis
             case FeedbackAnalysisFailed() if UUID(event.interaction_event_id) in seen:
                 truth.failures[event.interaction_event_id] = f"{event.reason}: {event.message}"
