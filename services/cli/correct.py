@@ -52,7 +52,7 @@ def correct(
     as_json: Json = False,
 ) -> None:
     """Say what a customer's words mean. It wins over every model, and the next training learns from it."""
-    values = {"sentiment": sentiment, "point": point, "emotion": emotion}
+    values: dict[str, Any] = {"sentiment": sentiment, "point": point, "emotion": emotion}
     values |= {"intent": intent, "effort": effort, "urgency": urgency}
     request = pb.CorrectAnalysisRequest(
         customer_id=customer_id,

@@ -1,5 +1,6 @@
 """Two model versions side by side: what they say, what people say, and the history understood anew."""
 
+import json
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -472,3 +473,57 @@ async def test_what_failed_is_tried_again(company: Company) -> None:
     assert (told[-1].tally.known, told[-1].tally.analyzed) == (1, 0)
     (counting,) = [each for each in await company.analyses("hal") if each.counts]
     assert counting.analysis.model_version == "5"
+
+
+# -- on the command line -------------------------------------------------------------------------------------------
+
+
+async def test_texts_of_a_file_are_analysed_line_by_line(company: Company, tmp_path: Path) -> None:
+    file = tmp_path / "texts"
+    file.write_bytes(b"good\n\nbad \xff\n" + b"bad\n" * 600)
+    done = await recorrido(company.cluster, "analyze", "--file", str(file), "--json")
+    assert done.code == 0, done
+    results = [json.loads(line) for line in done.out.splitlines()]
+    assert [each.get("problem", {}).get("reason") for each in results[:4]] == [None, "EMPTY_TEXT", "INVALID_UTF8", None]
+    assert len(results) == 603
+    assert "603 texts, 2 of them not analysed" in done.err
+    table = (await recorrido(company.cluster, "analyze", "good but bad", "--sentences")).out
+    assert "anger" in table
+    assert (await recorrido(company.cluster, "analyze")).code == 2
+    missing = await recorrido(company.cluster, "analyze", "--file", "/nowhere")
+    assert (missing.code, "No such file" in missing.err) == (1, True)
+
+
+async def test_people_correct_compare_and_reanalyse(company: Company, tmp_path: Path) -> None:
+    (event_id,) = await company.say("ivy", "good but late")
+    done = await recorrido(
+        company.cluster,
+        "correct",
+        "ivy",
+        event_id,
+        "--sentiment",
+        "positive",
+        "--need",
+        "delivery",
+        "--comment",
+        "sure",
+    )
+    assert done.code == 0, done
+    assert "sentiment, need" in done.out
+    listed = (await recorrido(company.cluster, "analyses", "ivy")).out
+    assert "tester" in listed
+    assert "feedback 5" in listed
+    models = await answer(company.cluster, "models")
+    assert [each["inService"] for each in models["models"]] == [False, True]
+    assert "sentences" in (await recorrido(company.cluster, "models")).out
+    compared = (await recorrido(company.cluster, "models", "compare", "5", "6", "--customer", "ivy")).out
+    assert "0 → 1 of 1" in compared
+    again = await answer(company.cluster, "reanalyze", "--model-version", "6", "--customer", "ivy", "--as", "ivy-6")
+    assert (again["complete"], again["tally"]["analyzed"]) == (True, "1")
+    assert (await recorrido(company.cluster, "retry-failed", "--customer", "ivy")).out.startswith("0 verbatims")
+    file = tmp_path / "corrections"
+    assert (await recorrido(company.cluster, "corrections", "--out", str(file))).code == 0
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    (mine,) = [each for each in lines if each["interactionEventId"] == event_id]
+    assert (mine["text"], mine["analysis"]["needPath"], mine["actor"]) == ("good but late", "delivery", "tester")
+    assert "Dostava" in (await recorrido(company.cluster, "taxonomy", "delivery", "--language", "sl")).out
