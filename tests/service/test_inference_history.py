@@ -23,6 +23,7 @@ from recorrido.ingest.v1.events import Customer, Interaction, InteractionRecorde
 from recorrido.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 from services.foundation.events import Pending, Recorded, Registry, derived_id, stream_name
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
+from tests.support.cli import answer, recorrido
 from tests.support.cluster import Cluster, running
 from tests.support.interactions import interaction
 from tests.support.rpc_errors import info, violations
