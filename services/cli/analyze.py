@@ -1,7 +1,7 @@
 """What texts mean, without recording anything: `analyze`; and in which terms: `taxonomy`."""
 
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -58,10 +58,20 @@ async def _analyze(texts: list[str], version: str, *, as_json: bool, sentences: 
 
 
 async def _analyze_file(file: Path, version: str, *, as_json: bool, sentences: bool) -> None:
+    # Opened first: what goes wrong while the call asks for more would be told as the call's failure.
+    try:
+        source = sys.stdin.buffer if str(file) == "-" else file.open("rb")
+    except OSError as error:
+        raise CommandError(f"cannot read {file}: {error.strerror}") from error
+    with source:
+        await _analyze_lines(source, version, as_json=as_json, sentences=sentences)
+
+
+async def _analyze_lines(source: Iterable[bytes], version: str, *, as_json: bool, sentences: bool) -> None:
     batches: list[list[str | None]] = []
 
     async def requests() -> AsyncIterator[pb.AnalyzeStreamRequest]:
-        for number, batch in enumerate(_batches(file), 1):
+        for number, batch in enumerate(_batches(source), 1):
             batches.append(batch)
             yield pb.AnalyzeStreamRequest(sequence=number, texts=[text or "" for text in batch], model_version=version)
 
@@ -84,17 +94,13 @@ async def _analyze_file(file: Path, version: str, *, as_json: bool, sentences: b
     show.console(stderr=True).print(f"{show.count(total)} texts, {show.count(failed)} of them not analysed")
 
 
-def _batches(file: Path) -> Iterator[list[str | None]]:
+def _batches(lines: Iterable[bytes]) -> Iterator[list[str | None]]:
     batch: list[str | None] = []
-    try:
-        with sys.stdin.buffer if str(file) == "-" else file.open("rb") as lines:
-            for line in lines:
-                batch.append(_text(line.rstrip(b"\r\n")))
-                if len(batch) == BATCH:
-                    yield batch
-                    batch = []
-    except OSError as error:
-        raise CommandError(f"cannot read {file}: {error.strerror}") from error
+    for line in lines:
+        batch.append(_text(line.rstrip(b"\r\n")))
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
     if batch:
         yield batch
 

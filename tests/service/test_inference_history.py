@@ -23,7 +23,8 @@ from recorrido.ingest.v1.events import Customer, Interaction, InteractionRecorde
 from recorrido.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 from services.foundation.events import Pending, Recorded, Registry, derived_id, stream_name
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
-from tests.support.cli import answer, recorrido
+from tests.support.cli import answer as told
+from tests.support.cli import recorrido
 from tests.support.cluster import Cluster, running
 from tests.support.interactions import interaction
 from tests.support.rpc_errors import info, violations
@@ -119,11 +120,12 @@ class Company:
         for item in items:
             item.customer.customer_id = customer_id
         answer = await self.ingest.RecordInteractions(ingest_service_pb2.RecordInteractionsRequest(interactions=items))
-        await until(lambda: self.enough(customer_id, sum(map(bool, texts))), 40, what=f"{customer_id} is understood")
-        return [result.event_id for result in answer.results]
 
-    async def enough(self, customer_id: str, count: int) -> bool:
-        return len(await self.said(customer_id)) >= count
+        async def enough() -> bool:
+            return len(await self.said(customer_id)) >= sum(map(bool, texts))
+
+        await until(enough, 40, what=f"{customer_id} is understood")
+        return [result.event_id for result in answer.results]
 
     async def recorded(self, customer_id: str) -> list[Recorded]:
         return [e for e in await self.store.read(f"customer-{customer_id}") if e.type_name in INFERENCE]
@@ -387,9 +389,14 @@ async def test_a_killed_reanalysis_goes_on_and_repeats_nothing(company: Company)
     with pytest.raises(grpc.aio.AioRpcError):
         await cut_off()
     await company.cluster.until_ready("inference")
-    done = await until(
-        lambda: company.reanalyze("eve", name="eve-6"), 30, ignoring=(grpc.aio.AioRpcError,), what="it goes on"
+
+    async def go_on() -> list[pb.ReanalyzeResponse]:
+        return await company.reanalyze("eve", name="eve-6")
+
+    done: list[pb.ReanalyzeResponse] | None = await until(
+        go_on, 30, ignoring=(grpc.aio.AioRpcError,), what="it goes on"
     )
+    assert done
     assert done[-1].complete
     tally = done[-1].tally
     assert (tally.verbatims, tally.analyzed + tally.known, tally.failed) == (300, 300, 0)
@@ -514,12 +521,12 @@ async def test_people_correct_compare_and_reanalyse(company: Company, tmp_path: 
     listed = (await recorrido(company.cluster, "analyses", "ivy")).out
     assert "tester" in listed
     assert "feedback 5" in listed
-    models = await answer(company.cluster, "models")
+    models = await told(company.cluster, "models")
     assert [each["inService"] for each in models["models"]] == [False, True]
     assert "sentences" in (await recorrido(company.cluster, "models")).out
     compared = (await recorrido(company.cluster, "models", "compare", "5", "6", "--customer", "ivy")).out
     assert "0 → 1 of 1" in compared
-    again = await answer(company.cluster, "reanalyze", "--model-version", "6", "--customer", "ivy", "--as", "ivy-6")
+    again = await told(company.cluster, "reanalyze", "--model-version", "6", "--customer", "ivy", "--as", "ivy-6")
     assert (again["complete"], again["tally"]["analyzed"]) == (True, "1")
     assert (await recorrido(company.cluster, "retry-failed", "--customer", "ivy")).out.startswith("0 verbatims")
     file = tmp_path / "corrections"
