@@ -1,5 +1,6 @@
 """What is done about it: `actions list|show|open|accept|…|watch|board`."""
 
+import asyncio
 import getpass
 import json
 import os
@@ -597,6 +598,7 @@ async def _watch(request: pb.WatchActionsRequest, limit: int, *, as_json: bool) 
             except grpc.aio.AioRpcError as error:
                 if error.code() not in _COME_AGAIN:
                     raise
+                await asyncio.sleep(1)
             else:
                 return
 

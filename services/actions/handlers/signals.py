@@ -42,6 +42,9 @@ from services.foundation.execute import Executed, Executor, Intent
 
 StateT = TypeVar("StateT")
 
+#: Signals handled together, and commands in one append: the links of a large cause are more than a store takes at once.
+AT_ONCE = 256
+
 
 @dataclass(slots=True)
 class _Case:
@@ -92,7 +95,7 @@ class SignalHandlers:
             durable="actions-recoveries",
             types=(SignalRaised,),
             handle=self.handle,
-            batch_size=256,
+            batch_size=AT_ONCE,
             description="opens what the playbooks say for each signal",
         )
 
@@ -274,7 +277,10 @@ class SignalHandlers:
 
     async def _do(self, executor: Executor[StateT], work: Sequence[_Work]) -> Sequence[Executed[StateT]]:
         """Execute what is to be done; a refusal ends its case."""
-        done = await executor.execute_all([case.intent(stream, command) for case, stream, command in work])
+        done: list[Executed[StateT]] = []
+        for at in range(0, len(work), AT_ONCE):
+            some = work[at : at + AT_ONCE]
+            done += await executor.execute_all([case.intent(stream, command) for case, stream, command in some])
         for (case, _, _), outcome in zip(work, done, strict=True):
             case.error = case.error or outcome.error
         return done

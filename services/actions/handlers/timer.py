@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any
 
+import asyncpg
 import structlog
 
 from services.actions.domain.action import Action, stream_of
@@ -59,7 +60,8 @@ class Timer:
                     while True:
                         found = await self.look(connection)
                         await asyncio.sleep(_SOON_S if found else LOOK_EVERY_S)
-            except (UnavailableError, *POSTGRES_DOWN) as error:
+            except (UnavailableError, asyncpg.PostgresError, *POSTGRES_DOWN) as error:
+                # Also while the read model is made anew.
                 LOG.warning("timer waits", error=repr(error)[:200])
                 await asyncio.sleep(LOOK_EVERY_S)
 
