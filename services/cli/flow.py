@@ -13,9 +13,8 @@ from recorrido.ingest.v1.interaction_pb2 import Channel, Outcome
 from recorrido.journey.v1 import journey_service_pb2 as pb
 from services.cli import clients, show
 from services.cli.clients import DEADLINE_S, Addresses
-from services.cli.failures import CommandError
 from services.cli.options import AsOf, From, Json, MapId, To, moment, run
-from services.cli.pictures import flowchart
+from services.cli.pictures import drawing, flowchart
 
 OFF_MAP = "not on the map"
 
@@ -95,21 +94,13 @@ async def _flow(request: pb.GetFlowRequest, svg: Path | None, *, as_json: bool) 
     async with clients.journey(Addresses.configured()) as journey:
         found = await journey.GetFlow(request, timeout=DEADLINE_S)
     if svg:
-        write(svg, flowchart.svg(found))
+        drawing.save(svg, flowchart.svg(found))
     if as_json:
         show.print_json(found)
     elif svg:
         show.console().print(f"{svg}: the flow of {show.count(found.flow.cases)} cases")
     else:
         _print_flow(found)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file. Raises CommandError: it cannot be written."""
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CommandError(f"{path}: cannot be written: {error}") from error
 
 
 def _print_flow(found: pb.GetFlowResponse) -> None:

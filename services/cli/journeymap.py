@@ -21,7 +21,7 @@ from rich.text import Text
 from recorrido.ingest.v1.interaction_pb2 import Channel
 from recorrido.journey.v1 import journey_service_pb2 as pb
 from recorrido.journey.v1.journey_map_pb2 import JourneyMap, LoyaltyLevel, Metric
-from services.cli import clients, show
+from services.cli import clients, mapdrawing, show
 from services.cli.actions import Actor
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.failures import CommandError
@@ -30,7 +30,8 @@ from services.cli.options import AsOf, Json, run
 if TYPE_CHECKING:
     from recorrido.journey.v1.journey_service_pb2_grpc import JourneyServiceAsyncStub
 
-app = typer.Typer(help="Journey maps: the journey as it is meant to be.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
+app.callback(invoke_without_command=True)(mapdrawing.draw)
 
 SHIPPED = Path(__file__).parent / "maps"
 _MAX_PROBLEMS = 20

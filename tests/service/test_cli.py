@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 import pytest_asyncio
+from playwright.async_api import async_playwright
 
 from infra.local import ports as port_numbers
 from services.cli import sample
@@ -19,6 +21,8 @@ from tests.support.wait import until
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 
 CUSTOMERS = 25
+#: As Debian installs it.
+CHROMIUM = Path("/usr/bin/chromium")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -148,6 +152,64 @@ async def test_coverage_names_what_is_silent_and_what_is_on_no_map(cluster: Clus
     assert "moments of truth" in text
     silent = await answer(cluster, "coverage", "--to", "2000-01-01")
     assert silent["all"]["silent"] == silent["all"]["touchpoints"] == len(found["touchpoints"])
+
+
+async def test_a_map_is_drawn_with_what_really_happens_on_it(cluster: Cluster, tmp_path: Path) -> None:
+    page, picture = tmp_path / "map.html", tmp_path / "map.svg"
+    drawn = await recorrido(cluster, "map", "--map", "omnichannel", "--html", str(page), "--svg", str(picture))
+    assert (drawn.code, drawn.err) == (0, "")
+    found = await answer(cluster, "coverage", "--map", "omnichannel")
+    root = ET.parse(picture).getroot()
+    assert [child.tag.rpartition("}")[2] for child in root][:2] == ["title", "desc"]
+    titles = ["".join(each.itertext()) for each in root.iter("{http://www.w3.org/2000/svg}title")]
+    for number, touchpoint in enumerate(found["touchpoints"], 1):
+        (told,) = [each for each in titles if each.startswith(f"{number} {touchpoint['name']}")]
+        assert f"{int(touchpoint['interactions']):,} interactions" in told
+    content = page.read_text(encoding="utf-8")
+    assert "kiosk_beta" in content
+    # Nothing is fetched from anywhere.
+    assert not re.search(r"(src|href)=|url\(|@import", content)
+    assert (await recorrido(cluster, "map", "--map", "none", "--svg", str(picture))).code == 1
+    assert (await recorrido(cluster, "map", "--svg", str(picture), "list")).code == 2
+    await _looked_at(page)
+
+
+async def _looked_at(page: Path) -> None:
+    """Look at a page in a real browser: whole, legible, reached by keyboard, and fit to print."""
+    if not CHROMIUM.exists():  # noqa: ASYNC240 - once, before anything waits
+        pytest.skip(f"no browser: {CHROMIUM} is missing (Debian's package chromium)")
+    async with async_playwright() as play:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        browser = await play.chromium.launch(executable_path=str(CHROMIUM), args=arguments)
+        tab = await browser.new_page(viewport={"width": 1400, "height": 1000})
+        problems: list[str] = []
+        tab.on("console", lambda message: problems.append(message.text))
+        tab.on("requestfailed", lambda request: problems.append(request.url))
+        await tab.goto(page.as_uri())
+        # What a screen reader is told of the picture, and no text outside of it or of its card.
+        assert await tab.get_by_role("img").count() == 1
+        assert await tab.get_by_role("table").count() == 3
+        outside = await tab.evaluate("""() => {
+            const svg = document.querySelector('figure svg').getBoundingClientRect();
+            const out = [];
+            for (const text of document.querySelectorAll('figure svg text')) {
+                const box = text.getBoundingClientRect();
+                const frame = text.parentElement.querySelector(':scope > rect')?.getBoundingClientRect() ?? svg;
+                const holder = text.parentElement.tagName === 'g' && frame.height > 60 ? frame : svg;
+                if (box.left < holder.left || box.right > holder.right || box.bottom > holder.bottom)
+                    out.push(text.textContent);
+            }
+            return out;
+        }""")
+        assert outside == []
+        await tab.keyboard.press("Tab")
+        assert await tab.evaluate("document.activeElement.tagName") == "FIGURE"
+        await tab.screenshot(path=str(page.with_suffix(".png")), full_page=True)
+        await tab.emulate_media(media="print")
+        assert await tab.evaluate("getComputedStyle(document.querySelector('figure')).overflowX") == "visible"
+        assert len(await tab.pdf(prefer_css_page_size=True)) > 10_000
+        await browser.close()
+    assert problems == []
 
 
 async def test_report_has_everything_and_where_to_call(cluster: Cluster) -> None:

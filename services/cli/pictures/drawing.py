@@ -1,6 +1,9 @@
 """Pieces of SVG, escaped; colours that are told apart, and read, by everybody."""
 
 from html import escape
+from pathlib import Path
+
+from services.cli.failures import CommandError
 
 #: Text on white and on the greys below has a contrast of at least 4.5 to 1 (WCAG 2.2, 1.4.3 AA).
 INK, QUIET, LINE, PAPER = "#1b1f24", "#59636e", "#c4cad1", "#ffffff"
@@ -9,8 +12,8 @@ INK, QUIET, LINE, PAPER = "#1b1f24", "#59636e", "#c4cad1", "#ffffff"
 GOOD, BAD, PLAIN, SILENT = "#0b5fa5", "#a84300", "#3d4752", "#eceef1"
 FONT = "system-ui, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
 
-#: Of the size of the letters, on average.
-_LETTER = 0.56
+#: How wide letters are, of their size: of the widest of the fonts above, on average.
+_LETTER, _BOLD_LETTER = 0.58, 0.68
 
 
 def text(
@@ -45,10 +48,28 @@ def picture(width: float, height: float, body: str, *, name: str, description: s
     )
 
 
-def shortened(content: str, width: float, size: float) -> str:
+def shortened(content: str, width: float, size: float, *, bold: bool = False) -> str:
     """Return what fits into `width` pixels at a size of letters, with an ellipsis where something is left out."""
-    room = max(int(width / (size * _LETTER)), 1)
+    room = _room(width, size, bold=bold)
     return content if len(content) <= room else content[: room - 1].rstrip() + "…"
+
+
+def shortened_path(content: str, width: float, size: float) -> str:
+    """Return what fits of a path such as `delivery/speed`: its end tells the most."""
+    room = _room(width, size, bold=False)
+    return content if len(content) <= room else "…" + content[len(content) - room + 1 :].lstrip()
+
+
+def _room(width: float, size: float, *, bold: bool) -> int:
+    return max(int(width / (size * (_BOLD_LETTER if bold else _LETTER))), 2)
+
+
+def save(path: Path, content: str) -> None:
+    """Write a file. Raises CommandError: it cannot be written."""
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"{path}: cannot be written: {error}") from error
 
 
 def _value(value: object) -> str:

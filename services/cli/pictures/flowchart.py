@@ -135,7 +135,7 @@ def _box(step: pb.FlowStep, row: int, middle: float) -> str:
     if lost.cases:
         bars += tag("rect", x=x + 12, y=y + _HIGH - 9, width=max(whole * lost.share, 1.0), height=4, fill=BAD)
         extra = text(x + _BOX - 12, y + 32, f"{show.percent(lost.share)} drop off", size=11, fill=BAD, anchor="end")
-    name = shortened(step.name, _BOX - 24, 13)
+    name = shortened(step.name, _BOX - 24, 13, bold=True)
     return tag(
         "g",
         title(f"{step.name}: {'; '.join(told)}")

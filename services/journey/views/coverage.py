@@ -13,8 +13,11 @@ from recorrido.ingest.v1.events import Channel
 from recorrido.journey.v1.events import Stage, Touchpoint
 from services.journey.domain.history import Flags, History, Ints
 from services.journey.domain.reading import Reading
+from services.journey.views.scores import distinct
 from services.journey.views.selection import Selection
 from services.journey.views.snapshot import microseconds, moment_of
+
+_NEVER = np.iinfo(np.int64).min
 
 
 class Hearing(Enum):
@@ -117,32 +120,18 @@ def _voices(history: History, place: NDArray[Any], size: int, inside: Flags, pas
     def count(chosen: Flags) -> Ints:
         return np.bincount(place[chosen & placed & inside], minlength=size)
 
-    def last(chosen: Flags) -> Ints:
-        latest = np.full(size, -1, np.int64)
-        rows = history.by_time[(chosen & placed & past)[history.by_time]]
-        # What is assigned last stays: the latest.
-        latest[place[rows]] = rows
-        return latest
+    def last(chosen: Flags) -> list[datetime | None]:
+        latest = np.full(size, _NEVER)
+        rows = np.flatnonzero(chosen & placed & past)
+        np.maximum.at(latest, place[rows], table.occurred[rows])
+        return [None if each == _NEVER else moment_of(each) for each in latest.tolist()]
 
     everything = np.ones(len(table), bool)
     rows = np.flatnonzero(placed & inside)
-    customers = len(history.owners)
-    pairs = np.unique(place[rows].astype(np.int64) * max(customers, 1) + history.customer[rows])
-    different = np.bincount(pairs // max(customers, 1), minlength=size)
+    customers = distinct(place[rows], history.customer[rows], size, len(history.owners))
     interactions, ratings, words = count(everything), count(rated), count(table.has_words)
     last_at, last_heard = last(everything), last(heard)
-
-    def when(row: int) -> datetime | None:
-        return moment_of(int(table.occurred[row])) if row >= 0 else None
-
     return [
-        Voice(
-            int(interactions[n]),
-            int(different[n]),
-            int(ratings[n]),
-            int(words[n]),
-            when(int(last_at[n])),
-            when(int(last_heard[n])),
-        )
+        Voice(int(interactions[n]), int(customers[n]), int(ratings[n]), int(words[n]), last_at[n], last_heard[n])
         for n in range(size)
     ]

@@ -110,7 +110,7 @@ def tally(history: History, rows: Ints, code: NDArray[Any], groups: int) -> list
 
     nps, csat, ces = histogram(table.nps, 11, 0), histogram(table.csat, 5, 1), histogram(table.ces, 7, 1)
     counts = np.bincount(code, minlength=groups)
-    customers = _distinct(code, history.customer[rows], groups, len(history.owners))
+    customers = distinct(code, history.customer[rows], groups, len(history.owners))
     analysed = history.analysis[rows] >= 0
     felt, felt_code = history.score[rows][analysed], code[analysed]
     heard = np.bincount(felt_code, minlength=groups)
@@ -140,7 +140,7 @@ def tally(history: History, rows: Ints, code: NDArray[Any], groups: int) -> list
     ]
 
 
-def _distinct(code: NDArray[Any], customer: NDArray[np.int32], groups: int, customers: int) -> Ints:
+def distinct(code: NDArray[Any], customer: NDArray[np.int32], groups: int, customers: int) -> Ints:
     """Return the number of different customers of each group."""
     pairs = np.sort(code.astype(np.int64) * customers + customer)
     new = np.ones(len(pairs), bool)
