@@ -230,8 +230,8 @@ def _card(place: _Place, x: float, y: float, busiest: int) -> str:
         text(
             x + 30,
             y + 20,
-            shortened(f"{'★ ' if covered.moment_of_truth else ''}{covered.name}", _COLUMN - 40, 13, bold=True),
-            size=13,
+            shortened(f"{'★ ' if covered.moment_of_truth else ''}{covered.name}", _COLUMN - 38, 12, bold=True),
+            size=12,
             fill=ink,
             more='font-weight="600"',
         ),
@@ -308,6 +308,7 @@ table {{ border-collapse: collapse; font-size: 0.9rem; }}
 caption {{ text-align: left; color: {QUIET}; padding-bottom: 0.4rem; }}
 th, td {{ border-bottom: 1px solid {LINE}; padding: 0.25rem 0.7rem; text-align: left; vertical-align: top; }}
 td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
+td.number, td:first-child {{ white-space: nowrap; }}
 tr.silent td, tr.silent th {{ background: {SILENT}; color: {QUIET}; }}
 thead th {{ border-bottom: 2px solid {QUIET}; }}
 @media print {{
