@@ -1,6 +1,7 @@
 """Recoveries and improvements over gRPC, from the first contact to the proof; links, watching and the board."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,6 +12,7 @@ import pytest_asyncio
 
 from recorrido.actions.v1 import action_pb2
 from recorrido.actions.v1 import actions_service_pb2 as pb
+from tests.support.cli import answer, recorrido
 from tests.support.cluster import running
 from tests.support.office import ACCEPTED, COMPLETED, IMPROVEMENT, OPEN, RECOVERY, Office, connected, refusal, unique
 from tests.support.rpc_errors import info, violations
@@ -247,3 +249,64 @@ async def test_the_board_counts_what_the_list_lists(office: Office) -> None:
     age = found.as_of.ToDatetime() - opened[1].opened_at.ToDatetime()
     assert line.oldest_age_s == pytest.approx(age.total_seconds(), abs=0.01)
     assert line.mean_age_s == pytest.approx(age.total_seconds(), abs=0.01)
+
+
+# -- on the command line -------------------------------------------------------------------------------------------
+
+
+async def test_every_change_can_be_asked_for_on_the_command_line(office: Office) -> None:
+    cluster = office.cluster
+    first, second = await asyncio.gather(office.open(), office.open())
+    improvement = await office.open(kind=IMPROVEMENT, customer_id="")
+    await office.accept(first.action_id)
+    due = "2099-01-01T00:00"
+    done = [
+        await answer(cluster, "actions", *arguments)
+        for arguments in (
+            ("contact", first.action_id, "--channel", "phone", "--reached", "--note", "she was kind"),
+            ("remedy", first.action_id, "--kind", "refund", "--note", "12 EUR"),
+            ("assign", first.action_id, "--owner", "tina"),
+            ("complete", first.action_id, "--result", "helped"),
+            ("reopen", first.action_id, "--reason", "again", "--due", due),
+            ("decline", second.action_id, "--reason", "twice the same"),
+            ("comment", second.action_id, "--text", "see the other"),
+        )
+    ]
+    assert [each["state"].removeprefix("ACTION_STATE_") for each in done] == [
+        "IN_PROGRESS",
+        "REMEDIED",
+        "REMEDIED",
+        "COMPLETED",
+        "ACCEPTED",
+        "DECLINED",
+        "DECLINED",
+    ]
+    assert done[4]["dueAt"] == "2099-01-01T00:00:00Z"
+    linked = await recorrido(cluster, "actions", "link", first.action_id, "--to", improvement.action_id)
+    assert "1 recoveries are under" in linked.out
+    shown, board, missing = await asyncio.gather(
+        recorrido(cluster, "actions", "show", first.action_id),
+        recorrido(cluster, "actions", "board"),
+        recorrido(cluster, "actions", "decline", second.action_id),
+    )
+    assert "offered a remedy: refund" in shown.out
+    assert "she was kind" in shown.out
+    assert "declined" in board.out
+    assert missing.code == 2
+
+
+async def test_changes_are_watched_on_the_command_line(office: Office) -> None:
+    opened = await office.open()
+    (change,) = await _first_changes(office, opened.action_id)
+    await office.accept(opened.action_id, reason="now")
+    arguments = ("actions", "watch", "--action", opened.action_id, "--after", str(change.position), "--limit", "1")
+    told = await recorrido(office.cluster, *arguments, "--json")
+    assert json.loads(told.out)["change"]["reason"] == "now"
+
+
+async def _first_changes(office: Office, action_id: str) -> list[pb.ActionChange]:
+    watch = office.actions.WatchActions(pb.WatchActionsRequest(action_id=action_id, after_position=1))
+    await watch.read()
+    changes = list((await watch.read()).changes)
+    watch.cancel()
+    return changes
