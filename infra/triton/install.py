@@ -136,20 +136,34 @@ def build_models(installation: Installation, models: Path = MODELS, precision: s
     built = []
     for adapter in sorted(models.glob("*/*/adapter.npz")):
         folder = adapter.parent
-        stamp = folder / f".built-{precision}"
+        # Looked at without the lock first: a model repository that is all there may be read-only.
+        if _is_built(folder, precision):
+            continue
         with _alone(folder):
-            wanted = _digest([LOCK, adapter, folder / "model.json", *sorted(_ENCODER.glob("*.py"))])
-            graph = folder / f"encoder.{precision}.onnx"
-            if graph.exists() and stamp.exists() and stamp.read_text() == wanted:
+            if _is_built(folder, precision):
                 continue
             program = [str(installation.venv / "bin" / "python"), "-m", "infra.triton.encoder.build", str(folder)]
             environment = {**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
             done = subprocess.run([*program, "--precision", precision], env=environment, check=False)
             if done.returncode != 0:
                 raise InstallationError(f"the model in {folder} could not be built (see above)")
-            stamp.write_text(wanted)
+            _stamp(folder, precision).write_text(_wanted(folder))
             built.append(folder)
     return built
+
+
+def _is_built(folder: Path, precision: str) -> bool:
+    graph, stamp = folder / f"encoder.{precision}.onnx", _stamp(folder, precision)
+    return graph.exists() and stamp.exists() and stamp.read_text() == _wanted(folder)
+
+
+def _stamp(folder: Path, precision: str) -> Path:
+    return folder / f".built-{precision}"
+
+
+def _wanted(folder: Path) -> str:
+    """Of all that a build depends on."""
+    return _digest([LOCK, folder / "adapter.npz", folder / "model.json", *sorted(_ENCODER.glob("*.py"))])
 
 
 def _digest(files: list[Path]) -> str:

@@ -1,8 +1,10 @@
 """The contract of the `feedback` endpoint, against the real Triton."""
 
 import json
+import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -201,6 +203,36 @@ def test_it_stops_in_seconds_and_starts_again_with_the_same_answers(tmp_path: Pa
         after = server.analyze([GOOD])
     for name in OUTPUTS:
         np.testing.assert_array_equal(before[name], after[name])
+
+
+def test_a_new_version_takes_over_without_a_dropped_request(tmp_path: Path) -> None:
+    served = tmp_path / "models" / "feedback"
+    shutil.copytree(MODELS / "feedback" / "1", served / "1", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(MODELS / "feedback" / "config.pbtxt", served / "config.pbtxt")
+    with triton(tmp_path / "log", model_repository=served.parent) as server:
+        versions: list[str] = []
+        going = threading.Event()
+        going.set()
+
+        def ask() -> None:
+            text = grpcclient.InferInput("TEXT", [1, 1], "BYTES")
+            text.set_data_from_numpy(np.array([[GOOD]], dtype=object))
+            with closing(grpcclient.InferenceServerClient(server.address)) as client:
+                while going.is_set():
+                    versions.append(client.infer("feedback", [text]).get_response().model_version)
+
+        with ThreadPoolExecutor(1) as pool, closing(grpcclient.InferenceServerClient(server.address)) as client:
+            asking = pool.submit(ask)
+            shutil.copytree(served / "1", served / "2", ignore=shutil.ignore_patterns("__pycache__"))
+            client.load_model("feedback", client_timeout=60)
+            now = infer(client, [GOOD], version="2")["SENTIMENT"][0, 0]
+            going.clear()
+            asking.result()
+            assert client.is_model_ready("feedback", "1")
+    assert now == b"positive"
+    assert versions[0] == "1"
+    # Whoever names no version is answered all the time, and from some moment on by the new one.
+    assert versions == sorted(versions)
 
 
 def test_the_module_becomes_the_server(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def promote(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--rate", type=float, default=8e-4, help="highest learning rate; less to continue with")
     parser.add_argument("--start", type=Path, help="continue from the adapter in this folder, as with new rows")
     parser.add_argument("--threads", type=int, default=2)
