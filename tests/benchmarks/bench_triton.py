@@ -8,6 +8,7 @@ sentences too; and how the bare loop grows with processes, batch and length (`--
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -36,8 +37,10 @@ BATCHES = (1, 8, 32, 128)
 WHOLE_TEXT = [name for name in OUTPUTS if name != "SENTENCES"]
 
 
-def bare(texts: Path, seconds: float, *, processes: int, batch: int = BATCH, tokens: int | None = None) -> float:
-    """Texts per second of loops that have nothing around them, together."""
+def bare(
+    texts: Path, seconds: float, *, processes: int, batch: int = BATCH, tokens: int | None = None
+) -> tuple[float, float]:
+    """Texts per second of loops that have nothing around them, together; and per second of CPU time."""
     program = [str(install().venv / "bin" / "python"), str(Path(__file__).parents[1] / "support" / "bare_encoder.py")]
     arguments = [str(VERSION_FOLDER), str(texts), "1", str(seconds), str(batch), *([str(tokens)] if tokens else [])]
     running = [
@@ -45,7 +48,8 @@ def bare(texts: Path, seconds: float, *, processes: int, batch: int = BATCH, tok
         for _ in range(processes)
     ]
     with ThreadPoolExecutor(processes) as pool:
-        return sum(float(out) for out, _ in pool.map(lambda each: each.communicate("go\n"), running))
+        printed = [out.split() for out, _ in pool.map(lambda each: each.communicate("go\n"), running)]
+    return sum(float(wall) for wall, _ in printed), float(np.mean([float(cpu) for _, cpu in printed]))
 
 
 def rate(once: Callable[[list[str]], object], batches: list[list[str]], seconds: float) -> float:
@@ -92,21 +96,31 @@ def single_under_load(address: str, texts: list[str], seconds: float) -> list[fl
     return latencies
 
 
-def memory_mb(server: Server) -> float:
-    """Resident memory of the server and its models' processes, shared pages counted once for each."""
+def pids(server: Server) -> list[str]:
+    """The server and its models' processes."""
     assert server.process is not None
-    pids = [str(server.process.pid)]
+    found = [str(server.process.pid)]
     for children in Path(f"/proc/{server.process.pid}/task").glob("*/children"):
-        pids += children.read_text().split()
-    lines = [line for pid in pids for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+        found += children.read_text().split()
+    return found
+
+
+def memory_mb(server: Server) -> float:
+    """Resident memory, shared pages counted once for each process."""
+    lines = [line for pid in pids(server) for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
     return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+
+def cpu_seconds(server: Server) -> float:
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids(server)]
+    return sum(int(each[11]) + int(each[12]) for each in stats) / os.sysconf("SC_CLK_TCK")
 
 
 def table(path: Path, seconds: float) -> None:
     print(f"bare loop, texts/s:  tokens {' '.join(f'{length:>7}' for length in LENGTHS)}")
     for processes in (1, INSTANCES):
         for batch in BATCHES:
-            rates = [bare(path, seconds, processes=processes, batch=batch, tokens=length) for length in LENGTHS]
+            rates = [bare(path, seconds, processes=processes, batch=batch, tokens=length)[0] for length in LENGTHS]
             print(f"  {processes} process(es), batch {batch:>3}    {' '.join(f'{value:7.0f}' for value in rates)}")
 
 
@@ -123,17 +137,20 @@ def main() -> None:
         path = Path(folder) / "texts.json"
         path.write_text(json.dumps(texts[:2048]), encoding="utf-8")
         server.analyze(texts[:BATCH])
+        started, used = time.perf_counter(), cpu_seconds(server)
         served = callers(server.address, texts, seconds)
+        per_cpu = served * (time.perf_counter() - started) / (cpu_seconds(server) - used)
         latencies = single_under_load(server.address, texts, seconds)
         old = callers(server.address, texts, seconds, version="1")
         sentences = callers(server.address, texts, seconds, OUTPUTS)
         memory = memory_mb(server)
         server.stop()
-        loop = bare(path, seconds, processes=INSTANCES)
+        loop, loop_per_cpu = bare(path, seconds, processes=INSTANCES)
         p50, p99 = np.percentile(latencies, [50, 99]) * 1000
         lines = (
             f"bare loop, {INSTANCES} processes, batch {BATCH}:  {loop:7.0f} texts/s",
             f"Triton gRPC, batch {BATCH}, {CALLERS} callers: {served:7.0f} texts/s ({served / loop:.0%})",
+            f"per CPU second: bare loop {loop_per_cpu:.0f}, Triton {per_cpu:.0f} ({per_cpu / loop_per_cpu:.0%})",
             f"  with sentences:                {sentences:7.0f} texts/s",
             f"  version 1, n-grams:            {old:7.0f} texts/s",
             f"single text under that load: p50 {p50:.1f} ms, p99 {p99:.1f} ms ({len(latencies)} requests)",

@@ -1,7 +1,8 @@
 """A loop with nothing around it: texts of a file to probabilities, in Triton's own environment.
 
 `bench_triton.py` runs it there: `bare_encoder.py VERSION_FOLDER TEXTS.json THREADS SECONDS BATCH [TOKENS]`. It prints
-texts per second. With TOKENS every text is cut or repeated to that many tokens.
+texts per second, and texts per second of CPU time, which other programs on the machine hardly change. With TOKENS every
+text is cut or repeated to that many tokens.
 """
 
 import json
@@ -23,8 +24,9 @@ batches = [texts[start : start + batch] for start in range(0, len(texts) - batch
 model.probabilities(batches[0])
 # All processes of a run start together.
 sys.stdin.readline()
-done, started = 0, time.perf_counter()
+done, started, used = 0, time.perf_counter(), time.process_time()
 while time.perf_counter() - started < seconds:
     model.probabilities(batches[done % len(batches)])
     done += 1
-sys.stdout.write(f"{done * batch / (time.perf_counter() - started)}\n")
+texts_done = done * batch
+sys.stdout.write(f"{texts_done / (time.perf_counter() - started)} {texts_done / (time.process_time() - used)}\n")

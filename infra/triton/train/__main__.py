@@ -85,6 +85,7 @@ def report_on(arguments: argparse.Namespace, rows: list[corpus.Verbatim], servic
     models: dict[str, evaluate.Classifier] = {"candidate": evaluate.load(arguments.output)}
     if service is not None:
         models["in service"] = evaluate.load(service)
+    models["version 1"] = evaluate.load(MODELS / "1")
     say("training the baseline")
     models["baseline"] = baseline.train([row for row in rows if not row.held_out])
     answered = {name: evaluate.by_language(model, held_out) for name, model in models.items()}
