@@ -636,12 +636,12 @@ def board(
             ("touchpoint", found.by_touchpoint),
             ("need", found.by_need),
         ):
-            show.console().print(_board(title, lines))
+            show.console().print(board_table(title, lines))
 
     run(work())
 
 
-def _board(title: str, found: Iterable[pb.BoardLine]) -> Table:
+def board_table(title: str, found: Iterable[pb.BoardLine]) -> Table:
     lines = show.table(f"{title}~", "kind", "actions#", "overdue#", "mean age#", "oldest#")
     for each in found:
         number = getattr(ActionState, each.key, None) if title == "state" else None
@@ -651,13 +651,13 @@ def _board(title: str, found: Iterable[pb.BoardLine]) -> Table:
             show.name(ActionKind.DESCRIPTOR, each.kind),
             show.count(each.count),
             show.count(each.overdue) if each.overdue else "",
-            _age(each.mean_age_s),
-            _age(each.oldest_age_s),
+            age(each.mean_age_s),
+            age(each.oldest_age_s),
         )
     return lines
 
 
-def _age(seconds: float) -> str:
+def age(seconds: float) -> str:
     hours = seconds / 3600
     return f"{hours / 24:.1f} d" if hours >= 24 else f"{hours:.1f} h"
 

@@ -8,6 +8,7 @@ from rich.text import Text
 from services.cli import (
     actions,
     analyze,
+    board,
     correct,
     events,
     flow,
@@ -46,6 +47,7 @@ app.command()(journeys.rebuild)
 app.command()(flow.flow)
 app.command()(flow.coverage)
 app.add_typer(actions.app, name="actions")
+app.command()(board.board)
 app.command()(proof.explain)
 app.add_typer(playbook.app, name="playbook")
 app.command()(proof.impact)
