@@ -94,7 +94,8 @@ class Erasures:
             RefusedError: IDENTITY_LINKED, it is an identity of a customer's.
             UnavailableError: the store or the read model does not answer.
         """
-        if await self.receipt(receipt_id) is not None:
+        pending = [request.receipt_id for _, request in await self._requests()]
+        if receipt_id in pending or await self.receipt(receipt_id) is not None:
             return
         held = await self._holdings.held(customer_id)
         if held.owner:
@@ -104,8 +105,7 @@ class Erasures:
                 {"customer_id": held.owner},
             )
         asked = ErasureRequested(customer_id=customer_id, receipt_id=receipt_id, secret=secret)
-        if all(request.receipt_id != receipt_id for _, request in await self._requests()):
-            await self._append(QUEUE, ANY, [asked], receipt_id, derived_id(QUEUE, receipt_id))
+        await self._append(QUEUE, ANY, [asked], receipt_id, derived_id(QUEUE, receipt_id))
         self._asked.set()
 
     async def receipt(self, receipt_id: str) -> CustomerErased | None:

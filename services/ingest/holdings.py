@@ -184,7 +184,8 @@ class Held:
     """What is held about a customer: under which ids, and in which streams.
 
     `owner` is the customer that the id asked for is linked to, if any. `ids` are the customer's and those of the
-    identities linked to them now. `shared` are the streams of identities that were theirs once, and are not now.
+    identities linked to them now. `shared` are the streams of identities that were theirs once, or nobody's, and are
+    somebody else's now.
     """
 
     owner: str
@@ -223,7 +224,9 @@ class Holdings:
             )
             ids = [customer_id, *(row["identity_id"] for row in linked)]
             own = await connection.fetch(
-                "SELECT DISTINCT stream FROM ingest.identity_link WHERE identity_id = ANY($1::text[])", ids
+                """SELECT DISTINCT ON (stream) stream, customer_id, unlinked_position FROM ingest.identity_link
+                   WHERE identity_id = ANY($1::text[]) ORDER BY stream, position DESC""",
+                ids,
             )
             once = await connection.fetch(
                 "SELECT DISTINCT stream FROM ingest.identity_link WHERE customer_id = ANY($1::text[])", ids
@@ -233,12 +236,13 @@ class Holdings:
                    GROUP BY stream ORDER BY min(position)""",
                 ids,
             )
-        mine = [row["stream"] for row in own]
+        # An erasure may have waited, or be half done, when an identity became somebody else's.
+        mine = [row["stream"] for row in own if row["unlinked_position"] or row["customer_id"] == customer_id]
         return Held(
             owner=owner or "",
             ids=ids,
             streams=[*(stream_name("customer", each) for each in ids), *mine, *(row["stream"] for row in about)],
-            shared=sorted({row["stream"] for row in once} - set(mine)),
+            shared=sorted({row["stream"] for row in (*own, *once)} - set(mine)),
         )
 
     @asynccontextmanager

@@ -276,6 +276,34 @@ async def test_an_erasure_that_nobody_could_wait_for_is_finished_when_the_relay_
     assert await c.pending() == []
 
 
+async def test_an_identity_that_became_somebodys_while_its_erasure_waited_stays_theirs(shared: Company) -> None:
+    c = shared
+    await c.happened("device:kiosk", 1, text="before")
+    await c.happened("lia", 2, text="hello")
+    await c.link("kiosk", "jan")
+    await c.link("kiosk", "jan", unlink=True)
+    await c.settled()
+    await c.cluster.stop("relay")
+    requests = [
+        pb.EraseCustomerRequest(customer_id=customer_id, request_id=str(uuid4()))
+        for customer_id in ("lia", "device:kiosk")
+    ]
+    for request in requests:
+        # The first waits for the bus, the second for the first.
+        error = await failure(c.privacy.EraseCustomer(request, timeout=2))
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert len(await c.pending()) == 2
+    await c.link("kiosk", "noa")
+    await c.cluster.start("relay")
+    # What was asked for is repeated, though it could not be asked for now.
+    receipts = [await c.erase(request.customer_id, request.request_id) for request in requests]
+    assert [(receipt.interactions, receipt.events) for receipt in receipts] == [(1, 1), (1, 3)]
+    assert await c.store.read("customer-device:kiosk") == []
+    exported = await c.export("noa")
+    assert [event["type"] for event in exported] == ["recorrido.ingest.v1.IdentityLinked"]
+    await c.link("kiosk", "noa", unlink=True)
+
+
 async def test_a_person_links_exports_and_erases(shared: Company, tmp_path: Path) -> None:
     c = shared
     email = hashlib.sha256(b"mia@example.com").hexdigest()
