@@ -1,5 +1,6 @@
 """Playbooks against the running service: signals come in over the bus, actions are opened as the playbook says."""
 
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -15,10 +16,12 @@ import pytest_asyncio
 from recorrido.actions.v1 import playbook_pb2
 from recorrido.actions.v1 import playbook_service_pb2 as pb
 from recorrido.actions.v1.action_pb2 import OBLIGATION_ACCEPTANCE, PRIORITY_HIGH, PRIORITY_URGENT
-from recorrido.actions.v1.events import SignalAnswered
+from recorrido.actions.v1.events import Calendar, Playbook, PlaybookPublished, SignalAnswered
 from recorrido.actions.v1.playbook_service_pb2_grpc import PlaybookServiceStub
 from recorrido.journey.v1.events import SignalRaised
 from services.foundation import bus
+from services.foundation.events import Pending
+from services.foundation.eventstore import NO_STREAM, StreamAppend
 from tests.support.cli import answer, recorrido
 from tests.support.cluster import running
 from tests.support.office import IMPROVEMENT, RECOVERY, Office, connected, refusal, signal, unique
@@ -243,6 +246,18 @@ async def test_the_guard_refuses_and_says_so(office: Office, playbooks: Any) -> 
     events = await stored(office.cluster.environment["RECORRIDO_EVENTSTORE_URI"])
     said = [e for e in events if e.type == "recorrido.actions.v1.GuardTripped" and where.encode() in e.data]
     assert len(said) == given["OPENED"] // 10
+
+
+async def test_what_is_no_playbook_in_the_store_stops_no_other(office: Office, playbooks: Any) -> None:
+    broken, good = place(), place()
+    nowhere = Playbook(playbook_id=broken, name="Mars", calendar=Calendar(time_zone="Mars/Olympus"))
+    event = PlaybookPublished(playbook=nowhere, version=1, actor="somebody", request_id="r")
+    await office.store.append([StreamAppend(f"playbook-{broken}", NO_STREAM, [Pending(event, uuid.uuid4())])])
+    await publish(playbooks, draft(good))
+    await office.raise_signals(signal(unique("s"), customer_id=unique("c"), touchpoint=good))
+    await office.until_listed(1, playbook_id=good)
+    get = pb.GetPlaybookRequest(playbook_id=broken)
+    assert (await refusal(playbooks.GetPlaybook(get))).code() is CODE.NOT_FOUND
 
 
 async def test_a_playbook_that_is_switched_off_opens_nothing(office: Office, playbooks: Any) -> None:

@@ -5,12 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
+import structlog
+
 from recorrido.actions.v1.events import Playbook, PlaybookPublished
 from services.actions.domain.playbooks import ID, InForce, Playbooks, PublishPlaybook, playbook_stream
 from services.foundation.errors import ConflictError, NotFoundError
-from services.foundation.events import Registry
+from services.foundation.events import Recorded, Registry
 from services.foundation.eventstore import EventStore
 from services.foundation.execute import Executor, Intent
+
+LOG = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +71,11 @@ class PlaybookBook:
         versions = self._versions.get(playbook_id) if ID.fullmatch(playbook_id) else None
         if not versions:
             raise NotFoundError("PLAYBOOK_UNKNOWN", f"there is no playbook {playbook_id!r}")
-        if not 0 <= version <= len(versions):
-            raise NotFoundError("PLAYBOOK_VERSION_UNKNOWN", f"{playbook_id!r} has versions 1 to {len(versions)}")
-        return versions[version - 1]
+        found = next((each for each in versions if each.in_force.version == version), None) if version else versions[-1]
+        if found is None:
+            latest = versions[-1].in_force.version
+            raise NotFoundError("PLAYBOOK_VERSION_UNKNOWN", f"{playbook_id!r} has versions 1 to {latest}")
+        return found
 
     async def all(self) -> Sequence[Published]:
         """Return every playbook in its present version, by id. Raises UnavailableError."""
@@ -84,17 +91,20 @@ class PlaybookBook:
             async for recorded in self._store.read_all(start, self._registry.type_names):
                 if recorded.position <= self._position:
                     continue
-                event: PlaybookPublished = self._registry.decode(recorded)
-                published = Published(
-                    InForce.of(event.playbook or Playbook(), event.version),
-                    event.actor,
-                    event.reason,
-                    recorded.recorded_at,
-                    recorded.position,
-                )
-                self._versions.setdefault(published.playbook.playbook_id, []).append(published)
+                try:
+                    self._add(recorded)
+                except (msgspec.MsgspecError, LookupError, ValueError, NotImplementedError) as error:
+                    # Somebody wrote what is no playbook under its name, or its calendar is not to be had any more. The
+                    # others go on.
+                    LOG.error("playbook passed over", event_id=str(recorded.event_id), error=repr(error))  # noqa: TRY400
                 self._position = recorded.position
             self._position = max(self._position, position)
+
+    def _add(self, recorded: Recorded) -> None:
+        event: PlaybookPublished = self._registry.decode(recorded)
+        in_force = InForce.of(event.playbook or Playbook(), event.version)
+        published = Published(in_force, event.actor, event.reason, recorded.recorded_at, recorded.position)
+        self._versions.setdefault(published.playbook.playbook_id, []).append(published)
 
     def in_force(self, position: int) -> Sequence[InForce]:
         """Return the playbooks in force for what was recorded at `position`, switched off or not.
@@ -110,5 +120,5 @@ class PlaybookBook:
 
     def version(self, playbook_id: str, version: int) -> InForce | None:
         """Return a version that somebody names; None where it is not known. Only after `read_to`."""
-        versions = self._versions.get(playbook_id, [])
-        return versions[version - 1].in_force if 1 <= version <= len(versions) else None
+        versions = (published.in_force for published in self._versions.get(playbook_id, []))
+        return next((each for each in versions if each.version == version), None)
