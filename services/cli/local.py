@@ -19,7 +19,6 @@ from rich.text import Text
 from recorrido.journey.v1.journey_service_pb2 import GetCustomerJourneyRequest, GetOverviewRequest
 from services.cli import clients, sample, show
 from services.cli.clients import DEADLINE_S, Addresses
-from services.cli.events import connect, messages_held
 from services.cli.failures import CommandError
 from services.cli.importing.commands import SAMPLE_MAPS, load
 from services.cli.report import read, show_report
@@ -151,6 +150,8 @@ async def _serving(channel: grpc.aio.Channel) -> bool:
 
 async def _wants_sample(addresses: Addresses) -> bool:
     """Whether nothing was ever recorded, or the loading of the sample was cut off."""
+    from services.cli.bus import connect, messages_held  # noqa: PLC0415 - it takes long, and few commands need it
+
     client = await connect(addresses.nats_url)
     try:
         # Read models may still be catching up, so their emptiness alone tells nothing.

@@ -16,6 +16,7 @@ from recorrido.ingest.v1 import ingest_service_pb2 as pb
 from recorrido.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 from recorrido.journey.v1 import journey_service_pb2
 from recorrido.journey.v1.journey_service_pb2_grpc import JourneyServiceStub
+from tests.support.cli import recorrido
 from tests.support.cluster import Cluster, running
 from tests.support.front_door import DUPLICATE, RECORDED, of
 from tests.support.relays import status
@@ -144,6 +145,9 @@ async def test_poison_on_the_bus_becomes_a_dead_letter_and_stops_nobody(
     await until(complete, 10, every_s=0.2)
     await bus.close()
     await until(lambda: _is(_lag(cluster), 0), 10)
+    # Whoever looks on is shown what there is.
+    shown = await recorrido(cluster, "events", "--from-start", "--limit", "12", "--json")
+    assert (shown.code, len(shown.out.splitlines())) == (0, 12), shown
 
 
 async def test_a_consumer_that_never_acks_holds_up_nobody_and_is_given_no_more_than_its_share(cluster: Cluster) -> None:
@@ -168,11 +172,11 @@ async def test_a_consumer_that_never_acks_holds_up_nobody_and_is_given_no_more_t
 
     await until(lambda: _is(_signals(cluster, "carla"), 40), 20, what="signals")
 
-    async def others() -> bool:
-        consumers = await js.consumers_info("RECORRIDO")
-        return all(c.num_pending == 0 and c.num_ack_pending == 0 for c in consumers if c.name != "silent")
+    async def others_are_done() -> bool:
+        durables = [c for c in await js.consumers_info("RECORRIDO") if c.config.durable_name not in (None, "silent")]
+        return len(durables) >= 2 and not any(c.num_pending or c.num_ack_pending for c in durables)
 
-    await until(others, 20)
+    await until(others_are_done, 20)
     # When it comes to its senses it is given the rest.
     waiting = info.num_pending
     for message in taken:

@@ -51,8 +51,7 @@ async def _back_up(cluster: Cluster, to: Path) -> None:
     assert await process.wait() == 0
 
 
-@pytest.mark.parametrize("kept", [0, 10])
-@pytest.mark.parametrize("later", [5, 40])
+@pytest.mark.parametrize(("kept", "later"), [(0, 40), (10, 5)])
 @pytest.mark.parametrize("relay", ["stopped", "running"])
 async def test_nothing_is_published_of_another_history(tmp_path: Path, kept: int, later: int, relay: str) -> None:
     """Bus of 30 events; the store then begins with `kept` of them and goes on differently, shorter or longer."""

@@ -160,7 +160,7 @@ async def test_who_hangs_up_leaves_what_was_accepted_and_a_service_that_serves(d
 async def test_a_drain_answers_what_was_accepted_and_tells_the_rest(tmp_path: Path) -> None:
     async with front_door(tmp_path) as door:
         call = door.stub.StreamInteractions()
-        batches = [batch(number, *(of(f"drained {n}", number) for n in range(100))) for number in range(300)]
+        batches = [batch(number, *(of(f"drained {n}", number) for n in range(100))) for number in range(120)]
         told: list[pb.StreamInteractionsResponse] = []
 
         async def write() -> None:
