@@ -442,7 +442,7 @@ async def compare_points(snapshot: Snapshot, truth: Known, map_id: str) -> None:
             len(mentions),
             pytest.approx(len(customers) / max(len(heard), len(customers))),
             pytest.approx(mean(truth.analyses[str(r.event_id)].sentiment_score for r, _ in mentions)),
-            tuple([i.verbatim.text for _, i in newest[:12] if i.verbatim][:3]),
+            tuple([i.verbatim.text for _, i in newest[:5] if i.verbatim][:3]),
         )
     in_force = snapshot.map_in_force(map_id)
     reading = snapshot.reading(in_force)

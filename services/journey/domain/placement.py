@@ -51,12 +51,14 @@ class Placements:
     def of(self, touchpoints: Sequence[RawTouchpoint]) -> NDArray[np.int32]:
         """Return, for each raw touchpoint, the number of its touchpoint in the map's order; -1: it is on none.
 
-        The same list is given each time, and only grows.
+        The same list is given each time, and only grows. Threads may ask at once: each goes on from what it found.
         """
-        new = [self._number(raw) for raw in touchpoints[len(self._found) :]]
+        found = self._found
+        new = [self._number(raw) for raw in touchpoints[len(found) :]]
         if new:
-            self._found = np.concatenate([self._found, np.array(new, np.int32)])
-        return self._found
+            found = np.concatenate([found, np.array(new, np.int32)])
+            self._found = found
+        return found
 
     def _number(self, raw: RawTouchpoint) -> int:
         touchpoint_id = place(self._map, raw.source, raw.touchpoint, raw.channel)

@@ -22,7 +22,7 @@ KINDS = (PointKind.PAIN, PointKind.ITCH, PointKind.DELIGHT)
 DEFAULT_TREND_DAYS = 30
 #: Examples shown of each point, and how many are looked through for them: of those erased no words are left.
 EXAMPLES = 3
-_LOOKED_THROUGH = 12
+_LOOKED_THROUGH = 5
 #: Drivers given of each metric.
 _DRIVERS = 10
 

@@ -9,6 +9,7 @@ for, over columns of these rows (`views.columns`).
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +29,7 @@ from recorrido.actions.v1.events import (
 )
 from recorrido.inference.v1.events import Analysis, AnalysisCorrected, FeedbackAnalysisFailed, FeedbackAnalyzed
 from recorrido.ingest.v1.events import (
+    Channel,
     Customer,
     CustomerAnonymized,
     IdentityLinked,
@@ -428,7 +430,12 @@ def _customer_id(interaction: Interaction) -> str:
 
 
 def _touchpoint(interaction: Interaction) -> str:
-    return json.dumps([_text(interaction.source), _text(interaction.touchpoint), interaction.channel.number])
+    return _named(interaction.source, interaction.touchpoint, interaction.channel)
+
+
+@lru_cache(maxsize=4096)
+def _named(source: str, touchpoint: str, channel: Channel) -> str:
+    return json.dumps([_text(source), _text(touchpoint), channel.number])
 
 
 def _profile(interaction: Interaction) -> str:
