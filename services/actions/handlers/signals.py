@@ -106,6 +106,9 @@ class SignalHandlers:
         cases: dict[int, _Case] = {}
         plain: dict[int, _Case] = {}
         for index, delivery in enumerate(deliveries):
+            if delivery.event.map_id and not delivery.event.customer_id:
+                # About a touchpoint of a map, not about anybody: there is nobody to make glad again.
+                continue
             try:
                 # Whatever is opened for it needs these; the rest is cut to its limits.
                 OpenRecovery(signal=delivery.event, occurred_at=delivery.recorded.recorded_at)
