@@ -194,7 +194,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         asked, per_second = reading.reanalysis(request)
         begun = await self._reanalyses.begin(asked)
         work = begun.work()
-        async for _ in self._watch(self._reanalyses.run(begun, work, Pace(per_second))):
+        async for _ in self._watch(self._reanalyses.run(begun, asked.slice, work, Pace(per_second))):
             yield pb.ReanalyzeResponse(
                 model_version=begun.started.model_version,
                 position=work.position,

@@ -118,15 +118,14 @@ class Reanalyses:
                 model_version=version or await self._handlers.require(""),
                 from_time=part.from_time,
                 to_time=part.to_time,
-                customer_ids=tuple(sorted(part.customer_ids)),
+                customers=len(part.customer_ids),
                 sources=tuple(sorted(part.sources)),
                 end_position=str(await self._store.head()),
                 actor=asked.actor,
             )
             await self._append(stream, NO_STREAM, started, asked.reanalysis_id)
             return Begun(started, None, 0)
-        terms = _slice(known.started)
-        if (version and version != known.started.model_version) or terms != asked.slice:
+        if (version and version != known.started.model_version) or not _is_of(known.started, asked.slice):
             raise DiffersError(
                 "REANALYSIS_DIFFERS",
                 f"reanalysis {asked.reanalysis_id} was asked for with other terms; name it differently",
@@ -134,7 +133,7 @@ class Reanalyses:
         await self._handlers.require(known.started.model_version)
         return known
 
-    async def run(self, begun: Begun, work: Work, pace: Pace) -> None:
+    async def run(self, begun: Begun, part: Slice, work: Work, pace: Pace) -> None:
         """Go on to the end; how far it is shows in `work`. Parts that are away are waited for.
 
         Raises:
@@ -144,7 +143,6 @@ class Reanalyses:
             return
         started, revision = begun.started, begun.revision
         stream = stream_name("reanalysis", started.reanalysis_id)
-        part = _slice(started)
         saved_at = time.monotonic()
         async with aclosing(pages(self._store, work, InteractionRecorded, work.position or None)) as found:
             async for page in found:
@@ -284,10 +282,11 @@ def _correlation(verbatim: Verbatim) -> str:
     return verbatim.recorded.metadata.get(CORRELATION_ID, str(verbatim.recorded.event_id))
 
 
-def _slice(started: ReanalysisStarted) -> Slice:
-    return Slice(
-        from_time=started.from_time,
-        to_time=started.to_time,
-        customer_ids=frozenset(started.customer_ids),
-        sources=frozenset(started.sources),
+def _is_of(started: ReanalysisStarted, part: Slice) -> bool:
+    # Of the customers only the number is known.
+    return (started.from_time, started.to_time, started.customers, frozenset(started.sources)) == (
+        part.from_time,
+        part.to_time,
+        len(part.customer_ids),
+        part.sources,
     )

@@ -16,7 +16,13 @@ from recorrido.actions.v1.events import (
     ActionResult,
     ActionState,
 )
-from recorrido.inference.v1.events import FeedbackAnalysisFailed, FeedbackAnalyzed
+from recorrido.inference.v1.events import (
+    Analysis,
+    AnalysisCorrected,
+    FeedbackAnalysisFailed,
+    FeedbackAnalyzed,
+    PointKind,
+)
 from recorrido.ingest.v1.events import (
     Customer,
     CustomerAnonymized,
@@ -48,7 +54,7 @@ def told(*streams: list[Recorded], secret: str = "s", done: Any = ()) -> list[Cu
 
 def test_every_event_that_names_a_customer_is_found_by_an_export_and_an_erasure() -> None:
     """Whoever adds one: put it into the customer's own stream, or let HoldingsProjection know of it."""
-    in_the_customers_stream = {InteractionRecorded, FeedbackAnalyzed, FeedbackAnalysisFailed}
+    in_the_customers_stream = {InteractionRecorded, FeedbackAnalyzed, FeedbackAnalysisFailed, AnalysisCorrected}
     naming = {
         event
         for event in event_types()
@@ -120,6 +126,27 @@ def test_an_action_ends_as_it_ended_or_unreachable(
     assert (left.state, left.result, left.opened_at) == (state, result, AT)
     assert len(part.erased_positions) == 1 + len(ends)
     assert "Ana" not in encode(part).decode()
+
+
+def test_a_persons_correction_still_wins_and_tells_nothing_of_anybody() -> None:
+    events = stream("customer-ana", InteractionRecorded(interaction=Interaction(customer=Customer(customer_id="ana"))))
+    about = str(events[0].event_id)
+    corrected = AnalysisCorrected(
+        interaction_event_id=about,
+        customer_id="ana",
+        analysis=Analysis(point=PointKind.ITCH),
+        actor="mia",
+        comment="I know Ana",
+        request_id="for-ana",
+    )
+    analyzed = FeedbackAnalyzed(interaction_event_id=about, customer_id="ana", analysis=Analysis(point=PointKind.PAIN))
+    events += stream("customer-ana", corrected, analyzed, first_position=2)
+    (part,) = told(events)
+    ((judged, guessed),) = [each.analyses for each in part.interactions]
+    assert (judged.corrected, judged.analysis) == (True, Analysis(point=PointKind.ITCH))
+    assert (guessed.corrected, guessed.analysis) == (False, Analysis(point=PointKind.PAIN))
+    left = encode(part).lower()
+    assert not any(word in left for word in (b'ana"', b"mia", b"know", b"for-ana"))
 
 
 def test_a_receipts_id_is_of_the_request_and_the_customer() -> None:

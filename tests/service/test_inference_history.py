@@ -366,7 +366,7 @@ async def test_the_history_is_analysed_again_once_and_both_can_be_read(company: 
     counting = [each for each in await company.analyses("dan") if each.counts]
     assert {each.analysis.model_version for each in counting} == {"6"}
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await company.reanalyze("somebody else", name="dan-6")
+        await company.reanalyze("dan", "somebody else", name="dan-6")
     assert info(caught.value).reason == "REANALYSIS_DIFFERS"
 
 

@@ -12,6 +12,7 @@ import grpc
 import nats
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from msgspec import structs
 
 from recorrido.inference.v1.analysis_pb2 import POINT_KIND_NONE, POINT_KIND_PAIN
 from recorrido.inference.v1.events import Analysis, FeedbackAnalyzed, PointKind, Sentiment
@@ -291,7 +292,10 @@ async def test_an_analysis_of_no_interaction_becomes_a_dead_letter_and_hinders_n
     async with company(tmp_path) as c:
         # A history longer than the first look back.
         await c.append(*(happened(n, customers=1) for n in range(150)))
-        await c.append(understood(999, customers=1), understood(0, customers=1))
+        # What is said when the history is analysed again is no news, and raises nothing.
+        again, event_id = understood(7, customers=1, model="2")
+        again = structs.replace(again, reanalysis_id="again")
+        await c.append(understood(999, customers=1), (again, event_id), understood(0, customers=1))
         await c.until_signals(1)
         bus = await nats.connect(c.cluster.environment["RECORRIDO_NATS_URL"])
 

@@ -527,9 +527,10 @@ class ReanalysisStarted(Struct, frozen=True, kw_only=True, omit_defaults=True, r
     from_time: datetime | None = None
     """Interactions that happened at or after, and before."""
     to_time: datetime | None = None
-    customer_ids: tuple[str, ...] = ()
-    """Only of these customers, and of these sources; none: of all."""
+    customers: int = 0
+    """How many customers it is limited to, 0: none. Who they are is not recorded: nobody could erase it here."""
     sources: tuple[str, ...] = ()
+    """Only of these sources; none: of all."""
     end_position: str = ""
     """Position in the store up to which the history is meant: what came later was analysed as it came."""
     actor: str = ""
@@ -542,7 +543,7 @@ class ReanalysisStarted(Struct, frozen=True, kw_only=True, omit_defaults=True, r
             model_version=message.model_version,
             from_time=message.from_time.ToDatetime(UTC) if message.HasField("from_time") else None,
             to_time=message.to_time.ToDatetime(UTC) if message.HasField("to_time") else None,
-            customer_ids=tuple(message.customer_ids),
+            customers=message.customers,
             sources=tuple(message.sources),
             end_position=message.end_position,
             actor=message.actor,
@@ -553,7 +554,7 @@ class ReanalysisStarted(Struct, frozen=True, kw_only=True, omit_defaults=True, r
             reanalysis_id=self.reanalysis_id,
             model=self.model,
             model_version=self.model_version,
-            customer_ids=self.customer_ids,
+            customers=self.customers,
             sources=self.sources,
             end_position=self.end_position,
             actor=self.actor,

@@ -142,13 +142,15 @@ class ReanalysisStarted(_message.Message):
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     FROM_TIME_FIELD_NUMBER: _builtins.int
     TO_TIME_FIELD_NUMBER: _builtins.int
-    CUSTOMER_IDS_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     END_POSITION_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     reanalysis_id: _builtins.str
     model: _builtins.str
     model_version: _builtins.str
+    customers: _builtins.int
+    """How many customers it is limited to, 0: none. Who they are is not recorded: nobody could erase it here."""
     end_position: _builtins.str
     """Position in the store up to which the history is meant: what came later was analysed as it came."""
     actor: _builtins.str
@@ -159,11 +161,9 @@ class ReanalysisStarted(_message.Message):
     @_builtins.property
     def to_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
-    def customer_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only of these customers, and of these sources; none: of all."""
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only of these sources; none: of all."""
 
-    @_builtins.property
-    def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -172,14 +172,14 @@ class ReanalysisStarted(_message.Message):
         model_version: _builtins.str = ...,
         from_time: _timestamp_pb2.Timestamp | None = ...,
         to_time: _timestamp_pb2.Timestamp | None = ...,
-        customer_ids: _abc.Iterable[_builtins.str] | None = ...,
+        customers: _builtins.int = ...,
         sources: _abc.Iterable[_builtins.str] | None = ...,
         end_position: _builtins.str = ...,
         actor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time", "to_time", b"to_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "customer_ids", b"customer_ids", "end_position", b"end_position", "from_time", b"from_time", "model", b"model", "model_version", b"model_version", "reanalysis_id", b"reanalysis_id", "sources", b"sources", "to_time", b"to_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "customers", b"customers", "end_position", b"end_position", "from_time", b"from_time", "model", b"model", "model_version", b"model_version", "reanalysis_id", b"reanalysis_id", "sources", b"sources", "to_time", b"to_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

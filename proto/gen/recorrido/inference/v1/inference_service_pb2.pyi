@@ -710,7 +710,7 @@ class ReanalyzeRequest(_message.Message):
     MAX_TEXTS_PER_SECOND_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     reanalysis_id: _builtins.str
-    """1 to 64 letters, digits, - and _. The same again goes on where it stopped."""
+    """1 to 64 letters, digits, - and _. The same again goes on where it stopped; it must name the same slice."""
     model_version: _builtins.str
     """Empty: the one in service when it is first asked for."""
     max_texts_per_second: _builtins.float
