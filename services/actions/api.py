@@ -16,7 +16,6 @@ from recorrido.actions.v1.events import (
     ActionState,
     ContactChannel,
     Impact,
-    ImpactVerdict,
     Priority,
     RemedyKind,
     Target,
@@ -44,7 +43,7 @@ from services.actions.views.impact import ImpactQuery, Impacts
 from services.actions.views.queries import DEFAULT_PAGE, ActionQueries, ActionQuery, BoardLine
 from services.actions.views.watching import ActionChange, Watch, Watchers
 from services.foundation import rpc
-from services.foundation.errors import InvalidError, RecorridoError, RefusedError, Violation
+from services.foundation.errors import InvalidError, RecorridoError, Violation
 from services.foundation.flow import until_set
 
 MAX_LINKS = 500
@@ -124,9 +123,8 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
 
     async def VerifyAction(self, request: pb.VerifyActionRequest, _context: Any) -> pb.VerifyActionResponse:  # noqa: N802
         impact = await self._impact(request.action_id)
-        if impact is not None and impact.verdict is ImpactVerdict.GOT_WORSE and not request.despite_impact:
-            raise RefusedError("GOT_WORSE", f"{impact.statement} Reopen it, or verify it despite that.")
-        done = await self._change(VerifyAction, request, reason=request.reason, impact=impact)
+        despite = request.despite_impact
+        done = await self._change(VerifyAction, request, reason=request.reason, impact=impact, despite_impact=despite)
         return pb.VerifyActionResponse(action=done)
 
     async def ReopenAction(self, request: pb.ReopenActionRequest, _context: Any) -> pb.ReopenActionResponse:  # noqa: N802

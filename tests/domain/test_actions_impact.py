@@ -2,12 +2,28 @@
 
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from recorrido.actions.v1.events import Impact, ImpactMethod, ImpactSample, ImpactVerdict, Target
+from recorrido.actions.v1.events import (
+    ActionAccepted,
+    ActionCompleted,
+    ActionKind,
+    ActionOpened,
+    ActionStarted,
+    ActionVerified,
+    Impact,
+    ImpactMethod,
+    ImpactSample,
+    ImpactVerdict,
+    Target,
+)
+from services.actions.domain.action import Action, decide, evolve
+from services.actions.domain.commands import VerifyAction
 from services.actions.domain.impact import (
     FALSE_ALARM,
     MEASURES,
@@ -24,8 +40,10 @@ from services.actions.domain.impact import (
     student_quantile,
     wilson,
 )
+from services.foundation.errors import RefusedError
 
 V = ImpactVerdict
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
 Draw = Callable[[np.random.Generator, float], ImpactSample]
 RUNS = 2_000
 
@@ -231,3 +249,26 @@ def test_the_effect_is_also_told_in_deviations() -> None:
     found = effect(Kind.SCORE, Samples(moments(50, 0.0, 49.0), moments(50, 50.0, 99.0)))
     assert found.standardized == pytest.approx(1.0)
     assert math.isfinite(effect(Kind.SCORE, Samples(moments(50, 0, 0), moments(50, 0, 0))).standardized)
+
+
+def test_what_got_worse_is_verified_only_on_purpose_and_a_repetition_stays_one() -> None:
+    opened = ActionOpened(action_id="i", kind=ActionKind.IMPROVEMENT, request_id="1", occurred_at=NOW)
+    state = evolve(Action(), opened)
+    for event in (
+        ActionAccepted(action_id="i", owner="maja", request_id="2", occurred_at=NOW),
+        ActionStarted(action_id="i", request_id="3", occurred_at=NOW),
+        ActionCompleted(action_id="i", request_id="4", occurred_at=NOW),
+    ):
+        state = evolve(state, event)
+    worse = assess(target("csat"), Samples(share(80, 100), share(50, 100)))
+    asked: dict[str, Any] = {"action_id": "i", "actor": "maja", "reason": "seen", "request_id": "5", "occurred_at": NOW}
+    with pytest.raises(RefusedError) as caught:
+        decide(VerifyAction(**asked, impact=worse), state)
+    assert caught.value.reason == "GOT_WORSE"
+    assert "despite" in caught.value.message
+    (done,) = decide(VerifyAction(**asked, impact=worse, despite_impact=True), state)
+    assert isinstance(done, ActionVerified)
+    assert done.impact == worse
+    # Whatever is measured when it is asked for again.
+    assert decide(VerifyAction(**asked, impact=worse), evolve(state, done)) == []
+    assert decide(VerifyAction(**asked), evolve(state, done)) == []

@@ -228,6 +228,7 @@ async def test_what_fails_for_too_long_is_abandoned_told_and_replayed(desk: Desk
         (told,) = [
             json.loads(item.data)
             async for item in desk.office.store.read_all(None, ["recorrido.actions.v1.DeliveryAbandoned"])
+            if item.stream == f"webhook-{key}"
         ]
         assert (told["deliveryId"], told["eventId"]) == (delivery.delivery_id, delivery.event_id)
         receiver.answer = None

@@ -332,6 +332,8 @@ def _decide_for_people(
     if isinstance(command, Change):
         if (state.state, type(command)) not in LIFE_CYCLES[state.kind]:
             raise _refusal(command, state)
+        if isinstance(command, VerifyAction) and command.contradicted:
+            raise RefusedError("GOT_WORSE", f"{command.contradicted} Reopen it, or verify it despite that.")
     elif state.state is not ActionState.UNSPECIFIED:
         raise _refusal(command, state)
     return [event]

@@ -30,6 +30,7 @@ from recorrido.actions.v1.events import (
     CustomerContacted,
     Deadline,
     Impact,
+    ImpactVerdict,
     Priority,
     RemedyKind,
     RemedyOffered,
@@ -433,16 +434,33 @@ class CompleteAction(Change):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyAction(Change):
-    """An improvement was seen to help; the reason tells by what."""
+    """An improvement was seen to help; the reason tells by what, `impact` what is measured at this moment."""
 
     changed = ActionVerified
 
     reason: str
-    #: What is measured at this moment.
     impact: Impact | None = None
+    #: Verify it though it got worse.
+    despite_impact: bool = False
 
     def check(self, rules: Rules) -> None:
         rules.text("reason", self.reason, MAX_REASON, required=True, lines=True)
+
+    @property
+    def contradicted(self) -> str:
+        """What speaks against it; empty: nothing."""
+        worse = self.impact is not None and self.impact.verdict is ImpactVerdict.GOT_WORSE
+        return self.impact.statement if self.impact and worse and not self.despite_impact else ""
+
+    def event(self) -> ActionVerified:
+        return ActionVerified(
+            action_id=self.action_id,
+            actor=self.actor,
+            reason=self.reason,
+            request_id=self.request_id,
+            occurred_at=self.occurred_at,
+            impact=self.impact,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
