@@ -69,6 +69,7 @@ MAP = JourneyMap(
         Persona(
             persona_id="young", name="Young", conditions=(PersonaCondition(attribute="segment", values=("young",)),)
         ),
+        Persona(persona_id="old", name="Old", conditions=(PersonaCondition(attribute="segment", values=("old",)),)),
     ),
     goals=(Goal(goal_id="bought", name="Bought", touchpoint_ids=("paid",)),),
     episodes=EpisodeRules(goal_ids=("bought",), inactivity_hours=12),
@@ -267,6 +268,7 @@ async def test_whole_cases_are_filtered_and_compared(tmp_path: Path) -> None:
         FlowFilter(Selection(since=middle)): [c for c in every if c.started >= middle],
         FlowFilter(Selection(until=middle)): [c for c in every if c.started < middle],
         FlowFilter(Selection(persona_id="young")): [c for c in every if segments[c.customer] == "young"],
+        FlowFilter(Selection(persona_id="old")): [c for c in every if segments[c.customer] == "old"],
         FlowFilter(Selection(stage_id="care")): [c for c in every if any(at(i) == "help" for i in of(c))],
         # Of one and the same interaction both must hold.
         FlowFilter(Selection(touchpoint_id="paid", channel=Channel.PHONE), Outcome.FAILED): [
@@ -278,9 +280,13 @@ async def test_whole_cases_are_filtered_and_compared(tmp_path: Path) -> None:
         FlowFilter(ending=Ending.DROPPED_OFF): [c for c in every if c.ending(moment) is Ending.DROPPED_OFF],
         FlowFilter(ending=Ending.OPEN): [c for c in every if c.ending(moment) is Ending.OPEN],
     }
+    # Most of them tell some cases from others, whatever the dice said.
+    assert sum(0 < len(cases) < len(every) for cases in expected.values()) >= 6
     for filter_, cases in expected.items():
-        assert 0 < len(cases) < len(every), filter_
         found = ask(filter_)
+        if not cases:
+            assert found == Flow(), filter_
+            continue
         compare_with_pm4py(found, cases, Level.TOUCHPOINT)
         compare_with_counting(found, cases, every, Level.TOUCHPOINT, moment)
 
@@ -338,7 +344,7 @@ async def test_what_the_map_does_not_have_is_refused_with_its_place(tmp_path: Pa
     looked_at = Cases(reading, CaseOf.EPISODE, Level.STAGE, 0)
     assert flow(looked_at, looked_at.chosen(FlowFilter(), "filter"), 10) == Flow()
     for filter_, place in (
-        (FlowFilter(Selection(persona_id="old")), "compare_with.selection.persona_id"),
+        (FlowFilter(Selection(persona_id="none")), "compare_with.selection.persona_id"),
         (FlowFilter(goal_id="fun"), "compare_with.goal_id"),
     ):
         with pytest.raises(InvalidError) as refused:
