@@ -1,5 +1,6 @@
 """Playbooks against the running service: signals come in over the bus, actions are opened as the playbook says."""
 
+import asyncio
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -12,6 +13,7 @@ import msgspec
 import nats
 import pytest
 import pytest_asyncio
+from opentelemetry.context import Context
 
 from recorrido.actions.v1 import playbook_pb2
 from recorrido.actions.v1 import playbook_service_pb2 as pb
@@ -19,9 +21,15 @@ from recorrido.actions.v1.action_pb2 import OBLIGATION_ACCEPTANCE, PRIORITY_HIGH
 from recorrido.actions.v1.events import Calendar, Playbook, PlaybookPublished, SignalAnswered
 from recorrido.actions.v1.playbook_service_pb2_grpc import PlaybookServiceStub
 from recorrido.journey.v1.events import SignalRaised
+from services.actions.domain.action import ActionDecider
+from services.actions.handlers.playbooks import PlaybookBook
+from services.actions.handlers.signals import SignalHandlers
 from services.foundation import bus
-from services.foundation.events import Pending
+from services.foundation.bus import Delivery, Done
+from services.foundation.errors import ConflictError
+from services.foundation.events import Pending, stream_name
 from services.foundation.eventstore import NO_STREAM, StreamAppend
+from services.foundation.execute import Executor
 from tests.support.cli import answer, recorrido
 from tests.support.cluster import running
 from tests.support.office import IMPROVEMENT, RECOVERY, Office, connected, refusal, signal, unique
@@ -299,6 +307,33 @@ async def test_a_dry_run_tells_what_would_have_been_opened_and_records_nothing(o
     assert not (await office.list(touchpoint=where)).total
     wrong = await refusal(playbooks.DryRunPlaybook(pb.DryRunPlaybookRequest(playbook=draft("No"))).read())
     assert wrong.code() is CODE.INVALID_ARGUMENT
+
+
+async def test_three_instances_that_handle_the_same_signals_come_to_the_same(office: Office, playbooks: Any) -> None:
+    where = place()
+    await publish(playbooks, draft(where, improvements=[improving(where, 10)]))
+    people = [unique("customer") for _ in range(30)]
+    signals = [signal(unique("s"), customer_id=people[n % 30], touchpoint=where) for n in range(60)]
+    await office.raise_signals(*signals)
+    recorded = [(await office.store.read(stream_name("signal", each.signal_id)))[0] for each in signals]
+    deliveries = [Delivery(event, it, Context()) for event, it in zip(signals, recorded, strict=True)]
+
+    async def handle(some: list[Delivery]) -> None:
+        executor, book = Executor(office.store, ActionDecider()), PlaybookBook(office.store)
+        handlers = SignalHandlers(office.store, executor, book)
+
+        async def done() -> bool:
+            return all(isinstance(each, Done) for each in await handlers.handle(some))
+
+        await until(done, 60, ignoring=(ConflictError,))
+
+    # Beside the service itself, which has them from the bus.
+    await asyncio.gather(handle(deliveries), handle(deliveries[::-1]))
+    assert await answers(office, *signals) == {"OPENED": 30, "COOLING_DOWN": 30}
+    (improvement,) = (await office.until_listed(1, playbook_id=where, kind=IMPROVEMENT)).actions
+    recoveries = await office.until_listed(30, playbook_id=where, kind=RECOVERY)
+    assert {each.customer_id for each in recoveries.actions} == set(people)
+    await office.until_listed(30, improvement_id=improvement.action_id)
 
 
 async def test_signals_delivered_again_after_a_kill_come_to_the_same(tmp_path: Path) -> None:
