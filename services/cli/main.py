@@ -24,6 +24,7 @@ from services.cli import (
     report,
     republish,
     show,
+    webhooks,
 )
 from services.cli.failures import CommandError
 from services.cli.importing import commands as importing_commands
@@ -47,6 +48,7 @@ app.command()(journeys.rebuild)
 app.command()(flow.flow)
 app.command()(flow.coverage)
 app.add_typer(actions.app, name="actions")
+app.add_typer(webhooks.app, name="webhook")
 app.command()(board.board)
 app.command()(proof.explain)
 app.add_typer(playbook.app, name="playbook")

@@ -19,6 +19,7 @@ from aiohttp import web
 
 from recorrido.actions.v1 import webhook_service_pb2 as pb
 from recorrido.actions.v1.webhook_service_pb2_grpc import WebhookServiceStub
+from tests.support.cli import recorrido
 from tests.support.cluster import running
 from tests.support.office import Office, connected, refusal, unique
 from tests.support.rpc_errors import info, violations
@@ -277,6 +278,31 @@ async def test_a_slow_receiver_stalls_no_other(desk: Desk) -> None:
         positions = [each.position for each in (*first.deliveries, *rest)]
         assert (positions, len(positions)) == (sorted(positions, reverse=True), 20)
         released.set()
+
+
+async def test_the_command_line_does_the_same(desk: Desk) -> None:
+    cluster = desk.office.cluster
+    async with listening() as receiver:
+        registered = await recorrido(cluster, "webhook", "register", receiver.url, "--request-id", "by hand")
+        key = registered.out.split()[1]
+        assert "secret whsec_" in registered.out
+        again = await recorrido(cluster, "webhook", "register", receiver.url, "--request-id", "by hand")
+        assert "whsec_" not in again.out
+        await desk.line(key)
+        assert (await recorrido(cluster, "webhook", "pause", key, "--reason", "a move")).out == f"paused: {key}\n"
+        failed = await recorrido(cluster, "webhook", "pause", key)
+        assert (failed.code, "paused already" in failed.err) == (1, True)
+        await desk.office.open()
+        await recorrido(cluster, "webhook", "resume", key)
+        await receiver.until_got(1)
+        await desk.until_state(key, DELIVERED)
+        listed = await recorrido(cluster, "webhook", "deliveries", key, "--state", "delivered")
+        assert receiver.ids[0] in listed.out
+        assert "secret whsec_" in (await recorrido(cluster, "webhook", "rotate", key)).out
+        await recorrido(cluster, "webhook", "replay", key, "--delivered", "--since", "2026-01-01")
+        await receiver.until_got(2)
+        assert receiver.url in (await recorrido(cluster, "webhook", "list")).out
+        assert (await recorrido(cluster, "webhook", "delete", key)).code == 0
 
 
 async def test_paused_it_waits_and_gone_it_is_paused(desk: Desk) -> None:
