@@ -21,6 +21,9 @@ async def watch(pool: Any, read_model: ReadModel, handlers: WatchHandlers) -> No
     """Look for ever; of several instances one does, and another when it is gone."""
     while True:
         try:
+            # Read what there is, whoever watches: so the first question does not wait for the whole history.
+            async with read_model.snapshot():
+                pass
             async with pool.acquire() as guard:
                 # Held by the connection: it is free again when this process is gone.
                 if await guard.fetchval("SELECT pg_try_advisory_lock(hashtext('journey watch'))"):
@@ -29,7 +32,7 @@ async def watch(pool: Any, read_model: ReadModel, handlers: WatchHandlers) -> No
                     finally:
                         await guard.execute("SELECT pg_advisory_unlock(hashtext('journey watch'))")
         except (RecorridoError, *POSTGRES_DOWN) as error:
-            LOG.warning("watching waits", error=repr(error)[:200])
+            LOG.info("watching waits", error=repr(error)[:200])
         await asyncio.sleep(EVERY_S)
 
 

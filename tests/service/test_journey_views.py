@@ -29,8 +29,11 @@ from recorrido.inference.v1.events import (
     Sentiment,
 )
 from recorrido.ingest.v1.events import (
+    AnonymousAnalysis,
+    AnonymousInteraction,
     Channel,
     Customer,
+    CustomerAnonymized,
     CustomerKind,
     IdentityLinked,
     IdentityUnlinked,
@@ -688,3 +691,61 @@ async def test_two_projections_at_once_do_not_count_twice(tmp_path: Path) -> Non
         assert sum(isinstance(result, Exception) for result in results) == 1
         async with ReadModel(pool, "journey").snapshot() as snapshot:
             await compare_everything(snapshot, known(history, None, ""), "")
+
+
+async def test_of_an_erased_customer_statistics_stay_and_the_rows_are_those_of_a_rebuild(tmp_path: Path) -> None:
+    history = History(random.Random(0))
+    told = {"customer.street": "Main Street 1"}
+    for name, customer_id in (("ana's", "ana"), ("bor's", "bor")):
+        happened = Interaction(
+            source="web",
+            customer=Customer(customer_id=customer_id),
+            touchpoint="parcel",
+            occurred_at=START,
+            verbatim=Verbatim(text=f"{name} words"),
+            ratings=(Rating(metric=RatingMetric.CSAT, value=1.0),),
+            attributes=told if customer_id == "ana" else {},
+        )
+        history.add(InteractionRecorded(interaction=happened), name)
+        analysis = Analysis(point=PointKind.PAIN, sentiment=Sentiment.NEGATIVE, sentiment_score=-0.9, need_path="price")
+        history.add(FeedbackAnalyzed(interaction_event_id=str(event_id(name)), analysis=analysis), f"{name} analysis")
+    interaction, analysed = history.recorded[:2]
+    left = AnonymousInteraction(
+        pseudonym="nobody-1",
+        position=str(interaction.position),
+        occurred_at=START,
+        recorded_at=interaction.recorded_at,
+        source="web",
+        touchpoint="parcel",
+        ratings=(Rating(metric=RatingMetric.CSAT, value=1.0),),
+        had_words=True,
+        analyses=(
+            AnonymousAnalysis(position=str(analysed.position), recorded_at=analysed.recorded_at, analysis=analysis),
+        ),
+    )
+    erased = [str(interaction.position), str(analysed.position)]
+    async with postgres(tmp_path) as pool:
+        read_model = await project(pool, history.recorded)
+
+        async def told_now(as_of: datetime | None = None) -> Any:
+            async with read_model.snapshot(as_of) as snapshot:
+                read = snapshot.reading(snapshot.map_in_force(""))
+                found = points(read, Selection(), kinds=KINDS, limit=10, moment=0).points
+                return scores(read, Selection()), found, await words(snapshot.connection, found)
+
+        then = history.recorded[-1].recorded_at
+        all_scores, found, examples = await told_now()
+        assert set(examples[0]) == {"ana's words", "bor's words"}
+        history.add(CustomerAnonymized(receipt_id="r", erased_positions=tuple(erased), interactions=(left,)), "erased")
+        await project(pool, history.recorded[-1:])
+        for as_of in (None, then):
+            assert (await told_now(as_of))[:2] == (all_scores, found)
+            assert (await told_now(as_of))[2] == [("bor's words",)]
+        async with read_model.snapshot() as snapshot:
+            with pytest.raises(NotFoundError):
+                await customer_journey(snapshot, snapshot.map_in_force(""), "ana", page_size=9, page_token="")
+        # What the store holds from now on: everything but the events that were erased.
+        await project(pool, history.recorded[2:], schema="anew")
+        rows = await dump(pool, "journey")
+        assert rows == await dump(pool, "anew")
+        assert not any("ana" in str(row) or "Main Street" in str(row) for table in rows.values() for row in table)
