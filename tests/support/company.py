@@ -174,6 +174,10 @@ class Company:
                 answer.pop("position", None)
                 for point in answer.get("points", ()):
                     point.pop("examples", None)
+                if moment is None and (periods := answer.get("periods")):
+                    # A span that is not asked for ends with the last event that is known, which may be an erased one.
+                    periods[0].pop("from")
+                    periods[-1].pop("to")
                 found.append(answer)
         listed = await self.actions.ListActions(actions_pb.ListActionsRequest(page_size=1000))
         found.append(sorted((a.kind, a.touchpoint, a.need_path, a.opened_at.ToJsonString()) for a in listed.actions))
