@@ -73,7 +73,8 @@ class _Change:
 
     @property
     def cause(self) -> str:
-        return self.request_id
+        """The request and what it says: a store that finds two events under one id takes them for the same."""
+        return f"{self.request_id}\x1f{self.customer_id}\x1f{self.actor}"
 
     @property
     def stream(self) -> str:

@@ -80,6 +80,13 @@ def test_only_the_link_that_is_in_force_can_be_removed(before: tuple[Command, ..
     assert caught.value.reason == "IDENTITY_NOT_LINKED"
 
 
+def test_the_cause_of_an_event_is_the_whole_change() -> None:
+    """The store takes two events of one id for the same: what differs must not come to one."""
+    changes = [link(), link("bor"), link(actor="another")]
+    assert len({change.cause for change in changes}) == 3
+    assert link().cause == link().cause
+
+
 def test_a_request_id_stands_for_one_change() -> None:
     for other in (link("bor"), link(actor="somebody else"), unlink(request="r1")):
         with pytest.raises(DiffersError):
