@@ -22,6 +22,7 @@ from recorrido.actions.v1.events import (
     ActionOpened,
     ActionResult,
     ActionStarted,
+    ActionState,
     ActionVerified,
     Impact,
     Target,
@@ -29,6 +30,7 @@ from recorrido.actions.v1.events import (
 from recorrido.actions.v1.impact_service_pb2_grpc import ImpactServiceStub
 from recorrido.inference.v1.events import Analysis, FeedbackAnalyzed, PointKind
 from recorrido.ingest.v1.events import (
+    AnonymousAction,
     AnonymousAnalysis,
     AnonymousInteraction,
     AnonymousSignal,
@@ -327,6 +329,22 @@ async def test_a_fall_after_the_verification_reopens_once_and_a_steady_one_stays
         impact: Impact = assess(csat_at(touchpoint), Samples(share(50, 100), share(90, 100)))
         return {"impact": impact, "occurred_at": verified_at}
 
+    # What is left of one whose customer was erased has nothing to look at.
+    left = AnonymousAction(
+        pseudonym="p",
+        position="1",
+        kind=ActionKind.IMPROVEMENT,
+        state=ActionState.VERIFIED,
+        opened_at=verified_at,
+        updated_at=verified_at,
+    )
+    await world.append("erasure-falls", CustomerAnonymized(receipt_id="falls", actions=(left,)))
+    verified = {"kind": IMPROVEMENT, "state": action_pb2.ACTION_STATE_VERIFIED}
+
+    async def listed() -> bool:
+        return any(each.title == "(erased)" for each in (await world.office.list(**verified)).actions)
+
+    await until(listed, 20)
     steady, fallen = unique("steady"), unique("fallen")
     await world.answers(steady, verified_at, [*[GOOD] * 9, BAD] * 10)
     await world.answers(fallen, verified_at, [GOOD, BAD] * 50)
@@ -347,6 +365,7 @@ async def test_a_fall_after_the_verification_reopens_once_and_a_steady_one_stays
         return bool((await world.office.get(later)).action.state == ACCEPTED)
 
     await until(later_reopened, 30)
+    assert world.office.cluster.restarts("actions") == 0
     for key, count in ((falls, 1), (stays, 0)):
         history = (await world.office.get(key)).history
         assert [each.event_type.endswith("ActionReopened") for each in history].count(True) == count

@@ -11,7 +11,7 @@ from recorrido.actions.v1.events import Impact
 from services.actions.domain.action import stream_of
 from services.actions.domain.commands import ReopenAction
 from services.actions.domain.rules import MAX_REASON, cut
-from services.foundation.errors import RecorridoError, UnavailableError
+from services.foundation.errors import NotFoundError, RecorridoError, UnavailableError
 from services.foundation.events import derived_id
 from services.foundation.execute import Executor, Intent
 
@@ -71,7 +71,11 @@ class Falls:
     async def look(self, action_id: str) -> None:
         """Reopen the improvement if its measure fell. Raises UnavailableError."""
         now = self._clock()
-        fall = await self._fall(action_id, now)
+        try:
+            fall = await self._fall(action_id, now)
+        except NotFoundError:
+            # Its customer was erased, and it with them; what is left of it is a figure.
+            return
         if fall is None:
             return
         command = ReopenAction(
