@@ -338,8 +338,9 @@ class Sentence(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="ca
 class Analysis(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
     """What a customer's words mean, as one model version understood them, or as a person corrected it.
 
-    An answer that is too unsure to be counted is left out and named in `unsure`; its confidence stays. What the model
-    does not answer at all is left out too, and is not named there."""
+    An answer that is not sure is named in `unsure`. It is left out unless it is likelier than all others together (a
+    language or a need: always); its confidence stays. What the model does not answer at all is left out too, and is not
+    named there."""
 
     type_name: ClassVar[str] = "recorrido.inference.v1.Analysis"
 
