@@ -103,7 +103,8 @@ def history(*events: Happened | Linked, upto: int | None = None) -> History:
         if event.words is not None:
             score, point, need = event.words
             tone = Sentiment.NEGATIVE if score < 0 else Sentiment.POSITIVE
-            analyses.append((position + 1, recorded, row, needs.of(need), score, tone.number, point.number, False))
+            meaning = needs.of(need), score, tone.number, point.number
+            analyses.append((position + 1, recorded, row, *meaning, False, False))
         if event.mood is not None:
             ratings.append((position, 0, row, scales.of(event.mood[0]), event.mood[1]))
     cut = 10 * ((len(events) if upto is None else upto) + 1)
@@ -123,7 +124,8 @@ def history(*events: Happened | Linked, upto: int | None = None) -> History:
 _TYPES = {
     "customer": "i4", "touchpoint": "i4", "profile": "i4", "currency": "i2", "kind": "i1", "nps": "i1", "csat": "i1",
     "ces": "i1", "outcome": "i1", "referral": "i1", "has_words": "?", "interaction": "i4", "need": "i4",
-    "score": "f8", "sentiment": "i1", "point": "i1", "failed": "?", "scale": "i4", "value": "f8", "identity": "i4",
+    "score": "f8", "sentiment": "i1", "point": "i1", "failed": "?", "corrected": "?", "scale": "i4", "value": "f8",
+    "identity": "i4",
 }  # fmt: skip
 
 
