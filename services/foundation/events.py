@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from hashlib import sha256
 from typing import Any, ClassVar, NamedTuple, Protocol
 from uuid import UUID
 
@@ -28,6 +29,15 @@ class Event(Protocol):
 def derived_id(*causes: str) -> UUID:
     """Return the id of what `causes` bring about: the same causes give the same id, always and everywhere."""
     return uuid.uuid5(NAMESPACE, "\x1f".join(causes))
+
+
+def cause_of(request_id: str, *said: object) -> str:
+    """Return the cause of what a request brings about: its id, and a digest (SHA-256) of what it says.
+
+    A store takes the second of two events of one id for a repetition of the first. So what differs must not come to
+    one, though it comes under the same request id.
+    """
+    return f"{request_id}\x1f{sha256(_ENCODER.encode(said)).hexdigest()}"
 
 
 def stream_name(category: str, identity: str) -> str:

@@ -8,7 +8,7 @@ from recorrido.inference.v1.events import Analysis, AnalysisCorrected, FeedbackA
 from services.foundation.errors import InvalidError, NotFoundError, RefusedError, Violation
 from services.foundation.events import Recorded, Registry, stream_name
 from services.foundation.eventstore import EventStore
-from services.foundation.execute import Executor, Intent, event_id_of
+from services.foundation.execute import Executor, Intent
 from services.inference.domain import is_blank
 from services.inference.opinions import CorrectAnalysis, Judged, Opinion, Verbatim, decoded, verbatims
 
@@ -41,18 +41,30 @@ class CorrectionHandlers:
             DiffersError: the request id was used for something else.
         """
         stream = stream_name("customer", command.customer_id)
-        verbatim = (await self.of(command.customer_id)).get(command.interaction_event_id)
-        if verbatim is None:
+        verbatim = await self._verbatim(command)
+        if is_blank(verbatim.text):
+            raise RefusedError("NO_WORDS", "the interaction has no verbatim")
+        done = await self._executor.execute(Intent(stream, command, metadata, because=verbatim.recorded))
+        event = done.state.requests[command.request_id]
+        if done.events:
+            return event.analysis or Analysis(), str(done.events[0].event_id)
+        # It was done before, maybe with more words, or when ids were made otherwise: the id is to be looked up.
+        said = (await self._verbatim(command)).opinions
+        (event_id,) = (
+            each.recorded.event_id
+            for each in said
+            if isinstance(each.event, AnalysisCorrected) and each.event.request_id == command.request_id
+        )
+        return event.analysis or Analysis(), str(event_id)
+
+    async def _verbatim(self, command: CorrectAnalysis) -> Verbatim:
+        found = (await self.of(command.customer_id)).get(command.interaction_event_id)
+        if found is None:
             raise NotFoundError(
                 "INTERACTION_UNKNOWN",
                 f"nothing is recorded of customer {command.customer_id!r} with event id {command.interaction_event_id}",
             )
-        if is_blank(verbatim.text):
-            raise RefusedError("NO_WORDS", "the interaction has no verbatim")
-        intent = Intent(stream, command, metadata, because=verbatim.recorded)
-        done = await self._executor.execute(intent)
-        event = done.state.requests[command.request_id]
-        return event.analysis or Analysis(), str(event_id_of(intent, AnalysisCorrected))
+        return found
 
     async def of(self, customer_id: str) -> dict[str, Verbatim]:
         """Return the customer's interactions by their event ids, with all that was said about them."""

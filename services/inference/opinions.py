@@ -23,7 +23,7 @@ from recorrido.inference.v1.events import (
 )
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded
 from services.foundation.errors import DiffersError
-from services.foundation.events import Event, Recorded, Registry
+from services.foundation.events import Event, Recorded, Registry, cause_of
 
 REGISTRY = Registry((InteractionRecorded, FeedbackAnalyzed, FeedbackAnalysisFailed, AnalysisCorrected))
 
@@ -129,7 +129,9 @@ class CorrectAnalysis:
 
     @property
     def cause(self) -> str:
-        return f"{self.interaction_event_id}\x1fcorrect\x1f{self.request_id}"
+        changes = {aspect.name: value for aspect, value in self.changes.items()}
+        about = self.interaction_event_id, self.taxonomy_version
+        return cause_of(self.request_id, "correct", *about, changes, self.actor, self.comment)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,16 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
-from uuid import uuid4
 
 import msgspec
 import pytest
 from kurrentdbclient import StreamState
 
-from recorrido.ingest.v1.events import Identity, IdentityKind
 from services.foundation import telemetry
 from services.foundation.errors import ConflictError, RefusedError, UnavailableError
 from services.foundation.events import CORRELATION_ID, Pending, Recorded, derived_id
 from services.foundation.eventstore import ANY, NO_STREAM, EventStore, StreamAppend
 from services.foundation.execute import Executor, Intent
-from services.ingest.identity import LinkIdentity, Links
 from tests.support import eventstore
 from tests.support.wait import until
 
@@ -434,16 +431,6 @@ async def test_of_those_who_expect_the_same_revision_one_wins(store: EventStore,
 
 
 # -- a store that is away ------------------------------------------------------------------------------------------
-
-
-async def test_two_changes_under_one_request_id_are_not_both_told_that_they_were_made(store: EventStore) -> None:
-    device = Identity(kind=IdentityKind.DEVICE, value=str(uuid4()))
-    commands = [LinkIdentity(identity=device, customer_id=c, actor="a", request_id="r") for c in ("ana", "bor")]
-    # As two processes would.
-    calls = [Executor(store, Links()).execute(Intent(command.stream, command)) for command in commands]
-    done = await asyncio.gather(*calls, return_exceptions=True)
-    assert sorted(type(each).__name__ for each in done) == ["DiffersError", "Executed"]
-    assert len(await store.read(commands[0].stream)) == 1
 
 
 async def test_a_store_that_is_away_is_told_and_nothing_doubles_after(tmp_path: Path) -> None:

@@ -176,6 +176,25 @@ def test_an_action_opened_by_hand_is_known_by_its_request() -> None:
     assert first.action_id == again.action_id != other.action_id
 
 
+@pytest.mark.parametrize("command", VALID)
+def test_the_cause_of_an_event_is_all_that_is_asked_for(command: type) -> None:
+    """The store takes two events of one id for the same: what differs must not come to one."""
+    asked = command(**VALID[command])
+    assert command(**{**VALID[command], "occurred_at": NOW + timedelta(minutes=1)}).cause == asked.cause
+    others = {
+        "kind": ActionKind.IMPROVEMENT,
+        "channel": ContactChannel.EMAIL,
+        "reached": True,
+        "remedy": RemedyKind.APOLOGY,
+        "result": ActionResult.WORSE,
+        "due_at": NOW + timedelta(days=2),
+        "reasons": ("another",),
+    }
+    names = VALID[command].keys() - {"occurred_at"}
+    causes = {command(**{**VALID[command], name: others.get(name, "another")}).cause for name in names}
+    assert len({asked.cause, *causes}) == 1 + len(names)
+
+
 def test_without_an_owner_the_actor_takes_it() -> None:
     assert AcceptAction(**{**VALID[AcceptAction], "owner": ""}).event().owner == "maja"
     assert AcceptAction(**VALID[AcceptAction]).event().owner == "luka"

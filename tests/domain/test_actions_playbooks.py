@@ -121,6 +121,11 @@ def test_a_version_is_published_where_it_differs() -> None:
         decider.decide(publishing("r-1", name="Another"), state)
 
 
+def test_the_cause_of_a_version_is_all_that_is_published() -> None:
+    assert publishing().cause == publishing().cause
+    assert len({publishing().cause, publishing("r-2").cause, publishing(name="Better").cause}) == 3
+
+
 def test_a_playbook_without_rules_is_none() -> None:
     with pytest.raises(InvalidError) as caught:
         publishing(recoveries=())

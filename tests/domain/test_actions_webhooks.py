@@ -180,6 +180,16 @@ def test_a_repetition_changes_nothing_and_another_request_is_told() -> None:
         decider.decide(change(WebhookPaused, "1"), state)
 
 
+def test_the_cause_of_an_event_is_all_that_is_asked_for() -> None:
+    later, another = {"occurred_at": NOW + timedelta(hours=1)}, {"secret": secret_of(b"2" * 32)}
+    registered = [RegisterWebhook(**{**REGISTER, **more}) for more in ({}, {"url": "https://example.org"}, another)]
+    assert len({each.cause for each in registered}) == 3
+    assert RegisterWebhook(**{**REGISTER, **later}).cause == registered[0].cause
+    changes = [{}, {"reason": "away"}, {"actor": "luka"}, {"more": {"delivered_too": True}}, another]
+    assert len({change(WebhookReplayed, "2", **fields).cause for fields in changes}) == len(changes)
+    assert change(WebhookReplayed, "2", **later).cause == change(WebhookReplayed, "2").cause
+
+
 def test_pause_resume_delete() -> None:
     decider, register = Webhooks(), RegisterWebhook(**REGISTER)
     paused = after(register, change(WebhookPaused, "2"))

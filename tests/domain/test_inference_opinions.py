@@ -110,6 +110,15 @@ def correct(request_id: str = "r", **changes: object) -> CorrectAnalysis:
     return CorrectAnalysis(ABOUT, "ana", decided, "7", "mia", "", request_id)
 
 
+def test_the_cause_of_a_correction_is_all_that_is_said() -> None:
+    """The store takes two events of one id for the same: what differs must not come to one."""
+    said = correct(sentiment=Sentiment.POSITIVE)
+    others = [correct(sentiment=Sentiment.NEGATIVE), correct(), correct("r2", sentiment=Sentiment.POSITIVE)]
+    others += [replace(said, **{name: "x"}) for name in ("actor", "comment", "interaction_event_id")]
+    assert len({each.cause for each in (said, *others)}) == 7
+    assert correct(sentiment=Sentiment.POSITIVE).cause == said.cause
+
+
 def after(*events: FeedbackAnalyzed | AnalysisCorrected) -> Judged:
     state = Corrections().initial()
     for event in events:

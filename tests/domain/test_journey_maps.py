@@ -103,6 +103,13 @@ def test_a_request_id_used_for_another_map_is_refused() -> None:
         DECIDER.decide(command(a_map(name="Other"), "r1"), state)
 
 
+def test_the_cause_of_a_version_is_all_that_is_published() -> None:
+    """The store takes two events of one id for the same: what differs must not come to one."""
+    asked = [command(a_map()), command(a_map(name="Other")), command(a_map(), "r2"), command(a_map(), actor="bor")]
+    assert len({each.cause for each in asked}) == 4
+    assert command(a_map()).cause == asked[0].cause
+
+
 def test_an_invalid_map_or_actor_names_every_problem() -> None:
     with pytest.raises(InvalidError) as caught:
         DECIDER.decide(PublishJourneyMap(JourneyMap(), " ", "r1"), DECIDER.initial())

@@ -52,7 +52,7 @@ from services.actions.domain.rules import (
     Rules,
     cut,
 )
-from services.foundation.events import derived_id
+from services.foundation.events import cause_of, derived_id
 
 ActionEvent = (
     ActionOpened
@@ -77,6 +77,8 @@ ActionEvent = (
 METRICS = tuple(MEASURES)
 #: Who acts when a deadline passes.
 TIMER = "timer"
+#: Of a command's fields, those that tell when it came, and what is looked up for it then.
+_CIRCUMSTANCES = frozenset({"occurred_at", "impact", "level", "time"})
 
 
 # -- opening -------------------------------------------------------------------------------------------------------
@@ -130,7 +132,7 @@ class OpenAction:
 
     @property
     def cause(self) -> str:
-        return self.request_id
+        return _cause(self)
 
     def event(self) -> ActionOpened:
         schedule = by_hand(self.occurred_at, self.due_at)
@@ -295,6 +297,11 @@ def signal_title(signal: SignalRaised, why: Sequence[str]) -> str:
     return cut(what + where + "".join(f": {reason}" for reason in why), MAX_TITLE)
 
 
+def _cause(command: "OpenAction | Change") -> str:
+    said = {each.name: getattr(command, each.name) for each in fields(command) if each.name not in _CIRCUMSTANCES}
+    return cause_of(command.request_id, said)
+
+
 # -- changes -------------------------------------------------------------------------------------------------------
 
 
@@ -321,7 +328,7 @@ class Change:
 
     @property
     def cause(self) -> str:
-        return self.request_id
+        return _cause(self)
 
     def event(self) -> Any:
         return self.changed(**{each.name: getattr(self, each.name) for each in fields(self)})

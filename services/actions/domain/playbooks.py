@@ -21,7 +21,7 @@ from services.actions.domain.commands import Terms
 from services.actions.domain.deadlines import scheduled
 from services.actions.domain.rules import MAX_CUSTOMER_ID, MAX_ID, MAX_REASON, MAX_TITLE, Rules
 from services.foundation.errors import DiffersError
-from services.foundation.events import Event, derived_id, stream_name
+from services.foundation.events import Event, cause_of, derived_id, stream_name
 
 ID = re.compile(r"[a-z0-9-]{1,64}")
 ID_RULE = "1 to 64 of a-z, 0-9 and -"
@@ -58,7 +58,7 @@ class PublishPlaybook:
 
     @property
     def cause(self) -> str:
-        return self.request_id
+        return cause_of(self.request_id, self.playbook, self.actor, self.reason)
 
 
 @dataclass(frozen=True, slots=True)

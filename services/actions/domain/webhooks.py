@@ -28,7 +28,7 @@ from recorrido.actions.v1.events import (
 from services.actions.domain.action import ActionDecider
 from services.actions.domain.rules import MAX_ID, MAX_REASON, Rules
 from services.foundation.errors import DiffersError, NotFoundError, RefusedError
-from services.foundation.events import Event, derived_id, stream_name
+from services.foundation.events import Event, cause_of, derived_id, stream_name
 
 MAX_URL = 2_048
 MAX_EVENT_TYPES = 50
@@ -100,7 +100,8 @@ class RegisterWebhook:
 
     @property
     def cause(self) -> str:
-        return self.request_id
+        # With the secret: of two that repeat each other, the one that is not recorded must not hand out its own.
+        return cause_of(self.request_id, self.url, self.event_types, self.description, self.actor, self.secret)
 
     def event(self) -> WebhookRegistered:
         return WebhookRegistered(
@@ -138,7 +139,7 @@ class ChangeWebhook:
 
     @property
     def cause(self) -> str:
-        return self.request_id
+        return cause_of(self.request_id, self.actor, self.reason, self.more, self.secret)
 
     def event(self) -> Any:
         return self.changed(

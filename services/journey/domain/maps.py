@@ -10,6 +10,7 @@ from datetime import datetime
 
 from recorrido.journey.v1.events import JourneyMap, JourneyMapPublished
 from services.foundation.errors import DiffersError, InvalidError, Violation
+from services.foundation.events import cause_of
 from services.journey.domain.mapcheck import MAX_NAME, violations
 
 
@@ -23,7 +24,7 @@ class PublishJourneyMap:
 
     @property
     def cause(self) -> str:
-        return self.request_id
+        return cause_of(self.request_id, self.map, self.actor)
 
 
 @dataclass(frozen=True, slots=True)
