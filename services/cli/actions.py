@@ -1,4 +1,4 @@
-"""What is done about it: `actions list|show|open|accept|…|watch|board`."""
+"""What is done about it: `actions list|show|open|accept|…|watch`."""
 
 import asyncio
 import getpass
@@ -613,32 +613,6 @@ def _tell_change(out: Console, change: pb.ActionChange, *, as_json: bool) -> Non
     line.append_text(show.plain(f"{entry.actor} {entry.summary}"))
     line.append(f"  {change.action.action_id}", style="dim")
     out.print(line)
-
-
-@app.command("board")
-def board(
-    *,
-    kind: Annotated[Kind | None, typer.Option(help="Only of this kind.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Show how many there are and how old, by state, owner, touchpoint and need."""
-    wanted = show.names(ActionKind.DESCRIPTOR)[kind.value] if kind else ActionKind.ACTION_KIND_UNSPECIFIED
-
-    async def work() -> None:
-        async with clients.actions(Addresses.configured()) as actions:
-            found = await actions.GetBoard(pb.GetBoardRequest(kind=wanted), timeout=DEADLINE_S)
-        if as_json:
-            show.print_json(found)
-            return
-        for title, lines in (
-            ("state", found.by_state),
-            ("owner", found.by_owner),
-            ("touchpoint", found.by_touchpoint),
-            ("need", found.by_need),
-        ):
-            show.console().print(board_table(title, lines))
-
-    run(work())
 
 
 def board_table(title: str, found: Iterable[pb.BoardLine]) -> Table:
