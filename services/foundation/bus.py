@@ -222,6 +222,10 @@ class Reaction:
     description: str = ""
 
 
+#: Whether the store still holds an event: not where it was erased.
+Held = Callable[[Recorded], Awaitable[bool]]
+
+
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
     """How much of the history the bus keeps, and how often. None: as it is; what is made has no limit and one copy."""
@@ -443,11 +447,12 @@ class Bus:
 
     # -- erasing ---------------------------------------------------------------------------------------------------
 
-    async def erase(self, streams: Iterable[str], positions: Container[int]) -> int:
+    async def erase(self, streams: Iterable[str], positions: Container[int], *, within: str | None = None) -> int:
         """Overwrite and remove the messages about these streams whose event stands at one of `positions` in the store.
 
-        Dead letters and replays, too. Returns how many there were. Repeating it finds what is left. It must not take
-        the main stream's last message, for the relay goes on from there: so something has to be published behind.
+        Dead letters and replays, too; or only those of the bus's stream `within`. Returns how many there were.
+        Repeating it finds what is left. It must not take the main stream's last message, for the relay goes on from
+        there: so something has to be published behind.
 
         Raises:
             UnavailableError: NATS does not answer.
@@ -457,7 +462,7 @@ class Bus:
             infos = await self._js.streams_info()
             for name in (info.config.name or "" for info in infos):
                 before = _SUBJECTS_BEFORE.get(name, "recorrido_replay.*." if name.startswith(REPLAYS) else None)
-                if before is not None:
+                if before is not None and within in (None, name):
                     for stream in streams:
                         count += await self._erase(name, f"{before}recorrido.*.*.*.{_token(stream)}", positions)
         except (NatsError, TimeoutError, OSError) as error:
@@ -492,12 +497,14 @@ class Bus:
 
     # -- reacting --------------------------------------------------------------------------------------------------
 
-    async def react(self, reaction: Reaction, *, available: Callable[[bool], None] = lambda _: None) -> None:
-        """Deliver events to a reaction for ever.
+    async def react(
+        self, reaction: Reaction, held: Held, *, available: Callable[[bool], None] = lambda _: None
+    ) -> None:
+        """Deliver events to a reaction for ever; `held` tells whether the store still holds an event.
 
         While a part that it needs is down (UnavailableError) the batch is held, not counted as tried, and
         `available(False)` is called: nothing is lost and the bus keeps the rest. An unknown exception means retry,
-        then dead letter.
+        then dead letter, unless the event was erased meanwhile.
 
         Raises:
             StoppedError: the reaction answered Stop.
@@ -521,7 +528,7 @@ class Bus:
                 await asyncio.sleep(0.05)
                 continue
             try:
-                await self._handle_batch(reaction, registry, messages, available)
+                await self._handle_batch(reaction, held, registry, messages, available)
             except (NatsError, TimeoutError, OSError) as error:
                 # Unacknowledged messages come again, and their effects are idempotent.
                 LOG.warning("could not settle, will be redelivered", durable=reaction.durable, error=repr(error)[:200])
@@ -551,6 +558,7 @@ class Bus:
     async def _handle_batch(
         self,
         reaction: Reaction,
+        held: Held,
         registry: Registry,
         messages: Sequence[Msg],
         available: Callable[[bool], None],
@@ -559,13 +567,13 @@ class Bus:
         spans = []
         for message in messages:
             if message.metadata.num_delivered > MAX_DELIVERIES:
-                await self._bury(reaction, message, "delivered too often: whoever handles it dies of it")
+                await self._bury(reaction, held, message, "delivered too often: whoever handles it dies of it")
                 continue
             try:
                 recorded = recorded_of(message)
                 event = registry.decode(recorded)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it will stay wrong
-                await self._bury(reaction, message, f"undecodable: {error!r}")
+                await self._bury(reaction, held, message, f"undecodable: {error!r}")
                 continue
             span = telemetry.start_span(
                 f"react {reaction.durable}",
@@ -585,7 +593,7 @@ class Bus:
             async with _in_progress([message for message, _ in accepted]):
                 answers = await self._answers(reaction, accepted, available)
                 for (message, delivery), answer in zip(accepted, answers, strict=True):
-                    await self._settle(reaction, message, answer, tries=delivery.tries)
+                    await self._settle(reaction, held, message, answer, tries=delivery.tries)
         finally:
             for span in spans:
                 span.end()
@@ -617,7 +625,7 @@ class Bus:
                 available(True)
                 return answers
 
-    async def _settle(self, reaction: Reaction, message: Msg, answer: Answer, *, tries: int) -> None:
+    async def _settle(self, reaction: Reaction, held: Held, message: Msg, answer: Answer, *, tries: int) -> None:
         key = reaction.durable, message.metadata.sequence.stream
         self._handled.add(1, {"durable": reaction.durable, "answer": type(answer).__name__})
         match answer:
@@ -626,18 +634,21 @@ class Bus:
                 self._failures.pop(key, None)
             case Retry(reason, delay_s):
                 if tries >= MAX_TRIES:
-                    await self._bury(reaction, message, reason)
+                    await self._bury(reaction, held, message, reason)
                     self._failures.pop(key, None)
                 else:
                     self._failures[key] = tries
                     LOG.warning("retry", durable=reaction.durable, reason=reason, delay_s=delay_s)
                     await message.nak(delay=delay_s)
             case Skip(reason):
-                await self._bury(reaction, message, reason)
+                await self._bury(reaction, held, message, reason)
             case Stop(reason):
                 raise StoppedError(f"{reaction.durable}: {reason}")
 
-    async def _bury(self, reaction: Reaction, message: Msg, reason: str) -> None:
+    async def _bury(self, reaction: Reaction, held: Held, message: Msg, reason: str) -> None:
+        if await _erased(message, held):
+            await message.ack()
+            return
         # The relay's publishing orders stay behind: its batch and sequence are not those of this stream.
         headers = {k: v for k, v in (message.headers or {}).items() if not k.startswith("Nats-")}
         # The id is per durable: two consumers may bury the same event, each once. What others published past the store
@@ -648,9 +659,30 @@ class Bus:
         headers["recorrido-dead-subject"] = message.subject
         headers["recorrido-dead-durable"] = reaction.durable
         to = f"recorrido_dead.{reaction.durable}.{message.subject}"
-        await self._js.publish(to, message.data, stream=DEAD_LETTERS, headers=headers)
+        letter = await self._js.publish(to, message.data, stream=DEAD_LETTERS, headers=headers)
+        # An erasure wipes the store and then looks through the dead letters: one that it cannot have seen there is of
+        # an event that the store does not hold now.
+        if await _erased(message, held):
+            with contextlib.suppress(NotFoundError):
+                await self._js.delete_msg(DEAD_LETTERS, letter.seq)
         await message.ack()
         LOG.error("dead letter", durable=reaction.durable, subject=message.subject, reason=reason)
+
+
+async def _erased(message: Msg, held: Held) -> bool:
+    """Return whether the store holds the event of a message no more; wait while nobody can tell."""
+    try:
+        recorded = recorded_of(message)
+    except (KeyError, ValueError):
+        return False  # none of the store's
+    delay = 0.25
+    while True:
+        try:
+            return not await held(recorded)
+        except UnavailableError as error:
+            LOG.warning("waiting, to bury", error=error.message[:200])
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, 5.0)
 
 
 def _place(headers: Mapping[str, str]) -> Place | None:

@@ -193,6 +193,11 @@ class EventStore:
         except (kurrent.NotFoundError, kurrent.StreamIsDeletedError):
             return []
 
+    async def holds(self, recorded: Recorded) -> bool:
+        """Return whether an event can still be read: not where it was wiped or truncated. Raises UnavailableError."""
+        found = await self.read(recorded.stream, after=max(recorded.revision, 0) - 1, limit=1)
+        return any(event.event_id == recorded.event_id for event in found)
+
     async def read_through(self, stream: str) -> AsyncGenerator[Recorded, None]:
         """Yield the events of a stream of any length, oldest first. Raises UnavailableError."""
         after = NO_STREAM

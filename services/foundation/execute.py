@@ -228,9 +228,8 @@ class Executor(Generic[StateT]):
     async def _erased(self, intents: Iterable[Intent]) -> set[str]:
         """Return the ids of the events behind `intents` that are not there any more."""
         causes = {i.because.event_id: i.because for i in intents if i.because is not None}
-        reads = (self._store.read(c.stream, after=c.revision - 1, limit=1) for c in causes.values())
-        found = {event.event_id for events in await asyncio.gather(*reads) for event in events}
-        return {str(event_id) for event_id in causes.keys() - found}
+        held = await asyncio.gather(*map(self._store.holds, causes.values()))
+        return {str(event_id) for event_id, is_held in zip(causes, held, strict=True) if not is_held}
 
     def _known(self, stream: str) -> Folded[StateT]:
         return self._cache.get(stream) or Folded(self._decider.initial(), NO_STREAM)

@@ -66,7 +66,9 @@ async def wire(settings: InferenceSettings, process: Process) -> None:
         inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     )
     process.background("readiness of triton", triton.watch(process.server.availability("triton")))
-    process.background("feedback", bus.react(handlers.reaction, available=process.server.availability("feedback")))
+    process.background(
+        "feedback", bus.react(handlers.reaction, store.holds, available=process.server.availability("feedback"))
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ async def wire(settings: Settings, process: Process) -> None:
     runner = ProjectionRunner(store, pool, view)
     process.background("projection", runner.run(available=process.server.availability("read model")))
     reaction = SignalHandlers(store).reaction
-    process.background("signals", bus.react(reaction, available=process.server.availability("signals")))
+    process.background("signals", bus.react(reaction, store.holds, available=process.server.availability("signals")))
     read_model = ReadModel(pool, view.name)
     process.background("watch", watch(pool, read_model, WatchHandlers(store)))
     process.server.register(

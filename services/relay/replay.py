@@ -146,6 +146,11 @@ class Replays:
                     except NotTheWriterError as error:
                         raise ConflictError({stream: sequence}) from error
                     messages += len(events)
+                    # Who erased meanwhile may have looked through this stream before these were in it.
+                    await erased.refresh()
+                    if late := [event for event in events if event in erased]:
+                        await self._bus.erase({e.stream for e in late}, {e.position for e in late}, within=stream)
+                        messages -= len(late)
                 if time.monotonic() - told_at >= PROGRESS_EVERY_S:
                     told_at = time.monotonic()
                     yield progress(batch.position)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
+import nats
 import pytest
 
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded
@@ -14,6 +15,7 @@ from services.foundation import bus as bus_module
 from services.foundation.bus import (
     DEAD_LETTERS,
     MAX_TRIES,
+    STREAM,
     Answer,
     Bus,
     Delivery,
@@ -59,9 +61,13 @@ async def publish(bus: Bus, *numbers: int) -> None:
     await bus.publish(batch, expected_last=(await bus.last()).sequence)
 
 
+async def always(_: Recorded) -> bool:
+    return True
+
+
 @contextlib.asynccontextmanager
-async def reacting(bus: Bus, handle) -> AsyncIterator[None]:  # noqa: ANN001 - as Reaction has it
-    task = asyncio.create_task(bus.react(Reaction("test", [InteractionRecorded], handle)))
+async def reacting(bus: Bus, handle, held=always) -> AsyncIterator[None]:  # noqa: ANN001 - as Reaction has it
+    task = asyncio.create_task(bus.react(Reaction("test", [InteractionRecorded], handle), held))
     try:
         yield
     finally:
@@ -176,3 +182,59 @@ async def test_what_can_never_succeed_is_buried_at_once_with_its_reason(cluster:
 
 async def _is(asked, wanted: int) -> bool:  # noqa: ANN001 - a coroutine
     return await asked == wanted
+
+
+@pytest.mark.parametrize("answer", [Skip("never"), Retry("not now", delay_s=0.01)], ids=["skipped", "tried too often"])
+@pytest.mark.parametrize("seen", [[False], [True, False]], ids=["before", "while it is buried"])
+async def test_an_event_that_was_erased_does_not_come_to_rest_among_the_dead_letters(
+    cluster: Cluster, answer: Answer, seen: list[bool]
+) -> None:
+    told = list(seen)
+    handled: list[int] = []
+
+    async def held(recorded: Recorded) -> bool:
+        return recorded.position != 1 or told.pop(0)
+
+    async def handle(deliveries: Sequence[Delivery]) -> list[Answer]:
+        handled.extend(map(number, deliveries))
+        return [answer] * len(deliveries)
+
+    async with connected(cluster) as bus:
+        await publish(bus, 1, 2)
+        async with reacting(bus, handle, held):
+            await until(lambda: settled(bus), 20)
+        assert set(handled) == {1, 2}
+        assert told == []
+        assert await dead(bus) == 1
+        (letter,) = [await bus._js.get_last_msg(DEAD_LETTERS, "recorrido_dead.>")]
+        assert "customer-2" in (letter.headers or {})["recorrido-dead-subject"]
+
+
+async def settled(bus: Bus) -> bool:
+    with contextlib.suppress(nats.js.errors.NotFoundError):
+        info = await bus._js.consumer_info(STREAM, "test")
+        return info.ack_floor is not None and info.ack_floor.stream_seq == 2
+    return False
+
+
+async def test_burying_waits_until_the_store_can_tell_whether_it_holds_the_event(cluster: Cluster) -> None:
+    asked = 0
+
+    async def held(_: Recorded) -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise UnavailableError("event store", "away")
+        return True
+
+    async def handle(deliveries: Sequence[Delivery]) -> list[Answer]:
+        return [Skip("never")] * len(deliveries)
+
+    async def buried() -> bool:
+        return await dead(bus) == 1
+
+    async with connected(cluster) as bus:
+        await publish(bus, 1)
+        async with reacting(bus, handle, held):
+            await until(buried, 20)
+    assert asked >= 2

@@ -134,6 +134,17 @@ async def test_a_truncated_stream_keeps_its_end(store: EventStore, stream: str) 
     assert await words(store, stream) == ["c"]
 
 
+async def test_an_event_is_held_until_it_is_wiped_or_truncated(store: EventStore, stream: str) -> None:
+    first, second = await say(store, stream, "a", "b")
+    assert [await store.holds(each) for each in (first, second)] == [True, True]
+    await store.truncate(stream, second.revision)
+    assert [await store.holds(each) for each in (first, second)] == [False, True]
+    await store.wipe(stream, second)
+    assert [await store.holds(each) for each in (first, second)] == [False, False]
+    await say(store, stream, "c")
+    assert [await store.holds(each) for each in (first, second)] == [False, False]
+
+
 # -- commands ------------------------------------------------------------------------------------------------------
 
 

@@ -15,9 +15,12 @@ from recorrido.ingest.v1.events import CustomerAnonymized
 from recorrido.journey.v1.events import SignalRaised
 from recorrido.relay.v1 import relay_service_pb2 as pb
 from recorrido.relay.v1 import relay_service_pb2_grpc as pb_grpc
-from services.foundation.bus import MAX_REPLAYS
+from services.foundation.bus import MAX_REPLAYS, Bus
 from services.foundation.events import Pending, derived_id
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
+from services.relay import replay as replay_module
+from services.relay.relay import publish
+from services.relay.replay import Part, Replays
 from tests.support.cli import answer, recorrido
 from tests.support.relays import TYPE, append, assert_stream_equals_store, store_of
 from tests.support.rpc_errors import info, violations
@@ -251,3 +254,26 @@ async def test_what_is_erased_never_comes_again_though_the_store_still_holds_it(
 
         await until(filled, deadline_s=30, ignoring=(nats.js.errors.NotFoundError,))
         assert [m.position for m in await main_stream(cluster)] == wanted
+
+
+async def test_what_is_erased_while_it_is_published_again_does_not_stay(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = await main_stream(cluster)
+    (victim, *_) = [m for m in held if m.type_name == SIGNAL]
+    async with store_of(cluster) as store:
+
+        async def erase_and_publish(*args: Any, **options: Any) -> int:
+            event = CustomerAnonymized(receipt_id="r", erased_positions=(str(victim.position),))
+            await store.append([StreamAppend("erasure-r", ANY, [Pending(event, derived_id("r"))])])
+            return await publish(*args, **options)
+
+        monkeypatch.setattr(replay_module, "publish", erase_and_publish)
+        bus = await Bus.connect(cluster.environment["RECORRIDO_NATS_URL"], name="test")
+        try:
+            told = [p async for p in Replays(store, bus).republish(Part(replay_id="team"))]
+        finally:
+            await bus.close()
+    assert await replay(cluster) == [m for m in held if m != victim]
+    assert (told[-1].messages, told[-1].complete) == (len(held) - 1, True)
+    assert victim in await main_stream(cluster)  # it is the erasure's to go through
