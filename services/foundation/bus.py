@@ -716,8 +716,8 @@ async def _in_progress(messages: Sequence[Msg]) -> AsyncIterator[None]:
         yield
     finally:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        # Awaiting it would take a cancellation that is meant for us for its own.
+        await asyncio.wait({task})
 
 
 def _error_logger() -> Callable[[Exception], Awaitable[None]]:
