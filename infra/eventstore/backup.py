@@ -32,4 +32,10 @@ def back_up(directory: Path, target: Path) -> int:
     except sqlite3.Error as error:
         raise StoreError(f"cannot back up {source_path} to {target}: {error}") from error
     unfinished.rename(target)
+    # The name, too, has to be on the disk before anybody relies on it.
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
     return count

@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import json
 import logging
+import sqlite3
 import time
 import uuid
 import zlib
@@ -298,12 +299,21 @@ class Group:
             self._work.set()
 
     async def _park(self, message: Message, reason: str) -> None:
-        """Keep a link to the event in the group's own parked stream, then go on without it."""
+        """Keep a link to the event in the group's own parked stream, then go on without it.
+
+        Where that cannot be written (a full disk) the event comes again.
+        """
         event = message.event
         facts = json.dumps({"reason": reason, "added": time.time()}).encode()
         link = _event(LINK_EVENT, f"{event.revision}@{event.stream}".encode(), facts)
-        await self._store.write(Append([Part(self.parked_stream, ANY, [link])]))
-        self._finish(message)
+        try:
+            await self._store.write(Append([Part(self.parked_stream, ANY, [link])]))
+        except sqlite3.Error as error:
+            log.warning("%s: an event could not be parked and comes again: %s", self.parked_stream, error)
+            self._retries.append(message)
+            self._work.set()
+        else:
+            self._finish(message)
 
     def _finish(self, message: Message) -> None:
         if message.place is not None:
@@ -324,10 +334,15 @@ class Group:
         checkpoint, self._saved_at = self.checkpoint, time.monotonic()
         if checkpoint == self._saved:
             return
-        self._saved = checkpoint
         key = (checkpoint, self.settings.stream, self.settings.name)
         query = "UPDATE subscriptions SET checkpoint = ? WHERE stream = ? AND group_name = ?"
-        await self._store.maintain(lambda db: db.execute(query, key).rowcount)
+        try:
+            await self._store.maintain(lambda db: db.execute(query, key).rowcount)
+        except sqlite3.Error as error:
+            # An older one costs no more than events that come again after a restart.
+            log.warning("%s on %s: checkpoint not kept: %s", self.settings.name, self.settings.stream, error)
+        else:
+            self._saved = checkpoint
 
 
 def _event(event_type: str, data: bytes, metadata: bytes = b"") -> NewEvent:

@@ -67,8 +67,8 @@ class PersistentSubscriptions(persistent_pb2_grpc.PersistentSubscriptionsService
         group = self._group(key)
         options = updated(self._options[key], request.options)
         settings_of(options)
+        await self._save(options, group.checkpoint)  # first, so that the group lives on where this fails
         await group.close()
-        await self._save(options, group.checkpoint)
         self._start(options, group.checkpoint)
         return pb.UpdateResp()
 
@@ -77,10 +77,11 @@ class PersistentSubscriptions(persistent_pb2_grpc.PersistentSubscriptionsService
         del context
         key = group_key(request.options)
         group = self._group(key)
-        del self._groups[key], self._options[key]
-        await group.close()
         query = "DELETE FROM subscriptions WHERE stream = ? AND group_name = ?"
         await self._store.maintain(lambda db: db.execute(query, key).rowcount)
+        if self._groups.get(key) is group:  # a second delete may have overtaken this one
+            del self._groups[key], self._options[key]
+        await group.close()
         return pb.DeleteResp()
 
     async def Read(  # noqa: N802
@@ -102,6 +103,8 @@ class PersistentSubscriptions(persistent_pb2_grpc.PersistentSubscriptionsService
                 structured = wire.wants_structured_uuids(options)
                 while (message := await consumer.outbox.get()) is not None:
                     yield _read_event(message, structured=structured)
+                if answers.done():
+                    answers.result()  # refuses what could not be read of them
             finally:
                 answers.cancel()
                 group.leave(consumer)
@@ -161,15 +164,18 @@ class PersistentSubscriptions(persistent_pb2_grpc.PersistentSubscriptionsService
 
 
 async def _take_answers(requests: AsyncIterator[pb.ReadReq], group: Group, consumer: Consumer) -> None:
-    async for request in requests:
-        if request.WhichOneof("content") == "ack":
-            for event_id in request.ack.ids:
-                group.ack(consumer, wire.uuid_bytes(event_id))
-        elif request.WhichOneof("content") == "nack":
-            action = pb.ReadReq.Nack.Action.Name(request.nack.action)
-            for event_id in request.nack.ids:
-                await group.nack(consumer, wire.uuid_bytes(event_id), action, request.nack.reason)
-    consumer.outbox.put_nowait(None)  # the client said that there is nothing more to come
+    """Raises Refusal where an answer names no event."""
+    try:
+        async for request in requests:
+            if request.WhichOneof("content") == "ack":
+                for event_id in request.ack.ids:
+                    group.ack(consumer, wire.uuid_bytes(event_id))
+            elif request.WhichOneof("content") == "nack":
+                action = pb.ReadReq.Nack.Action.Name(request.nack.action)
+                for event_id in request.nack.ids:
+                    await group.nack(consumer, wire.uuid_bytes(event_id), action, request.nack.reason)
+    finally:
+        consumer.outbox.put_nowait(None)  # there is nothing more to come
 
 
 def _read_event(message: Message, *, structured: bool) -> pb.ReadResp:

@@ -19,7 +19,7 @@ from services.foundation.errors import (
     RefusedError,
 )
 from services.foundation.events import CAUSATION_ID, Pending, derived_id
-from services.foundation.eventstore import EventStore, StreamAppend
+from services.foundation.eventstore import TOMBSTONED, EventStore, StreamAppend
 from services.foundation.execute import Executed, Executor, Intent, event_id_of
 from services.ingest.domain import History, Known, RecordInteraction
 from services.ingest.masking import Masker
@@ -198,7 +198,8 @@ class RejectionHandlers:
             InvalidError: it still breaks rules.
             DiffersError: its key is recorded with other content.
             NotFoundError: there is no such rejection.
-            RefusedError: it was discarded, or is not kept as it came and is not corrected either.
+            RefusedError: it was discarded, or is not kept as it came and is not corrected either; STREAM_CLOSED, the
+                customer's stream was closed for good.
             ConflictError: others kept changing the customer's stream.
             UnavailableError: the store does not answer.
         """
@@ -240,7 +241,9 @@ class RejectionHandlers:
                 )
             try:
                 await self._store.append(appends)
-            except ConflictError:
+            except ConflictError as conflict:
+                if TOMBSTONED in conflict.streams.values():
+                    raise RefusedError("STREAM_CLOSED", f"{command.stream} was closed for good") from conflict
                 if attempt == _ATTEMPTS - 1:
                     raise
                 continue

@@ -1,17 +1,26 @@
 """Persistent subscriptions: groups of consumers, acknowledgements, retries, parking, checkpoints."""
 
 import asyncio
+import dataclasses
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
+import grpc
 import pytest
 from kurrentdbclient import AsyncKurrentDBClient, KurrentDBClient, NewEvent, StreamState
 from kurrentdbclient import exceptions as refusals
 from kurrentdbclient.events import RecordedEvent
+from kurrentdbclient.protos.v1 import persistent_pb2, persistent_pb2_grpc, shared_pb2
 
+from infra.eventstore import model
+from infra.eventstore.group_settings import GroupSettings
+from infra.eventstore.groups import Group
+from infra.eventstore.store import Store
 from tests.support import eventstore
+from tests.support.wait import until
 
 ANY = StreamState.ANY
 DEADLINE_S = 30
@@ -262,3 +271,55 @@ async def test_groups_and_checkpoints_survive_a_restart(tmp_path: Path) -> None:
         assert [event.stream_position for event in await take(subscription, 40)] == list(range(60, 100))
         await subscription.stop()
         await client.close()
+
+
+async def test_an_answer_that_names_no_event_is_refused(
+    client: AsyncKurrentDBClient, uri: str, stream: str, group: str
+) -> None:
+    await client.create_subscription_to_stream(group, stream)
+    options = persistent_pb2.ReadReq.Options(group_name=group, buffer_size=10)
+    options.stream_identifier.stream_name = stream.encode()
+    options.uuid_option.string.SetInParent()
+    wrong = persistent_pb2.ReadReq.Ack(ids=[shared_pb2.UUID(string="no uuid")])
+    async with grpc.aio.insecure_channel(urlsplit(uri).netloc) as channel, asyncio.timeout(DEADLINE_S):
+        call = persistent_pb2_grpc.PersistentSubscriptionsStub(channel).Read()
+        await call.write(persistent_pb2.ReadReq(options=options))
+        await call.write(persistent_pb2.ReadReq(ack=wrong))
+        assert (await call.read()).WhichOneof("content") == "subscription_confirmation"
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_write_that_fails_does_not_end_a_group(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    event = model.NewEvent(uuid4().bytes, "Recorded", True, b"", b"{}")
+    await store.write(model.Append([model.Part("s", model.ANY, [event])]))
+    times = {"message_timeout_s": 0.05, "checkpoint_after_s": 0.05}
+    counts = dict.fromkeys((field.name for field in dataclasses.fields(GroupSettings) if field.type in (int, "int")), 0)
+    settings = GroupSettings(
+        stream="s",
+        name="g",
+        start="",
+        strategy="RoundRobin",
+        resolve_links=False,
+        extra_statistics=False,
+        filter=None,
+        **times,
+        **{**counts, "max_checkpoint_count": 1000},
+    )
+    group = Group(store, settings, -1)
+    consumer = group.join(10, "test")
+    try:
+        await store.maintain(lambda db: db.execute("PRAGMA query_only = ON").fetchall())
+        async with asyncio.timeout(DEADLINE_S):
+            # Nobody answers in time, and it cannot be parked either: it comes again.
+            for _ in range(3):
+                assert await consumer.outbox.get() is not None
+            assert group.parked == 0
+            await store.maintain(lambda db: db.execute("PRAGMA query_only = OFF").fetchall())
+            await store.beyond(1)
+        await until(lambda: (group.parked, group.checkpoint) == (1, 0))
+    finally:
+        await group.close()
+        await store.close()

@@ -9,6 +9,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from grpc import StatusCode
+from kurrentdbclient import AsyncKurrentDBClient, StreamState
 
 from recorrido.ingest.v1 import ingest_service_pb2 as ingest
 from recorrido.ingest.v1 import interaction_pb2
@@ -309,3 +310,15 @@ async def test_a_person_lists_mends_and_discards(door: FrontDoor, tmp_path: Path
     nonsense.write_text("{")
     failed = await recorrido(door.cluster, "rejected", "resubmit", two, "--corrected", str(nonsense))
     assert (failed.code, "no interaction as JSON" in failed.err) == (1, True)
+
+
+async def test_whose_stream_was_closed_for_good_is_refused_and_the_rejection_stays_open(door: FrontDoor) -> None:
+    rejection_id = await rejected(door, bad("closed"))
+    await door.one(of("closed", 2))
+    client = AsyncKurrentDBClient(uri=door.cluster.environment["RECORRIDO_EVENTSTORE_URI"])
+    (recorded,) = await door.history("closed")
+    await client.tombstone_stream(recorded.stream, current_version=StreamState.ANY)
+    await client.close()
+    error = await failure(resubmit(door, rejection_id, of("closed", 1)))
+    assert (error.code(), info(error).reason) == (StatusCode.FAILED_PRECONDITION, "STREAM_CLOSED")
+    assert (await get(door, rejection_id)).state == REJECTION_STATE_OPEN
