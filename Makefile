@@ -37,8 +37,8 @@ setup: $(RUN_READY) $(TRITON_READY) ## Install what running takes, into .venv an
 ##### Develop
 
 .PHONY: test
-test: $(DEV_READY) $(TRITON_READY) ## Run all tests; ARGS="-k word" chooses
-	$(BIN)/python -m pytest $(ARGS)
+test: $(DEV_READY) $(TRITON_READY) ## Run all tests, two files at a time; ARGS="-k word" chooses
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 .PHONY: check
 check: $(DEV_READY) ## Lint, types, layers, contracts, and whether generated code is fresh

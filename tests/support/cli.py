@@ -30,7 +30,8 @@ def environment(ports: Ports, **more: str) -> dict[str, str]:
     """Return an environment for processes that use these ports."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "proto/gen")])
     places = {variable(name): str(port) for name, port in asdict(ports).items()}
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RECORRIDO_")}
+    # COLUMNS is the width of the terminal that the tests run in; what goes to no terminal has none.
+    inherited = {n: value for n, value in os.environ.items() if not n.startswith("RECORRIDO_") and n != "COLUMNS"}
     return {**inherited, "PYTHONPATH": paths, "RECORRIDO_ACTOR": "tester", **places, **more}
 
 
