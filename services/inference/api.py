@@ -15,9 +15,10 @@ from recorrido.inference.v1 import inference_service_pb2 as pb
 from recorrido.inference.v1.events import AnalysisCorrected, FeedbackAnalysisFailed
 from services.foundation.errors import InvalidError, NotFoundError, RecorridoError, UnavailableError
 from services.foundation.flow import until_set
+from services.foundation.intervals import wilson
 from services.foundation.masking import Masker, Pii
 from services.inference import reading
-from services.inference.comparison import Comparisons, Differences, wilson
+from services.inference.comparison import Comparisons, Differences
 from services.inference.corrections import CorrectionHandlers, Lesson
 from services.inference.domain import Problem, Result
 from services.inference.handlers import Handlers

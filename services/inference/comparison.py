@@ -1,7 +1,6 @@
 """How two model versions differ over the same verbatims. Pure, but for the walk through the history at the end."""
 
 import asyncio
-import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -22,7 +21,6 @@ NONE = "none"
 EXAMPLE_CHARACTERS = 200
 #: Verbatims compared together; what the models have not said yet they are asked in one batch.
 BATCH = 64
-_Z = 1.959964  # the 97.5 % quantile of the normal distribution, for an interval of 95 %
 
 
 def label(analysis: Analysis, aspect: Aspect) -> str:
@@ -35,21 +33,6 @@ def label(analysis: Analysis, aspect: Aspect) -> str:
     if aspect is Aspect.LANGUAGE:
         return value or UNSURE
     return "" if value.name == "UNSPECIFIED" else str(value.name).lower()
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Return the bounds of a share with 95 % confidence; 0 and 1 without trials.
-
-    E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", Journal of the American
-    Statistical Association 22 (1927), 209-212.
-    """
-    if not trials:
-        return 0.0, 1.0
-    share, z2 = successes / trials, _Z * _Z
-    centre = share + z2 / (2 * trials)
-    spread = _Z * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
-    scale = 1 + z2 / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 @dataclass(frozen=True, slots=True)

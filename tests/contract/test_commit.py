@@ -134,8 +134,7 @@ async def test_no_more_than_two_appends_are_in_flight(store: Gated) -> None:
         submissions.append(commit.submit(*note(f"notes-{n}", "a")))
         await until(lambda n=n: len(store.appends) == n + 1)
     submissions += [commit.submit(*note(f"notes-{n}", "a")) for n in range(2, 6)]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await until(lambda: not commit._starting)
     assert store.appends == [1, 1]
     store.open.set()
     for submission in submissions:
@@ -151,12 +150,10 @@ async def test_what_cannot_go_makes_no_full_group(store: Gated) -> None:
     submissions = [commit.submit(*note("notes-1", "a"))]
     await until(lambda: store.appends)
     submissions.append(commit.submit(*note("notes-1", *"bcdefgh")))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await until(lambda: not commit._starting)
     for n in (2, 3, 4):
         submissions.append(commit.submit(*note(f"notes-{n}", "a")))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await until(lambda: not commit._starting)
     assert store.appends == [1]
     submissions.append(commit.submit(*note("notes-5", "a")))
     await until(lambda: len(store.appends) == 2)

@@ -38,9 +38,9 @@ from services.actions.domain.impact import (
     newcombe,
     share,
     student_quantile,
-    wilson,
 )
 from services.foundation.errors import RefusedError
+from services.foundation.intervals import wilson
 
 V = ImpactVerdict
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -73,7 +73,7 @@ def test_the_interval_of_a_difference_of_shares_is_the_published_one(
 
 
 def test_the_score_interval_is_that_of_scipy() -> None:
-    found = wilson(12 / 50, 50, 0.95)
+    found = wilson(12, 50)
     theirs = stats.binomtest(12, 50).proportion_ci(0.95, method="wilson")
     assert found == pytest.approx((theirs.low, theirs.high))
 

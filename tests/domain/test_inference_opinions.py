@@ -25,8 +25,9 @@ from recorrido.ingest.v1.events import Interaction, InteractionRecorded
 from recorrido.ingest.v1.events import Verbatim as Words
 from services.foundation.errors import DiffersError, InvalidError, NotFoundError
 from services.foundation.events import Event, Recorded, encode
+from services.foundation.intervals import wilson
 from services.foundation.masking import Masker, Pii
-from services.inference.comparison import Differences, label, wilson
+from services.inference.comparison import Differences, label
 from services.inference.main import TAXONOMY
 from services.inference.opinions import CorrectAnalysis, Corrections, Judged, Verbatim, corrected, verbatims
 from services.inference.taxonomy import load

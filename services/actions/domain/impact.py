@@ -22,6 +22,7 @@ from enum import Enum
 from statistics import NormalDist
 
 from recorrido.actions.v1.events import Impact, ImpactEffect, ImpactMethod, ImpactSample, ImpactVerdict, Target
+from services.foundation.intervals import wilson
 
 CONFIDENCE = 0.95
 #: With fewer than these in any sample nothing is said: it is the usual bound for the normal approximation of means.
@@ -118,19 +119,13 @@ def student_quantile(p: float, degrees: float) -> float:
     return z + sum(term / degrees**power for power, term in enumerate(terms, 1))
 
 
-def wilson(part: float, count: int, confidence: float) -> tuple[float, float]:
-    """Return the score interval of a share, 0 to 1 (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927)."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    centre = part + z * z / (2 * count)
-    half = z * math.sqrt(part * (1 - part) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
-
-
 def newcombe(before: ImpactSample, after: ImpactSample, confidence: float) -> tuple[float, float, float]:
     """Return the difference of two shares, after less before, and its interval, in percentage points."""
     p1, p0 = after.mean / 100, before.mean / 100
-    (l1, u1), (l0, u0) = wilson(p1, after.count, confidence), wilson(p0, before.count, confidence)
+    (l1, u1), (l0, u0) = (
+        wilson(p1 * after.count, after.count, confidence),
+        wilson(p0 * before.count, before.count, confidence),
+    )
     difference = p1 - p0
     low = difference - math.hypot(p1 - l1, u0 - p0)
     high = difference + math.hypot(u1 - p1, p0 - l0)

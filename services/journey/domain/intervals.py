@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from services.foundation.intervals import wilson
+
 CONFIDENCE = 0.95
 #: The normal quantile of 97.5 %.
 Z = 1.959963984540054
@@ -20,14 +22,9 @@ class Interval:
 def proportion(hits: int, count: int) -> Interval:
     """Return the interval of a share, 0 to 1.
 
-    The score interval of E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", Journal
-    of the American Statistical Association 22, 1927; good for small counts too (L. D. Brown, T. T. Cai and A. DasGupta,
-    "Interval Estimation for a Binomial Proportion", Statistical Science 16, 2001).
+    Wilson's score interval (`services.foundation.intervals`).
     """
-    share, square = hits / count, Z * Z / count
-    middle = (share + square / 2) / (1 + square)
-    half = Z / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))
-    return Interval(max(0.0, middle - half), min(1.0, middle + half), "wilson/1927")
+    return Interval(*wilson(hits, count), "wilson/1927")
 
 
 def net_promoters(promoters: int, passives: int, detractors: int) -> Interval:
