@@ -1,8 +1,5 @@
 """What was rejected: a list in PostgreSQL, and single rejections from their own streams."""
 
-import base64
-import binascii
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +20,7 @@ from recorrido.ingest.v1.events import (
 from services.foundation.errors import InvalidError, UnavailableError, Violation
 from services.foundation.events import Event, Registry, encode
 from services.foundation.eventstore import EventStore
+from services.foundation.paging import POSITION, read_token, write_token
 from services.foundation.projection import POSTGRES_DOWN, Fact, in_order
 from services.ingest.rejection import Rejection, Rejections, check_id, evolve, stream_of, unknown
 
@@ -226,7 +224,7 @@ class RejectionQueries:
         behind = ""
         page_values = [*values, query.page_size + 1]
         if query.page_token:
-            page_values.append(_read_token(query))
+            page_values.append(read_token(query.page_token, _question(query), POSITION))
             behind = f" AND position < ${len(page_values)}"
         page = f"SELECT * {matching}{behind} ORDER BY position DESC LIMIT ${len(values) + 1}"
         try:
@@ -240,7 +238,7 @@ class RejectionQueries:
         except (*POSTGRES_DOWN, asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as error:
             raise UnavailableError("PostgreSQL", type(error).__name__) from error
         shown = rows[: query.page_size]
-        token = _write_token(query, shown[-1]["position"]) if len(rows) > len(shown) else ""
+        token = write_token(_question(query), shown[-1]["position"]) if len(rows) > len(shown) else ""
         return RejectionPage([_listed(row) for row in shown], token, total)
 
 
@@ -258,24 +256,5 @@ def _listed(row: Any) -> Listed:
     return Listed(rejection, row["rejected_at"], row["resolved_at"])
 
 
-# A page begins behind a position, under the same filters.
-
-
-def _write_token(query: RejectionQuery, position: int) -> str:
-    return base64.urlsafe_b64encode(position.to_bytes(8, "big") + _digest(query)).decode()
-
-
-def _read_token(query: RejectionQuery) -> int:
-    try:
-        raw = base64.b64decode(query.page_token, altchars=b"-_", validate=True)
-    except (ValueError, binascii.Error):
-        raw = b""
-    if len(raw) != 16:
-        raise InvalidError([Violation("page_token", "a next_page_token, as it was given")])
-    if raw[8:] != _digest(query):
-        raise InvalidError([Violation("page_token", "used with the filters it was given for")])
-    return int.from_bytes(raw[:8], "big", signed=True)
-
-
-def _digest(query: RejectionQuery) -> bytes:
-    return hashlib.sha256(repr(query.conditions).encode()).digest()[:8]
+def _question(query: RejectionQuery) -> list[str]:
+    return [repr(each) for each in query.conditions]

@@ -1,9 +1,5 @@
 """Lists of actions and the board, from the read model."""
 
-import base64
-import binascii
-import hashlib
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,8 +9,9 @@ from recorrido.actions.v1.events import ActionKind, ActionState, Priority
 from services.actions.domain.action import CLOSED, Action
 from services.actions.domain.rules import MAX_CUSTOMER_ID, MAX_ID, Rules
 from services.actions.views.projection import DIMENSIONS, TALLIED, action_of
-from services.foundation.errors import InvalidError, UnavailableError, Violation
+from services.foundation.errors import UnavailableError
 from services.foundation.execute import Folded
+from services.foundation.paging import POSITION, read_token, write_token
 from services.foundation.projection import POSTGRES_DOWN
 
 MAX_PAGE = 1_000
@@ -80,28 +77,8 @@ class ActionPage:
     total: int
 
 
-class _PageToken:
-    """Where the next page starts: behind the action opened at a position, under the same filters."""
-
-    _LAYOUT = struct.Struct(">q8s")
-
-    @classmethod
-    def encode(cls, query: ActionQuery, position: int) -> str:
-        return base64.urlsafe_b64encode(cls._LAYOUT.pack(position, cls._digest(query))).decode()
-
-    @classmethod
-    def decode(cls, query: ActionQuery) -> int:
-        try:
-            position, digest = cls._LAYOUT.unpack(base64.b64decode(query.page_token, altchars=b"-_", validate=True))
-        except (ValueError, binascii.Error, struct.error):
-            raise InvalidError([Violation("page_token", "a next_page_token, as it was given")]) from None
-        if digest != cls._digest(query):
-            raise InvalidError([Violation("page_token", "used with the filters it was given for")])
-        return int(position)
-
-    @staticmethod
-    def _digest(query: ActionQuery) -> bytes:
-        return hashlib.sha256(repr(sorted(query.filters.items())).encode()).digest()[:8]
+def _question(query: ActionQuery) -> list[str]:
+    return [repr(each) for each in sorted(query.filters.items())]
 
 
 #: SQL and the values of its parameters.
@@ -176,7 +153,7 @@ def list_sql(query: ActionQuery) -> tuple[Statement, Statement]:
     behind = ""
     page_values = [*values, query.page_size + 1]
     if query.page_token:
-        page_values.append(_PageToken.decode(query))
+        page_values.append(read_token(query.page_token, _question(query), POSITION))
         behind = f" AND opened_position < ${len(page_values)}"
     page = f"SELECT * {matching}{behind} ORDER BY opened_position DESC LIMIT ${len(values) + 1}"
     return _count(query, matching), (page, page_values)
@@ -207,7 +184,7 @@ class ActionQueries:
         except POSTGRES_DOWN as error:
             raise UnavailableError("PostgreSQL", type(error).__name__) from error
         shown = rows[: query.page_size]
-        token = _PageToken.encode(query, shown[-1]["opened_position"]) if len(rows) > len(shown) else ""
+        token = write_token(_question(query), shown[-1]["opened_position"]) if len(rows) > len(shown) else ""
         return ActionPage([Folded(action_of(row), row["revision"]) for row in shown], token, total)
 
     async def board(self, kind: ActionKind | None, now: datetime) -> Board:

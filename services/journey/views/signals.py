@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from recorrido.journey.v1.events import SignalRaised
-from services.journey.views.paging import read_token, write_token
+from services.foundation.paging import read_token, write_token
 from services.journey.views.snapshot import Snapshot
 
 _DECODE = msgspec.json.Decoder(SignalRaised).decode

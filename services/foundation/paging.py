@@ -3,13 +3,16 @@
 import base64
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from services.foundation.errors import InvalidError, Violation
 
 PlaceT = TypeVar("PlaceT")
+
+#: Decodes tokens whose place is a position in the store.
+POSITION = msgspec.json.Decoder(tuple[str, Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]])
 
 
 def write_token(question: Sequence[str], place: object) -> str:
@@ -26,9 +29,9 @@ def read_token(token: str, question: Sequence[str], decoder: msgspec.json.Decode
     try:
         digest, place = decoder.decode(base64.b64decode(token, altchars=b"-_", validate=True))
     except (ValueError, msgspec.MsgspecError):
-        raise InvalidError([Violation("page_token", "a next_page_token as it was given")]) from None
+        raise InvalidError([Violation("page_token", "a next_page_token, as it was given")]) from None
     if digest != _digest(question):
-        raise InvalidError([Violation("page_token", "belongs to a request with other fields")])
+        raise InvalidError([Violation("page_token", "used with the filters it was given for")])
     return place
 
 
