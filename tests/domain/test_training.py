@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import cohen_kappa_score
 
 from infra.triton import taxonomy
-from infra.triton.train import calibrate, corpus, evaluate, export, features, heads, linear, metrics
+from infra.triton.train import agreement, calibrate, corpus, evaluate, export, features, heads, linear, metrics
 from infra.triton.train.evaluate import Ngrams
 from infra.triton.train.ngrams import targets
 
@@ -155,6 +156,40 @@ def test_measures() -> None:
     assert metrics.f1([True, True, False], [True, False, False]) == pytest.approx(2 / 3)
     confidence, correct = np.array([0.9, 0.9, 0.9, 0.9]), np.array([True, True, True, False])
     assert metrics.expected_calibration_error(confidence, correct) == pytest.approx(0.15)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=2, max_size=30))
+def test_kappa_agrees_with_scikit_learn(pairs: list[tuple[str, str]]) -> None:
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    if len({*first, *second}) > 1:
+        assert agreement.kappa(first, second) == pytest.approx(cohen_kappa_score(first, second))
+
+
+def test_the_second_reader_labelled_held_out_rows_and_mostly_agrees(rows: list[corpus.Verbatim]) -> None:
+    measured = agreement.measure(rows, agreement.load(rows))
+    assert {"en", "es", "sl"} <= measured.keys()
+    for questions in measured.values():
+        assert questions["sentiment"].rows >= 50
+        assert questions["sentiment"].kappa > 0.8
+        assert questions["need_1"].kappa > 0.7
+
+
+def test_a_reading_of_a_row_that_is_not_held_out_is_refused(tmp_path: Path, rows: list[corpus.Verbatim]) -> None:
+    trained = next(row for row in rows if not row.held_out)
+    labels = {name: getattr(trained, name) for name in agreement.Reading.__struct_fields__}
+    path = tmp_path / "second_reader.jsonl"
+    path.write_bytes(msgspec.json.encode(labels))
+    with pytest.raises(corpus.CorpusError, match=r"second_reader\.jsonl:1: no held-out row"):
+        agreement.load(rows, path)
+
+
+def test_readers_are_compared_as_deep_as_both_labelled(rows: list[corpus.Verbatim]) -> None:
+    shallow = next(row for row in rows if row.held_out and row.need.count("/") == 1 and row.emotion)
+    labels = {name: getattr(shallow, name) for name in agreement.Reading.__struct_fields__}
+    deep = agreement.Reading(**{**labels, "need": f"{shallow.need}/x", "sentiment": "other"})
+    questions = agreement.measure(rows, [deep])["all"]
+    assert questions["sentiment"].agreement == 0
+    assert (questions["need_1"].agreement, questions["need_2"].agreement, questions["need_3"].rows) == (1, 1, 0)
 
 
 def test_importing_the_served_features_does_not_change_the_path() -> None:
