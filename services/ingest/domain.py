@@ -30,6 +30,7 @@ from recorrido.ingest.v1.events import (
 )
 from services.foundation.errors import DiffersError, InvalidError, Violation
 from services.foundation.events import Event, stream_name
+from services.foundation.scales import SCALES
 from services.ingest.currencies import CURRENCIES
 
 #: Clocks of the systems that report to us may run ahead by this much.
@@ -43,10 +44,6 @@ MAX_ATTRIBUTES = 64
 IMPORT_PROBLEM = "import.problem"
 #: More of them help nobody, and an answer has to fit into a message.
 MAX_VIOLATIONS = 64
-
-#: Bounds of the standard questions. NPS: Reichheld, "The One Number You Need to Grow", Harvard Business Review 2003;
-#: CES 2.0: Dixon, Toman, DeLisi, "The Effortless Experience", 2013.
-SCALES = {RatingMetric.NPS: (0, 10), RatingMetric.CSAT: (1, 5), RatingMetric.CES: (1, 7)}
 
 # C0 (which has NUL), DEL and C1; texts of several lines may hold tab, line feed and carriage return.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -214,7 +211,7 @@ def _ratings(ratings: Sequence[Rating]) -> Iterator[Violation]:
 
 
 def _standard_rating(path: str, rating: Rating) -> Iterator[Violation]:
-    low, high = SCALES[rating.metric]
+    low, high = SCALES[rating.metric].lowest, SCALES[rating.metric].highest
     if not (rating.value.is_integer() and low <= rating.value <= high):
         yield Violation(f"{path}.value", f"a whole number between {low} and {high} for {rating.metric.name}")
     for field in ("name", "scale_min", "scale_max"):

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recorrido.ingest.v1.events import Rating, RatingMetric
-from services.journey.domain.scores import answer, effort_score, net_promoter_score, satisfaction_score
+from services.foundation.scales import answer
+from services.journey.domain.scores import effort_score, net_promoter_score, satisfaction_score
 
 
 def test_nobody_asked_is_no_score() -> None:

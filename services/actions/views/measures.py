@@ -26,15 +26,14 @@ from services.actions.domain.impact import Samples, daily, moments, share
 from services.foundation.errors import UnavailableError
 from services.foundation.events import Event
 from services.foundation.projection import POSTGRES_DOWN, Fact, in_order
+from services.foundation.scales import SCALES, answer
 
 HOUR = timedelta(hours=1)
 #: The rule of journey whose signals are the bad moments: one at most of each interaction.
 BAD_MOMENT = "bad_moment"
 #: Sentiment is kept in millionths.
 _MICRO = 1_000_000
-#: Standard scales, and their boxes that count as they do in the scores of journey.
-_SCALES = {RatingMetric.NPS: (0, 10), RatingMetric.CSAT: (1, 5), RatingMetric.CES: (1, 7)}
-_HIGHEST_DETRACTOR, _LOWEST_PROMOTER, _SATISFIED, _EASY = 6, 9, 4, 5
+_NPS, _CSAT, _CES = (SCALES[metric] for metric in (RatingMetric.NPS, RatingMetric.CSAT, RatingMetric.CES))
 
 _SUMS = (
     "interactions",
@@ -81,12 +80,12 @@ class _Heard:
         return (
             1,
             self.nps is not None,
-            self.nps is not None and self.nps >= _LOWEST_PROMOTER,
-            self.nps is not None and self.nps <= _HIGHEST_DETRACTOR,
+            self.nps is not None and self.nps >= _NPS.lowest_good,
+            self.nps is not None and self.nps <= _NPS.highest_bad,
             self.csat is not None,
-            self.csat is not None and self.csat >= _SATISFIED,
+            self.csat is not None and self.csat >= _CSAT.lowest_good,
             self.ces is not None,
-            self.ces is not None and self.ces >= _EASY,
+            self.ces is not None and self.ces >= _CES.lowest_good,
             self.score is not None,
             score,
             score * score,
@@ -296,14 +295,7 @@ def _analysed(heard: _Heard, analysis: Analysis) -> _Heard:
 
 
 def _answers(ratings: Sequence[Rating]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for rating in ratings:
-        if rating.metric in _SCALES:
-            lowest, highest = _SCALES[rating.metric]
-            name = rating.metric.name.lower()
-            if name not in found and rating.value % 1 == 0 and lowest <= rating.value <= highest:
-                found[name] = int(rating.value)
-    return found
+    return {metric.name.lower(): answer(ratings, metric) for metric in SCALES}
 
 
 def _hour(at: datetime) -> datetime:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from google.protobuf.descriptor import EnumDescriptor
 
+from recorrido.ingest.v1 import interaction_pb2
 from recorrido.ingest.v1.identity_pb2 import IdentityKind
 from recorrido.ingest.v1.interaction_pb2 import (
     Channel,
@@ -18,6 +19,7 @@ from recorrido.ingest.v1.interaction_pb2 import (
     Interaction,
     Outcome,
     Rating,
+    RatingMetric,
     ReferralDirection,
 )
 from services.cli import show
@@ -35,8 +37,6 @@ _ATTRIBUTE_LIMIT = 1024
 _MOST_DIGITS = 400
 _HASH = re.compile(r"[0-9a-f]{64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
-#: The bounds of the standard questions, as ingest.v1.RatingMetric tells them.
-_SCALES = {"nps": (0, 10), "csat": (1, 5), "ces": (1, 7)}
 
 Problems = list[str]
 Getter = Callable[[Record], Any]
@@ -450,12 +450,13 @@ def _conversion(rating: form.RatingOf) -> Callable[[Decimal], float]:
     """Return the function from the file's scale to the metric's: in proportion, whole numbers, half rounded up."""
     if rating.from_scale is None:
         return float
-    (first, last), (low, high) = map(Decimal, map(str, rating.from_scale)), _SCALES[rating.metric]
+    first, last = map(Decimal, map(str, rating.from_scale))
+    scale = RatingMetric.DESCRIPTOR.values_by_number[rating.number].GetOptions().Extensions[interaction_pb2.scale]
 
     def convert(found: Decimal) -> float:
         if not min(first, last) <= found <= max(first, last):
             raise BadValueError(f"{found} is not between {float(first):g} and {float(last):g}")
-        exact = low + (found - first) * (high - low) / (last - first)
+        exact = scale.lowest + (found - first) * (scale.highest - scale.lowest) / (last - first)
         return float(exact.quantize(Decimal(1), ROUND_HALF_UP))
 
     return convert

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from recorrido.inference.v1.events import PointKind, Sentiment
 from recorrido.ingest.v1.events import Channel, Outcome, RatingMetric
-from services.journey.domain.scores import CES_TOP_BOXES, CSAT_TOP_BOXES, LOWEST_PROMOTER, SCALES
-from services.journey.domain.signals import HIGHEST_BAD, HIGHEST_BAD_SENTIMENT
+from services.foundation.scales import SCALES
+from services.journey.domain.signals import HIGHEST_BAD_SENTIMENT
 
 Ints = NDArray[np.int64]
 Index = NDArray[np.int32]
@@ -237,7 +237,8 @@ class History:
         return self.of_analysis(self.analyses.score, np.nan)
 
     @property
-    def _answers(self) -> Mapping[RatingMetric, NDArray[np.int8]]:
+    def answers(self) -> Mapping[RatingMetric, NDArray[np.int8]]:
+        """Return the answers on each standard scale, -1 where there is none."""
         rows = self.interactions
         return {RatingMetric.NPS: rows.nps, RatingMetric.CSAT: rows.csat, RatingMetric.CES: rows.ces}
 
@@ -245,8 +246,8 @@ class History:
     def bad(self) -> Flags:
         """Return which interactions were bad moments, by the rule `bad_moment` (`domain.signals`)."""
         bad: Flags = self.interactions.outcome == Outcome.FAILED.number
-        for metric, column in self._answers.items():
-            bad |= (column >= 0) & (column <= HIGHEST_BAD[metric])
+        for metric, column in self.answers.items():
+            bad |= (column >= 0) & (column <= SCALES[metric].highest_bad)
         hurt = (self.point == PointKind.PAIN.number) & (self.sentiment == Sentiment.NEGATIVE.number)
         bad |= hurt & (self.score <= HIGHEST_BAD_SENTIMENT)
         return bad
@@ -254,10 +255,9 @@ class History:
     @cached_property
     def glad(self) -> Flags:
         """Return which interactions were glad moments: a promoter, a top box, or words of delight; and nothing bad."""
-        rows = self.interactions
-        glad = rows.nps >= LOWEST_PROMOTER
-        glad |= rows.csat > SCALES[RatingMetric.CSAT][1] - CSAT_TOP_BOXES
-        glad |= rows.ces > SCALES[RatingMetric.CES][1] - CES_TOP_BOXES
+        glad = np.zeros(len(self.interactions), bool)
+        for metric, column in self.answers.items():
+            glad |= column >= SCALES[metric].lowest_good
         delight = (self.point == PointKind.DELIGHT.number) & (self.sentiment == Sentiment.POSITIVE.number)
         glad |= delight & (self.score >= -HIGHEST_BAD_SENTIMENT)
         return glad & ~self.bad
@@ -271,8 +271,8 @@ class History:
         """
         rows = self.interactions
         told = [self.score]
-        for metric, column in self._answers.items():
-            lowest, highest = SCALES[metric]
+        for metric, column in self.answers.items():
+            lowest, highest = SCALES[metric].lowest, SCALES[metric].highest
             told.append(np.where(column < 0, np.nan, (2.0 * column - highest - lowest) / (highest - lowest)))
         count = sum((~np.isnan(column)).astype(np.int64) for column in told)
         total = sum(np.nan_to_num(column) for column in told)

@@ -14,10 +14,10 @@ from uuid import UUID
 
 from recorrido.actions.v1.events import ActionCompleted, ActionKind, ActionOpened, ActionResult
 from recorrido.inference.v1.events import Analysis, FeedbackAnalyzed, PointKind, Sentiment
-from recorrido.ingest.v1.events import Customer, Interaction, InteractionRecorded, Outcome, RatingMetric
+from recorrido.ingest.v1.events import Customer, Interaction, InteractionRecorded, Outcome
 from recorrido.journey.v1.events import Evidence, SignalRaised
 from services.foundation.events import derived_id, stream_name
-from services.journey.domain.scores import HIGHEST_DETRACTOR, SCALES, answer
+from services.foundation.scales import SCALES, answer
 
 BAD_MOMENT = "bad_moment"
 #: Part of every signal; raise it whenever a threshold below changes.
@@ -28,8 +28,6 @@ RECOVERY_FAILED_VERSION = 1
 #: What the customer said at the end of a recovery that did not make them glad again.
 FAILED_RESULTS = {ActionResult.NO_CHANGE: "the customer is not glad", ActionResult.WORSE: "it is worse than before"}
 
-#: The highest answer on each scale that tells of a bad moment.
-HIGHEST_BAD = {RatingMetric.CSAT: 2, RatingMetric.NPS: HIGHEST_DETRACTOR, RatingMetric.CES: 3}
 #: On the scale of sentiment, -1 to 1.
 HIGHEST_BAD_SENTIMENT = -0.5
 
@@ -97,10 +95,10 @@ def bad_moment_id(interaction_event_id: UUID) -> str:
 def hurt_in_deed(interaction: Interaction) -> tuple[str, ...]:
     """Return why the ratings and the outcome of an interaction tell of a bad moment, in words; nothing if not."""
     reasons = []
-    for metric, highest_bad in HIGHEST_BAD.items():
+    for metric, scale in SCALES.items():
         value = answer(interaction.ratings, metric)
-        if value is not None and value <= highest_bad:
-            reasons.append(f"{metric.name} {value} of {SCALES[metric][1]}")
+        if value is not None and value <= scale.highest_bad:
+            reasons.append(f"{metric.name} {value} of {scale.highest}")
     if interaction.outcome is Outcome.FAILED:
         reasons.append("the interaction failed")
     return tuple(reasons)

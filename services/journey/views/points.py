@@ -208,14 +208,9 @@ class _Trends:
 def drivers(reading: Reading, chosen: Flags) -> list[Driver]:
     """Return which needs go with other answers, for each metric those of the strongest effect."""
     history = reading.history
-    table = history.interactions
     needs = history.vocabulary.needs
     found: list[Driver] = []
-    for metric, column in (
-        (RatingMetric.NPS, table.nps),
-        (RatingMetric.CSAT, table.csat),
-        (RatingMetric.CES, table.ces),
-    ):
+    for metric, column in history.answers.items():
         rows = np.flatnonzero(chosen & (column >= 0) & (history.analysis >= 0))
         value, need = column[rows].astype(np.float64), history.need[rows]
         counts = np.bincount(need, minlength=len(needs))

@@ -43,8 +43,8 @@ from recorrido.ingest.v1.events import (
 from recorrido.journey.v1.events import JourneyMapPublished, SignalRaised
 from services.foundation.events import Event
 from services.foundation.projection import Fact, in_order
+from services.foundation.scales import SCALES, answer
 from services.journey.domain.personas import customer_attributes
-from services.journey.domain.scores import SCALES, answer
 from services.journey.views import erasure, names
 from services.journey.views.names import Kind, Names
 

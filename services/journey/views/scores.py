@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recorrido.inference.v1.events import Sentiment
-from recorrido.ingest.v1.events import Channel
+from recorrido.ingest.v1.events import Channel, RatingMetric
 from services.foundation.errors import InvalidError, Violation
+from services.foundation.scales import SCALES
 from services.journey.domain.history import Flags, History, Ints, Scale
 from services.journey.domain.reading import Reading
 from services.journey.domain.scores import (
@@ -100,7 +101,6 @@ class Group:
 
 def tally(history: History, rows: Ints, code: NDArray[Any], groups: int) -> list[Scores]:
     """Return the scores of each group: those of interactions `rows`, whose groups are `code`, 0 to `groups` - 1."""
-    table = history.interactions
 
     def histogram(column: NDArray[np.int8], points: int, lowest: int) -> Ints:
         answers = column[rows].astype(np.int64) - lowest
@@ -108,7 +108,10 @@ def tally(history: History, rows: Ints, code: NDArray[Any], groups: int) -> list
         counts = np.bincount(code[told] * points + answers[told], minlength=groups * points)
         return counts.reshape(groups, points)
 
-    nps, csat, ces = histogram(table.nps, 11, 0), histogram(table.csat, 5, 1), histogram(table.ces, 7, 1)
+    nps, csat, ces = (
+        histogram(column, SCALES[metric].points, SCALES[metric].lowest) for metric, column in history.answers.items()
+    )
+    passive, promoter = SCALES[RatingMetric.NPS].highest_bad + 1, SCALES[RatingMetric.NPS].lowest_good
     counts = np.bincount(code, minlength=groups)
     customers = distinct(code, history.customer[rows], groups, len(history.owners))
     analysed = history.analysis[rows] >= 0
@@ -126,7 +129,9 @@ def tally(history: History, rows: Ints, code: NDArray[Any], groups: int) -> list
         Scores(
             interactions=int(counts[n]),
             customers=int(customers[n]),
-            nps=net_promoter_score(int(nps[n, 9:].sum()), int(nps[n, 7:9].sum()), int(nps[n, :7].sum())),
+            nps=net_promoter_score(
+                int(nps[n, promoter:].sum()), int(nps[n, passive:promoter].sum()), int(nps[n, :passive].sum())
+            ),
             csat=satisfaction_score(csat[n].tolist()),
             ces=effort_score(ces[n].tolist()),
             sentiment=(int(sentiment[0][n]), int(sentiment[1][n]), int(sentiment[2][n])),

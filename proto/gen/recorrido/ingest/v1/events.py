@@ -445,6 +445,29 @@ class Interaction(Struct, frozen=True, kw_only=True, omit_defaults=True, rename=
         return message
 
 
+class RatingScale(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """The whole points of a standard question, both inclusive."""
+
+    type_name: ClassVar[str] = "recorrido.ingest.v1.RatingScale"
+
+    lowest: int = 0
+    highest: int = 0
+
+    @classmethod
+    def from_proto(cls, message: interaction_pb2.RatingScale) -> Self:
+        return cls(
+            lowest=message.lowest,
+            highest=message.highest,
+        )
+
+    def to_proto(self) -> interaction_pb2.RatingScale:
+        message = interaction_pb2.RatingScale(
+            lowest=self.lowest,
+            highest=self.highest,
+        )
+        return message
+
+
 class AnonymousAnalysis(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
     type_name: ClassVar[str] = "recorrido.ingest.v1.AnonymousAnalysis"
 

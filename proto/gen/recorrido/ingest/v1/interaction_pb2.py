@@ -22,40 +22,49 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%recorrido/ingest/v1/interaction.proto\x12\x13recorrido.ingest.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd2\x04\n\x0bInteraction\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x16\n\x0einteraction_id\x18\x02 \x01(\t\x12/\n\x08\x63ustomer\x18\x03 \x01(\x0b\x32\x1d.recorrido.ingest.v1.Customer\x12\x12\n\ntouchpoint\x18\x04 \x01(\t\x12-\n\x07\x63hannel\x18\x05 \x01(\x0e\x32\x1c.recorrido.ingest.v1.Channel\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nepisode_id\x18\x07 \x01(\t\x12/\n\x08verbatim\x18\x08 \x01(\x0b\x32\x1d.recorrido.ingest.v1.Verbatim\x12,\n\x07ratings\x18\t \x03(\x0b\x32\x1b.recorrido.ingest.v1.Rating\x12*\n\x06\x61mount\x18\n \x01(\x0b\x32\x1a.recorrido.ingest.v1.Money\x12-\n\x07outcome\x18\x0b \x01(\x0e\x32\x1c.recorrido.ingest.v1.Outcome\x12/\n\x08referral\x18\x0c \x01(\x0b\x32\x1d.recorrido.ingest.v1.Referral\x12\x44\n\nattributes\x18\r \x03(\x0b\x32\x30.recorrido.ingest.v1.Interaction.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"P\n\x08\x43ustomer\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12/\n\x04kind\x18\x02 \x01(\x0e\x32!.recorrido.ingest.v1.CustomerKind\"*\n\x08Verbatim\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x10\n\x08language\x18\x02 \x01(\t\"\xa4\x01\n\x06Rating\x12\x31\n\x06metric\x18\x01 \x01(\x0e\x32!.recorrido.ingest.v1.RatingMetric\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x16\n\tscale_min\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tscale_max\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x0c\n\n_scale_minB\x0c\n\n_scale_max\".\n\x05Money\x12\x15\n\rcurrency_code\x18\x01 \x01(\t\x12\x0e\n\x06\x61mount\x18\x02 \x01(\t\"`\n\x08Referral\x12\x39\n\tdirection\x18\x01 \x01(\x0e\x32&.recorrido.ingest.v1.ReferralDirection\x12\x19\n\x11other_customer_id\x18\x02 \x01(\t*\x97\x01\n\x0c\x43ustomerKind\x12\x1d\n\x19\x43USTOMER_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43USTOMER_KIND_BUYER\x10\x01\x12\x1a\n\x16\x43USTOMER_KIND_EMPLOYEE\x10\x02\x12\x1a\n\x16\x43USTOMER_KIND_SUPPLIER\x10\x03\x12\x17\n\x13\x43USTOMER_KIND_OTHER\x10\x04*\xbb\x02\n\x07\x43hannel\x12\x17\n\x13\x43HANNEL_UNSPECIFIED\x10\x00\x12\x11\n\rCHANNEL_STORE\x10\x01\x12\x0f\n\x0b\x43HANNEL_WEB\x10\x02\x12\x0f\n\x0b\x43HANNEL_APP\x10\x03\x12\x11\n\rCHANNEL_PHONE\x10\x04\x12\x11\n\rCHANNEL_EMAIL\x10\x05\x12\x10\n\x0c\x43HANNEL_CHAT\x10\x06\x12\x14\n\x10\x43HANNEL_DELIVERY\x10\x07\x12\x13\n\x0f\x43HANNEL_RETURNS\x10\x08\x12\x12\n\x0e\x43HANNEL_REPAIR\x10\t\x12\x12\n\x0e\x43HANNEL_SURVEY\x10\n\x12\x15\n\x11\x43HANNEL_COMMUNITY\x10\x0b\x12\x12\n\x0e\x43HANNEL_SOCIAL\x10\x0c\x12\x19\n\x15\x43HANNEL_WORD_OF_MOUTH\x10\r\x12\x11\n\rCHANNEL_OTHER\x10\x0e*\x8d\x01\n\x0cRatingMetric\x12\x1d\n\x19RATING_METRIC_UNSPECIFIED\x10\x00\x12\x15\n\x11RATING_METRIC_NPS\x10\x01\x12\x16\n\x12RATING_METRIC_CSAT\x10\x02\x12\x15\n\x11RATING_METRIC_CES\x10\x03\x12\x18\n\x14RATING_METRIC_CUSTOM\x10\x04*v\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x01\x12\x12\n\x0eOUTCOME_FAILED\x10\x02\x12\x15\n\x11OUTCOME_ABANDONED\x10\x03\x12\x10\n\x0cOUTCOME_LATE\x10\x04*v\n\x11ReferralDirection\x12\"\n\x1eREFERRAL_DIRECTION_UNSPECIFIED\x10\x00\x12\x1c\n\x18REFERRAL_DIRECTION_GIVEN\x10\x01\x12\x1f\n\x1bREFERRAL_DIRECTION_RECEIVED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%recorrido/ingest/v1/interaction.proto\x12\x13recorrido.ingest.v1\x1a google/protobuf/descriptor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd2\x04\n\x0bInteraction\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x16\n\x0einteraction_id\x18\x02 \x01(\t\x12/\n\x08\x63ustomer\x18\x03 \x01(\x0b\x32\x1d.recorrido.ingest.v1.Customer\x12\x12\n\ntouchpoint\x18\x04 \x01(\t\x12-\n\x07\x63hannel\x18\x05 \x01(\x0e\x32\x1c.recorrido.ingest.v1.Channel\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nepisode_id\x18\x07 \x01(\t\x12/\n\x08verbatim\x18\x08 \x01(\x0b\x32\x1d.recorrido.ingest.v1.Verbatim\x12,\n\x07ratings\x18\t \x03(\x0b\x32\x1b.recorrido.ingest.v1.Rating\x12*\n\x06\x61mount\x18\n \x01(\x0b\x32\x1a.recorrido.ingest.v1.Money\x12-\n\x07outcome\x18\x0b \x01(\x0e\x32\x1c.recorrido.ingest.v1.Outcome\x12/\n\x08referral\x18\x0c \x01(\x0b\x32\x1d.recorrido.ingest.v1.Referral\x12\x44\n\nattributes\x18\r \x03(\x0b\x32\x30.recorrido.ingest.v1.Interaction.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"P\n\x08\x43ustomer\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12/\n\x04kind\x18\x02 \x01(\x0e\x32!.recorrido.ingest.v1.CustomerKind\"*\n\x08Verbatim\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x10\n\x08language\x18\x02 \x01(\t\".\n\x0bRatingScale\x12\x0e\n\x06lowest\x18\x01 \x01(\x05\x12\x0f\n\x07highest\x18\x02 \x01(\x05\"\xa4\x01\n\x06Rating\x12\x31\n\x06metric\x18\x01 \x01(\x0e\x32!.recorrido.ingest.v1.RatingMetric\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x16\n\tscale_min\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tscale_max\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x0c\n\n_scale_minB\x0c\n\n_scale_max\".\n\x05Money\x12\x15\n\rcurrency_code\x18\x01 \x01(\t\x12\x0e\n\x06\x61mount\x18\x02 \x01(\t\"`\n\x08Referral\x12\x39\n\tdirection\x18\x01 \x01(\x0e\x32&.recorrido.ingest.v1.ReferralDirection\x12\x19\n\x11other_customer_id\x18\x02 \x01(\t*\x97\x01\n\x0c\x43ustomerKind\x12\x1d\n\x19\x43USTOMER_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43USTOMER_KIND_BUYER\x10\x01\x12\x1a\n\x16\x43USTOMER_KIND_EMPLOYEE\x10\x02\x12\x1a\n\x16\x43USTOMER_KIND_SUPPLIER\x10\x03\x12\x17\n\x13\x43USTOMER_KIND_OTHER\x10\x04*\xbb\x02\n\x07\x43hannel\x12\x17\n\x13\x43HANNEL_UNSPECIFIED\x10\x00\x12\x11\n\rCHANNEL_STORE\x10\x01\x12\x0f\n\x0b\x43HANNEL_WEB\x10\x02\x12\x0f\n\x0b\x43HANNEL_APP\x10\x03\x12\x11\n\rCHANNEL_PHONE\x10\x04\x12\x11\n\rCHANNEL_EMAIL\x10\x05\x12\x10\n\x0c\x43HANNEL_CHAT\x10\x06\x12\x14\n\x10\x43HANNEL_DELIVERY\x10\x07\x12\x13\n\x0f\x43HANNEL_RETURNS\x10\x08\x12\x12\n\x0e\x43HANNEL_REPAIR\x10\t\x12\x12\n\x0e\x43HANNEL_SURVEY\x10\n\x12\x15\n\x11\x43HANNEL_COMMUNITY\x10\x0b\x12\x12\n\x0e\x43HANNEL_SOCIAL\x10\x0c\x12\x19\n\x15\x43HANNEL_WORD_OF_MOUTH\x10\r\x12\x11\n\rCHANNEL_OTHER\x10\x0e*\xa9\x01\n\x0cRatingMetric\x12\x1d\n\x19RATING_METRIC_UNSPECIFIED\x10\x00\x12\x1d\n\x11RATING_METRIC_NPS\x10\x01\x1a\x06\x8a\x80\x19\x02\x10\n\x12 \n\x12RATING_METRIC_CSAT\x10\x02\x1a\x08\x8a\x80\x19\x04\x08\x01\x10\x05\x12\x1f\n\x11RATING_METRIC_CES\x10\x03\x1a\x08\x8a\x80\x19\x04\x08\x01\x10\x07\x12\x18\n\x14RATING_METRIC_CUSTOM\x10\x04*v\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x01\x12\x12\n\x0eOUTCOME_FAILED\x10\x02\x12\x15\n\x11OUTCOME_ABANDONED\x10\x03\x12\x10\n\x0cOUTCOME_LATE\x10\x04*v\n\x11ReferralDirection\x12\"\n\x1eREFERRAL_DIRECTION_UNSPECIFIED\x10\x00\x12\x1c\n\x18REFERRAL_DIRECTION_GIVEN\x10\x01\x12\x1f\n\x1bREFERRAL_DIRECTION_RECEIVED\x10\x02:T\n\x05scale\x12!.google.protobuf.EnumValueOptions\x18\x81\x90\x03 \x01(\x0b\x32 .recorrido.ingest.v1.RatingScaleb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'recorrido.ingest.v1.interaction_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_RATINGMETRIC'].values_by_name["RATING_METRIC_NPS"]._loaded_options = None
+  _globals['_RATINGMETRIC'].values_by_name["RATING_METRIC_NPS"]._serialized_options = b'\212\200\031\002\020\n'
+  _globals['_RATINGMETRIC'].values_by_name["RATING_METRIC_CSAT"]._loaded_options = None
+  _globals['_RATINGMETRIC'].values_by_name["RATING_METRIC_CSAT"]._serialized_options = b'\212\200\031\004\010\001\020\005'
+  _globals['_RATINGMETRIC'].values_by_name["RATING_METRIC_CES"]._loaded_options = None
+  _globals['_RATINGMETRIC'].values_by_name["RATING_METRIC_CES"]._serialized_options = b'\212\200\031\004\010\001\020\007'
   _globals['_INTERACTION_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_INTERACTION_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_CUSTOMERKIND']._serialized_start=1132
-  _globals['_CUSTOMERKIND']._serialized_end=1283
-  _globals['_CHANNEL']._serialized_start=1286
-  _globals['_CHANNEL']._serialized_end=1601
-  _globals['_RATINGMETRIC']._serialized_start=1604
-  _globals['_RATINGMETRIC']._serialized_end=1745
-  _globals['_OUTCOME']._serialized_start=1747
-  _globals['_OUTCOME']._serialized_end=1865
-  _globals['_REFERRALDIRECTION']._serialized_start=1867
-  _globals['_REFERRALDIRECTION']._serialized_end=1985
-  _globals['_INTERACTION']._serialized_start=96
-  _globals['_INTERACTION']._serialized_end=690
-  _globals['_INTERACTION_ATTRIBUTESENTRY']._serialized_start=641
-  _globals['_INTERACTION_ATTRIBUTESENTRY']._serialized_end=690
-  _globals['_CUSTOMER']._serialized_start=692
-  _globals['_CUSTOMER']._serialized_end=772
-  _globals['_VERBATIM']._serialized_start=774
-  _globals['_VERBATIM']._serialized_end=816
-  _globals['_RATING']._serialized_start=819
-  _globals['_RATING']._serialized_end=983
-  _globals['_MONEY']._serialized_start=985
-  _globals['_MONEY']._serialized_end=1031
-  _globals['_REFERRAL']._serialized_start=1033
-  _globals['_REFERRAL']._serialized_end=1129
+  _globals['_CUSTOMERKIND']._serialized_start=1214
+  _globals['_CUSTOMERKIND']._serialized_end=1365
+  _globals['_CHANNEL']._serialized_start=1368
+  _globals['_CHANNEL']._serialized_end=1683
+  _globals['_RATINGMETRIC']._serialized_start=1686
+  _globals['_RATINGMETRIC']._serialized_end=1855
+  _globals['_OUTCOME']._serialized_start=1857
+  _globals['_OUTCOME']._serialized_end=1975
+  _globals['_REFERRALDIRECTION']._serialized_start=1977
+  _globals['_REFERRALDIRECTION']._serialized_end=2095
+  _globals['_INTERACTION']._serialized_start=130
+  _globals['_INTERACTION']._serialized_end=724
+  _globals['_INTERACTION_ATTRIBUTESENTRY']._serialized_start=675
+  _globals['_INTERACTION_ATTRIBUTESENTRY']._serialized_end=724
+  _globals['_CUSTOMER']._serialized_start=726
+  _globals['_CUSTOMER']._serialized_end=806
+  _globals['_VERBATIM']._serialized_start=808
+  _globals['_VERBATIM']._serialized_end=850
+  _globals['_RATINGSCALE']._serialized_start=852
+  _globals['_RATINGSCALE']._serialized_end=898
+  _globals['_RATING']._serialized_start=901
+  _globals['_RATING']._serialized_end=1065
+  _globals['_MONEY']._serialized_start=1067
+  _globals['_MONEY']._serialized_end=1113
+  _globals['_REFERRAL']._serialized_start=1115
+  _globals['_REFERRAL']._serialized_end=1211
 # @@protoc_insertion_point(module_scope)

@@ -5,10 +5,12 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import descriptor_pb2 as _descriptor_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf.internal import extension_dict as _extension_dict
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -302,6 +304,30 @@ class Verbatim(_message.Message):
 Global___Verbatim: _TypeAlias = Verbatim  # noqa: Y015
 
 @_typing.final
+class RatingScale(_message.Message):
+    """The whole points of a standard question, both inclusive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOWEST_FIELD_NUMBER: _builtins.int
+    HIGHEST_FIELD_NUMBER: _builtins.int
+    lowest: _builtins.int
+    highest: _builtins.int
+    def __init__(
+        self,
+        *,
+        lowest: _builtins.int = ...,
+        highest: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["highest", b"highest", "lowest", b"lowest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RatingScale: _TypeAlias = RatingScale  # noqa: Y015
+
+@_typing.final
 class Rating(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -389,3 +415,7 @@ class Referral(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Referral: _TypeAlias = Referral  # noqa: Y015
+
+SCALE_FIELD_NUMBER: _builtins.int
+scale: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.EnumValueOptions, Global___RatingScale]
+"""A client reads here what ingest will take."""
