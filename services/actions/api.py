@@ -40,7 +40,7 @@ from services.actions.domain.rules import Rules
 from services.actions.handlers.commands import ActionCommands
 from services.actions.views.history import Histories, HistoryEntry
 from services.actions.views.impact import ImpactQuery, Impacts
-from services.actions.views.queries import DEFAULT_PAGE, ActionQueries, ActionQuery, BoardLine
+from services.actions.views.queries import DEFAULT_PAGE, ActionQueries, ActionQuery, BoardLine, Order
 from services.actions.views.watching import ActionChange, Watch, Watchers
 from services.foundation import rpc
 from services.foundation.errors import InvalidError, RecorridoError, Violation
@@ -197,6 +197,7 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
             improvement_id=request.improvement_id,
             playbook_id=request.playbook_id,
             overdue=request.overdue if request.HasField("overdue") else None,
+            order=_order(request.order),
             page_size=request.page_size or DEFAULT_PAGE,
             page_token=request.page_token,
         )
@@ -205,6 +206,7 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
             actions=[_action(folded.state, folded.revision) for folded in page.actions],
             next_page_token=page.next_page_token,
             total=page.total,
+            more_than_total=page.more,
         )
 
     async def GetBoard(self, request: pb.GetBoardRequest, _context: Any) -> pb.GetBoardResponse:  # noqa: N802
@@ -245,6 +247,13 @@ def _filter(enum: type[EnumT], number: int, field: str) -> EnumT | None:
     if value.number != number:
         raise InvalidError([Violation(field, "a value of the contract")])
     return value if number else None
+
+
+def _order(number: int) -> Order:
+    try:
+        return Order(number or Order.NEWEST.value)
+    except ValueError:
+        raise InvalidError([Violation("order", "a value of the contract")]) from None
 
 
 def moment(request: Any, field: str) -> datetime | None:

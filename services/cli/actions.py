@@ -6,27 +6,21 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any
+from inspect import Parameter, Signature
+from typing import Annotated, Any, TypeVar
 
 import grpc
 import typer
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from recorrido.actions.v1 import actions_service_pb2 as pb
-from recorrido.actions.v1.action_pb2 import (
-    ActionKind,
-    ActionResult,
-    ActionState,
-    ContactChannel,
-    Priority,
-    RemedyKind,
-    Target,
-)
+from recorrido.actions.v1.action_pb2 import ActionKind, ActionResult, ActionState, Priority, Target
 from services.cli import clients, show
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.options import Json, Limit, moment, run
@@ -35,67 +29,19 @@ app = typer.Typer(help="Recoveries and improvements: what is done about it.", no
 
 _PAGE = 1000
 
-
-class Kind(StrEnum):
-    RECOVERY = "recovery"
-    IMPROVEMENT = "improvement"
+MessageT = TypeVar("MessageT", bound=Message)
 
 
-class State(StrEnum):
-    OPEN = "open"
-    ACCEPTED = "accepted"
-    IN_PROGRESS = "in_progress"
-    REMEDIED = "remedied"
-    COMPLETED = "completed"
-    VERIFIED = "verified"
-    DECLINED = "declined"
-
-
-class PriorityName(StrEnum):
-    LOW = "low"
-    NORMAL = "normal"
-    HIGH = "high"
-    URGENT = "urgent"
-
-
-class Metric(StrEnum):
-    NPS = "nps"
-    CSAT = "csat"
-    CES = "ces"
-    SENTIMENT = "sentiment"
-    BAD_MOMENTS = "bad_moments"
-    PAIN_SHARE = "pain_share"
-    VOLUME = "volume"
-
-
-class Remedy(StrEnum):
-    APOLOGY = "apology"
-    INFORMATION = "information"
-    REFUND = "refund"
-    REPLACEMENT = "replacement"
-    REPAIR = "repair"
-    SUBSTITUTE = "substitute"
-    ASSISTANCE = "assistance"
-    COMPENSATION = "compensation"
-    GOODWILL = "goodwill"
-    OTHER = "other"
-
-
-class Channel(StrEnum):
-    PHONE = "phone"
-    EMAIL = "email"
-    CHAT = "chat"
-    MESSAGE = "message"
-    LETTER = "letter"
-    IN_PERSON = "in_person"
-    SOCIAL = "social"
-
-
-class Result(StrEnum):
-    HELPED = "helped"
-    NO_CHANGE = "no_change"
-    WORSE = "worse"
-    UNREACHABLE = "unreachable"
+Kind = StrEnum("Kind", "RECOVERY IMPROVEMENT")
+State = StrEnum("State", "OPEN ACCEPTED IN_PROGRESS REMEDIED COMPLETED VERIFIED DECLINED")
+PriorityName = StrEnum("PriorityName", "LOW NORMAL HIGH URGENT")
+Order = StrEnum("Order", "NEWEST OLDEST DUE")
+Metric = StrEnum("Metric", "NPS CSAT CES SENTIMENT BAD_MOMENTS PAIN_SHARE VOLUME")
+Remedy = StrEnum(
+    "Remedy", "APOLOGY INFORMATION REFUND REPLACEMENT REPAIR SUBSTITUTE ASSISTANCE COMPENSATION GOODWILL OTHER"
+)
+Channel = StrEnum("Channel", "PHONE EMAIL CHAT MESSAGE LETTER IN_PERSON SOCIAL")
+Result = StrEnum("Result", "HELPED NO_CHANGE WORSE UNREACHABLE")
 
 
 def _me() -> str:
@@ -133,21 +79,24 @@ def list_actions(
     improvement: Annotated[str, typer.Option(metavar="ID", help="Only the recoveries of this improvement.")] = "",
     playbook: Annotated[str, typer.Option(metavar="ID", help="Only those that this playbook opened.")] = "",
     overdue: Annotated[bool | None, typer.Option("--overdue/--in-time", help="Only what is late, or is not.")] = None,
+    order: Annotated[Order, typer.Option(help="What comes first; due: what falls due next.")] = Order.NEWEST,
     limit: Limit = 50,
     as_json: Json = False,
 ) -> None:
     """List actions, newest first."""
-    request = pb.ListActionsRequest(
-        state=show.names(ActionState.DESCRIPTOR)[state.value] if state else ActionState.ACTION_STATE_UNSPECIFIED,
-        kind=show.names(ActionKind.DESCRIPTOR)[kind.value] if kind else ActionKind.ACTION_KIND_UNSPECIFIED,
+    request = _message(
+        pb.ListActionsRequest,
+        state=state,
+        kind=kind,
         customer_id=customer_id,
         owner=owner,
         touchpoint=touchpoint,
         need_path=need,
-        priority=_priority(priority),
+        priority=priority,
         improvement_id=improvement,
         playbook_id=playbook,
         overdue=overdue,
+        order=order,
     )
     run(_list(request, limit, as_json=as_json))
 
@@ -159,7 +108,7 @@ async def _list(request: pb.ListActionsRequest, limit: int, *, as_json: bool) ->
             request.page_size = min(_PAGE, limit - len(found.actions))
             page = await actions.ListActions(request, timeout=DEADLINE_S)
             found.actions.extend(page.actions)
-            found.total = page.total
+            found.total, found.more_than_total = page.total, page.more_than_total
             found.next_page_token = request.page_token = page.next_page_token
             if not page.next_page_token or len(found.actions) >= limit:
                 break
@@ -169,11 +118,20 @@ async def _list(request: pb.ListActionsRequest, limit: int, *, as_json: bool) ->
     out = show.console()
     out.print(show.filled(_table(found)))
     if len(found.actions) < found.total:
-        out.print(f"{show.count(len(found.actions))} of {show.count(found.total)} are shown; --limit shows more")
+        more = "more than " if found.more_than_total else ""
+        out.print(f"{show.count(len(found.actions))} of {more}{show.count(found.total)} are shown; --limit shows more")
 
 
-def _priority(name: PriorityName | None) -> Any:
-    return show.names(Priority.DESCRIPTOR)[name.value] if name else Priority.PRIORITY_UNSPECIFIED
+def _message(made: type[MessageT], **fields: Any) -> MessageT:
+    """Return a message with these fields; names of enum values become their numbers, None is left out."""
+    described: Any = made.DESCRIPTOR.fields_by_name
+    return made(
+        **{
+            name: show.names(described[name].enum_type)[value.value] if isinstance(value, StrEnum) else value
+            for name, value in fields.items()
+            if value is not None
+        }
+    )
 
 
 def _table(found: pb.ListActionsResponse) -> Table:
@@ -186,11 +144,17 @@ def _table(found: pb.ListActionsResponse) -> Table:
             show.plain(each.customer_id),
             show.plain(each.title),
             show.plain(each.owner),
-            Text(show.when(each.due_at), style="red" if each.overdue else ""),
+            Text(_due(each), style="red" if each.overdue else ""),
             show.name(ActionResult.DESCRIPTOR, each.result),
             each.action_id,
         )
     return lines
+
+
+def _due(action: pb.Action) -> str:
+    """Return when it has to be accepted, while it is open, or completed: whichever comes first."""
+    accept_by = show.when(action.accept_by) if action.state == ActionState.ACTION_STATE_OPEN else ""
+    return min(filter(None, (accept_by, show.when(action.due_at))), default="")
 
 
 @app.command("show")
@@ -278,14 +242,15 @@ def open_action(
     """Open a recovery or an improvement by hand."""
     if kind is Kind.RECOVERY and not customer_id.strip():
         raise typer.BadParameter("--customer is required for a recovery")
-    request = pb.OpenActionRequest(
-        kind=show.names(ActionKind.DESCRIPTOR)[kind.value],
+    request = _message(
+        pb.OpenActionRequest,
+        kind=kind,
         customer_id=customer_id,
         title=title,
         reasons=reason or (),
         touchpoint=touchpoint,
         need_path=need,
-        priority=_priority(priority),
+        priority=priority,
         owner=owner,
         due_at=due_at,
         improvement_id=improvement,
@@ -293,238 +258,111 @@ def open_action(
         actor=actor,
         request_id=request_id,
     )
-
-    async def work() -> None:
-        async with clients.actions(Addresses.configured()) as actions:
-            answer = await actions.OpenAction(request, timeout=DEADLINE_S)
-        _tell(answer.action, as_json=as_json)
-
-    run(work())
+    _change("OpenAction", request, as_json=as_json)
 
 
-@app.command("accept")
-def accept_action(
-    action_id: ActionId,
-    *,
-    owner: Annotated[str, typer.Option(help="Who will work on it; without it, the actor.")] = "",
-    reason: Reason = "",
-    actor: Actor,
-    request_id: RequestId,
-    expected_revision: Revision = None,
-    as_json: Json = False,
-) -> None:
-    """Take an action on."""
-    request = pb.AcceptActionRequest(
-        action_id=action_id,
-        actor=actor,
-        owner=owner,
-        reason=reason,
-        request_id=request_id,
-        expected_revision=expected_revision,
+#: Each call that changes one action: the command, what it does, and its own options (type and help, and the default;
+#: none: required). All of them take the action, who does it, the request and the revision, too.
+_CHANGES: Sequence[tuple[str, str, str, Mapping[str, tuple[Any, Any]]]] = (
+    (
+        "accept",
+        "AcceptAction",
+        "Take an action on.",
+        {
+            "owner": (Annotated[str, typer.Option(help="Who will work on it; without it, the actor.")], ""),
+            "reason": (Reason, ""),
+        },
+    ),
+    (
+        "complete",
+        "CompleteAction",
+        "Finish an action with its result.",
+        {
+            "result": (
+                Annotated[Result, typer.Option(help="What the customer, or the measure, said at the end.")],
+                ...,
+            ),
+            "note": (Annotated[str, typer.Option(help="What was done.")], ""),
+        },
+    ),
+    ("decline", "DeclineAction", "Say that it will not be done, and why.", {"reason": (Reason, ...)}),
+    (
+        "assign",
+        "AssignAction",
+        "Give an action to somebody.",
+        {"owner": (Annotated[str, typer.Option(help="Who has it from now on.")], ...), "reason": (Reason, "")},
+    ),
+    ("start", "StartAction", "Begin to work on an action.", {"reason": (Reason, "")}),
+    (
+        "contact",
+        "RecordContact",
+        "Tell that somebody tried to speak to the customer of a recovery.",
+        {
+            "channel": (Annotated[Channel, typer.Option(help="How.")], ...),
+            "reached": (
+                Annotated[bool, typer.Option("--reached/--missed", help="Whether the customer was reached.")],
+                ...,
+            ),
+            "note": (Annotated[str, typer.Option(help="What was said.")], ""),
+        },
+    ),
+    (
+        "remedy",
+        "OfferRemedy",
+        "Tell what the customer of a recovery was offered.",
+        {
+            "remedy": (Annotated[Remedy, typer.Option("--kind", help="What kind of remedy.")], ...),
+            "note": (Annotated[str, typer.Option(help="What exactly.")], ""),
+        },
+    ),
+    (
+        "verify",
+        "VerifyAction",
+        "Tell that an improvement helped, and what shows it.",
+        {
+            "reason": (Annotated[str, typer.Option(help="What shows it.")], ...),
+            "despite_impact": (
+                Annotated[bool, typer.Option("--despite-impact", help="Though the measure got worse.")],
+                False,
+            ),
+        },
+    ),
+    ("reopen", "ReopenAction", "Take an action up again.", {"reason": (Reason, ...), "due_at": (DueAt, None)}),
+    (
+        "comment",
+        "CommentAction",
+        "Add a comment to an action.",
+        {"text": (Annotated[str, typer.Option(help="What to say.")], ...)},
+    ),
+)
+
+
+def _add(name: str, call: str, does: str, options: Mapping[str, tuple[Any, Any]]) -> None:
+    def command(*, as_json: bool, **fields: Any) -> None:
+        _change(call, _message(getattr(pb, f"{call}Request"), **fields), as_json=as_json)
+
+    def parameter(of: str, type_: Any, default: Any) -> Parameter:
+        given = Parameter.empty if default is ... else default
+        return Parameter(of, Parameter.KEYWORD_ONLY, annotation=type_, default=given)
+
+    told: Any = command
+    # There typer reads the options.
+    told.__signature__ = Signature(
+        [
+            Parameter("action_id", Parameter.POSITIONAL_OR_KEYWORD, annotation=ActionId),
+            *(parameter(of, *option) for of, option in options.items()),
+            parameter("actor", Actor, ...),
+            parameter("request_id", RequestId, ...),
+            parameter("expected_revision", Revision, None),
+            parameter("as_json", Json, False),
+        ]
     )
-    _change("AcceptAction", request, as_json=as_json)
+    told.__annotations__ = {each.name: each.annotation for each in told.__signature__.parameters.values()}
+    app.command(name, help=does)(command)
 
 
-@app.command("complete")
-def complete_action(
-    action_id: ActionId,
-    *,
-    result: Annotated[Result, typer.Option(help="What the customer, or the measure, said at the end.")],
-    note: Annotated[str, typer.Option(help="What was done.")] = "",
-    actor: Actor,
-    request_id: RequestId,
-    expected_revision: Revision = None,
-    as_json: Json = False,
-) -> None:
-    """Finish an action with its result."""
-    request = pb.CompleteActionRequest(
-        action_id=action_id,
-        actor=actor,
-        result=show.names(ActionResult.DESCRIPTOR)[result.value],
-        note=note,
-        request_id=request_id,
-        expected_revision=expected_revision,
-    )
-
-    _change("CompleteAction", request, as_json=as_json)
-
-
-@app.command("decline")
-def decline_action(
-    action_id: ActionId,
-    *,
-    reason: Annotated[str, typer.Option(help="Why.")],
-    actor: Actor,
-    request_id: RequestId,
-    expected_revision: Revision = None,
-    as_json: Json = False,
-) -> None:
-    """Say that it will not be done, and why."""
-    request = pb.DeclineActionRequest(
-        action_id=action_id,
-        reason=reason,
-        actor=actor,
-        request_id=request_id,
-        expected_revision=expected_revision,
-    )
-    _change("DeclineAction", request, as_json=as_json)
-
-
-@app.command("assign")
-def assign_action(
-    action_id: ActionId,
-    *,
-    owner: Annotated[str, typer.Option(help="Who has it from now on.")],
-    reason: Reason = "",
-    actor: Actor,
-    request_id: RequestId,
-    expected_revision: Revision = None,
-    as_json: Json = False,
-) -> None:
-    """Give an action to somebody."""
-    request = pb.AssignActionRequest(
-        action_id=action_id,
-        owner=owner,
-        reason=reason,
-        actor=actor,
-        request_id=request_id,
-        expected_revision=expected_revision,
-    )
-    _change("AssignAction", request, as_json=as_json)
-
-
-@app.command("start")
-def start_action(
-    action_id: ActionId,
-    *,
-    reason: Reason = "",
-    actor: Actor,
-    request_id: RequestId,
-    expected_revision: Revision = None,
-    as_json: Json = False,
-) -> None:
-    """Begin to work on an action."""
-    request = pb.StartActionRequest(
-        action_id=action_id,
-        reason=reason,
-        actor=actor,
-        request_id=request_id,
-        expected_revision=expected_revision,
-    )
-    _change("StartAction", request, as_json=as_json)
-
-
-@app.command("contact")
-def record_contact(
-    action_id: ActionId,
-    *,
-    channel: Annotated[Channel, typer.Option(help="How.")],
-    reached: Annotated[bool, typer.Option("--reached/--missed", help="Whether the customer was reached.")],
-    note: Annotated[str, typer.Option(help="What was said.")] = "",
-    actor: Actor,
-    request_id: RequestId,
-    expected_revision: Revision = None,
-    as_json: Json = False,
-) -> None:
-    """Tell that somebody tried to speak to the customer of a recovery."""
-    request = pb.RecordContactRequest(
-        action_id=action_id,
-        channel=show.names(ContactChannel.DESCRIPTOR)[channel.value],
-        reached=reached,
-        note=note,
-        actor=actor,
-        request_id=request_id,
-        expected_revision=expected_revision,
-    )
-    _change("RecordContact", request, as_json=as_json)
-
-
-@app.command("remedy")
-def offer_remedy(
-    action_id: ActionId,
-    *,
-    remedy: Annotated[Remedy, typer.Option("--kind", help="What kind of remedy.")],
-    note: Annotated[str, typer.Option(help="What exactly.")] = "",
-    actor: Actor,
-    request_id: RequestId,
-    expected_revision: Revision = None,
-    as_json: Json = False,
-) -> None:
-    """Tell what the customer of a recovery was offered."""
-    request = pb.OfferRemedyRequest(
-        action_id=action_id,
-        remedy=show.names(RemedyKind.DESCRIPTOR)[remedy.value],
-        note=note,
-        actor=actor,
-        request_id=request_id,
-        expected_revision=expected_revision,
-    )
-    _change("OfferRemedy", request, as_json=as_json)
-
-
-@app.command("verify")
-def verify_action(
-    action_id: ActionId,
-    *,
-    reason: Annotated[str, typer.Option(help="What shows it.")],
-    actor: Actor,
-    request_id: RequestId,
-    expected_revision: Revision = None,
-    as_json: Json = False,
-) -> None:
-    """Tell that an improvement helped, and what shows it."""
-    request = pb.VerifyActionRequest(
-        action_id=action_id,
-        reason=reason,
-        actor=actor,
-        request_id=request_id,
-        expected_revision=expected_revision,
-    )
-    _change("VerifyAction", request, as_json=as_json)
-
-
-@app.command("reopen")
-def reopen_action(
-    action_id: ActionId,
-    *,
-    reason: Annotated[str, typer.Option(help="Why.")],
-    due_at: DueAt = None,
-    actor: Actor,
-    request_id: RequestId,
-    expected_revision: Revision = None,
-    as_json: Json = False,
-) -> None:
-    """Take an action up again."""
-    request = pb.ReopenActionRequest(
-        action_id=action_id,
-        reason=reason,
-        due_at=due_at,
-        actor=actor,
-        request_id=request_id,
-        expected_revision=expected_revision,
-    )
-    _change("ReopenAction", request, as_json=as_json)
-
-
-@app.command("comment")
-def comment_action(
-    action_id: ActionId,
-    *,
-    text: Annotated[str, typer.Option(help="What to say.")],
-    actor: Actor,
-    request_id: RequestId,
-    expected_revision: Revision = None,
-    as_json: Json = False,
-) -> None:
-    """Add a comment to an action."""
-    request = pb.CommentActionRequest(
-        action_id=action_id,
-        text=text,
-        actor=actor,
-        request_id=request_id,
-        expected_revision=expected_revision,
-    )
-    _change("CommentAction", request, as_json=as_json)
+for _each in _CHANGES:
+    _add(*_each)
 
 
 @app.command("link")
@@ -567,9 +405,10 @@ def watch_actions(
     as_json: Json = False,
 ) -> None:
     """Show every change as soon as it is recorded, until Ctrl-C."""
-    request = pb.WatchActionsRequest(
+    request = _message(
+        pb.WatchActionsRequest,
         action_id=action_id,
-        kind=show.names(ActionKind.DESCRIPTOR)[kind.value] if kind else ActionKind.ACTION_KIND_UNSPECIFIED,
+        kind=kind,
         customer_id=customer_id,
         owner=owner,
         touchpoint=touchpoint,

@@ -37,7 +37,9 @@ def board(
         async with clients.actions(Addresses.configured()) as actions:
             found = await actions.GetBoard(pb.GetBoardRequest(kind=wanted), timeout=DEADLINE_S)
             if page:
-                request = pb.ListActionsRequest(kind=wanted, overdue=True, page_size=MAX_LATE)
+                request = pb.ListActionsRequest(
+                    kind=wanted, overdue=True, order=pb.ACTION_ORDER_DUE, page_size=MAX_LATE
+                )
                 late = await actions.ListActions(request, timeout=DEADLINE_S)
         if as_json:
             show.print_json(found)
@@ -140,7 +142,7 @@ def _late(late: pb.ListActionsResponse) -> str:
         f'<td>{_text(each.owner or "nobody")}</td><td class="number late">{show.when(each.due_at)}</td></tr>\n'
         for each in late.actions
     ]
-    more = f" (the newest {len(rows)} of {show.count(late.total)})" if late.total > len(rows) else ""
+    more = f" (the {len(rows)} due longest ago, of {show.count(late.total)})" if late.total > len(rows) else ""
     head = [("Action", ""), ("Kind", ""), ("State", ""), ("Priority", ""), ("Owner", ""), ("Due (UTC)", "number")]
     return _table(f"Overdue{more}", head, rows)
 

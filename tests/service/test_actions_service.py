@@ -1,9 +1,10 @@
 """Actions over gRPC with its real event store, relay, NATS and PostgreSQL."""
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -16,8 +17,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from recorrido.actions.v1 import action_pb2
 from recorrido.actions.v1 import actions_service_pb2 as pb
+from services.actions.views import queries
 from services.foundation import bus
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID, derived_id, stream_name
+from tests.support.cli import recorrido
 from tests.support.cluster import Cluster, running
 from tests.support.office import (
     ACCEPTED,
@@ -264,6 +267,58 @@ async def test_filters_hold_together(office: Office) -> None:
     assert await found(owner=owner) == [1, 0]
     assert await found(owner=owner, kind=IMPROVEMENT, state=COMPLETED) == [1]
     assert await found(owner=owner, kind=IMPROVEMENT, state=OPEN) == []
+
+
+async def test_what_falls_due_next_comes_first_on_every_page(office: Office) -> None:
+    customer = unique("customer")
+    hours = [9, None, 3, 3, 26, None, 1, 5]
+    now = datetime.now(UTC)
+    due = [None if h is None else now + timedelta(hours=h) for h in hours]
+    ids = [(await office.open(customer_id=customer, due_at=at)).action_id for at in due]
+    # What is done does not fall due any more.
+    await office.accept(ids[6])
+    await office.complete(ids[6])
+    await office.until_listed(1, customer_id=customer, state=COMPLETED)
+
+    async def paged(**fields: Any) -> list[int]:
+        found: list[int] = []
+        token = ""
+        while True:
+            page = await office.list(customer_id=customer, page_size=3, page_token=token, **fields)
+            assert (page.total, page.more_than_total) == (8, False)
+            found += [ids.index(each.action_id) for each in page.actions]
+            token = page.next_page_token
+            if not token:
+                return found
+
+    assert await paged(order=pb.ACTION_ORDER_DUE) == [2, 3, 7, 0, 4, 1, 5, 6]
+    assert await paged(order=pb.ACTION_ORDER_OLDEST) == list(range(8))
+    assert await paged(order=pb.ACTION_ORDER_NEWEST) == await paged() == list(range(8))[::-1]
+    first = await office.list(customer_id=customer, page_size=3, order=pb.ACTION_ORDER_DUE)
+    for order in (pb.ACTION_ORDER_OLDEST, pb.ACTION_ORDER_NEWEST):
+        error = await refusal(office.list(customer_id=customer, order=order, page_token=first.next_page_token))
+        assert violations(error) == [("page_token", "used with the filters it was given for")]
+    assert violations(await refusal(office.list(order=99))) == [("order", "a value of the contract")]
+    listed = await recorrido(office.cluster, "actions", "list", "--customer", customer, "--order", "due", "--json")
+    assert [ids.index(each["actionId"]) for each in json.loads(listed.out)["actions"]] == [2, 3, 7, 0, 4, 1, 5, 6]
+
+
+async def test_what_combines_filters_is_counted_to_a_limit(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, place = unique("owner"), unique("place")
+    for _ in range(4):
+        await office.open(owner=owner, touchpoint=place)
+    await office.until_listed(4, owner=owner, touchpoint=place)
+    pool = await asyncpg.create_pool(office.cluster.environment["RECORRIDO_POSTGRES_DSN"], min_size=1, max_size=1)
+    try:
+        for most, told in ((3, (3, True)), (4, (4, False))):
+            monkeypatch.setattr(queries, "MAX_COUNTED", most)
+            page = await queries.ActionQueries(pool).list(queries.ActionQuery(owner=owner, touchpoint=place))
+            assert ((page.total, page.more), len(page.actions)) == (told, 4)
+            # What is counted as it changes has no limit.
+            page = await queries.ActionQueries(pool).list(queries.ActionQuery(owner=owner))
+            assert (page.total, page.more) == (4, False)
+    finally:
+        await pool.close()
 
 
 async def test_a_page_token_belongs_to_its_filters(office: Office) -> None:

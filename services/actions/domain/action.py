@@ -172,6 +172,14 @@ class Action:
     def closed(self) -> bool:
         return self.state in CLOSED[self.kind]
 
+    @property
+    def next_due(self) -> datetime | None:
+        """When it has to be accepted, while nobody did, or completed; None: whenever, or it was."""
+        if self.state in (S.COMPLETED, S.VERIFIED, S.DECLINED):
+            return None
+        moments = (self.accept_by if self.state is S.OPEN else None, self.due_at)
+        return min((at for at in moments if at is not None), default=None)
+
 
 def allowed(kind: ActionKind, state: ActionState) -> Sequence[str]:
     """Return the names of what people may ask for in `state`."""

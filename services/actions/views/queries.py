@@ -3,21 +3,45 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from enum import Enum
+from typing import Annotated, Any
+
+import msgspec
 
 from recorrido.actions.v1.events import ActionKind, ActionState, Priority
 from services.actions.domain.action import CLOSED, Action
 from services.actions.domain.rules import MAX_CUSTOMER_ID, MAX_ID, Rules
 from services.actions.views.projection import DIMENSIONS, TALLIED, action_of
-from services.foundation.errors import UnavailableError
+from services.foundation.errors import InvalidError, UnavailableError, Violation
 from services.foundation.execute import Folded
-from services.foundation.paging import POSITION, read_token, write_token
+from services.foundation.paging import read_token, write_token
 from services.foundation.projection import POSTGRES_DOWN
 
 MAX_PAGE = 1_000
 DEFAULT_PAGE = 100
+#: Where what matches has to be counted one by one, it is counted so far.
+MAX_COUNTED = 100_000
 #: Lines of the board for each of owner, touchpoint and need.
 BOARD_LINES = 100
+
+
+class Order(Enum):
+    """In what order actions are listed, numbered as in the contract."""
+
+    NEWEST = 1
+    OLDEST = 2
+    DUE = 3
+
+
+#: Of each order the columns that it is by, and whether they descend.
+_BY: dict[Order, tuple[tuple[str, ...], bool]] = {
+    Order.NEWEST: (("opened_position",), True),
+    Order.OLDEST: (("opened_position",), False),
+    Order.DUE: (("due_us", "opened_position"), False),
+}
+_Bigint = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+#: Decodes tokens whose place are the values of an order's columns.
+_PLACE = msgspec.json.Decoder(tuple[str, tuple[_Bigint, ...]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +58,7 @@ class ActionQuery:
     improvement_id: str = ""
     playbook_id: str = ""
     overdue: bool | None = None
+    order: Order = Order.NEWEST
     page_size: int = DEFAULT_PAGE
     page_token: str = ""
 
@@ -70,15 +95,19 @@ class ActionQuery:
 
 @dataclass(frozen=True, slots=True)
 class ActionPage:
-    """One page, newest first. `total` counts all that match; `next_page_token` is empty on the last page."""
+    """One page. `next_page_token` is empty on the last one.
+
+    `total` counts all that match, whatever the page; with `more` there are more than that.
+    """
 
     actions: Sequence[Folded[Action]]
     next_page_token: str
     total: int
+    more: bool
 
 
 def _question(query: ActionQuery) -> list[str]:
-    return [repr(each) for each in sorted(query.filters.items())]
+    return [query.order.name, *(repr(each) for each in sorted(query.filters.items()))]
 
 
 #: SQL and the values of its parameters.
@@ -150,12 +179,18 @@ def list_sql(query: ActionQuery) -> tuple[Statement, Statement]:
         for number, column in enumerate(query.filters, 1)
     ]
     matching = f"FROM actions.action WHERE {' AND '.join(conditions) or 'true'}"
+    columns, descending = _BY[query.order]
     behind = ""
     page_values = [*values, query.page_size + 1]
     if query.page_token:
-        page_values.append(read_token(query.page_token, _question(query), POSITION))
-        behind = f" AND opened_position < ${len(page_values)}"
-    page = f"SELECT * {matching}{behind} ORDER BY opened_position DESC LIMIT ${len(values) + 1}"
+        place = read_token(query.page_token, _question(query), _PLACE)
+        if len(place) != len(columns):
+            raise InvalidError([Violation("page_token", "a next_page_token, as it was given")])
+        numbers = ", ".join(f"${len(page_values) + number}" for number in range(1, len(place) + 1))
+        page_values += place
+        behind = f" AND ({', '.join(columns)}) {'<' if descending else '>'} ({numbers})"
+    by = ", ".join(f"{column} DESC" if descending else column for column in columns)
+    page = f"SELECT * {matching}{behind} ORDER BY {by} LIMIT ${len(values) + 1}"
     return _count(query, matching), (page, page_values)
 
 
@@ -166,7 +201,7 @@ class ActionQueries:
         self._pool = pool
 
     async def list(self, query: ActionQuery) -> ActionPage:
-        """Return one page. Actions opened while somebody pages come before the first page, never in between.
+        """Return one page; the next one begins behind its last action, whatever is opened or changed meanwhile.
 
         Raises:
             InvalidError: the page token is not ours, or for other filters.
@@ -184,8 +219,12 @@ class ActionQueries:
         except POSTGRES_DOWN as error:
             raise UnavailableError("PostgreSQL", type(error).__name__) from error
         shown = rows[: query.page_size]
-        token = write_token(_question(query), shown[-1]["opened_position"]) if len(rows) > len(shown) else ""
-        return ActionPage([Folded(action_of(row), row["revision"]) for row in shown], token, total)
+        place = [shown[-1][column] for column in _BY[query.order][0]] if len(rows) > len(shown) else []
+        token = write_token(_question(query), place) if place else ""
+        actions = [Folded(action_of(row), row["revision"]) for row in shown]
+        if _is_tallied(query):
+            return ActionPage(actions, token, total, more=False)
+        return ActionPage(actions, token, min(total, MAX_COUNTED), more=total > MAX_COUNTED)
 
     async def board(self, kind: ActionKind | None, now: datetime) -> Board:
         """Return how many actions there are, and how old they are at `now`. Raises UnavailableError."""
@@ -210,18 +249,28 @@ def _line(row: Any, now: datetime) -> BoardLine:
         kind=ActionKind(row["kind"]),
         count=int(row["count"]),
         overdue=int(row["overdue"]),
-        mean_age_s=max(0.0, now.timestamp() - row["opened_s"] / int(row["count"])),
+        mean_age_s=max(0.0, now.timestamp() - float(row["opened_s"] / int(row["count"]))),
         oldest_age_s=max(0.0, (now - oldest_at.astimezone(UTC)).total_seconds()),
     )
 
 
+def _keys(query: ActionQuery) -> set[str]:
+    return query.filters.keys() - {"kind", "state", "overdue"}
+
+
+def _is_tallied(query: ActionQuery) -> bool:
+    """Return whether what matches was counted when it changed, and need not be counted one by one."""
+    keys = _keys(query)
+    return len(keys) <= 1 and keys <= _COUNTED_BY.keys()
+
+
 def _count(query: ActionQuery, matching: str) -> Statement:
-    """Return the statement that counts all that match. What is tallied need not be counted one by one."""
+    """Return the statement that counts all that match, or one more than MAX_COUNTED of them."""
     filters = query.filters
-    keys = filters.keys() - {"kind", "state", "overdue"}
-    if len(keys) > 1 or not keys <= _COUNTED_BY.keys():
-        return f"SELECT count(*) {matching}", list(filters.values())
-    by = next(iter(keys), "")
+    if not _is_tallied(query):
+        limited = f"SELECT {matching} LIMIT {MAX_COUNTED + 1}"
+        return f"SELECT count(*) FROM ({limited}) AS counted", list(filters.values())  # noqa: S608 - names of ours
+    by = next(iter(_keys(query)), "")
     counted = {None: "count", True: "overdue", False: "count - overdue"}[query.overdue]
     sql = f"""SELECT COALESCE(sum({counted}), 0)::bigint FROM actions.tally
               WHERE dimension = $1 AND key = $2 AND ($3 = '' OR kind = $3) AND ($4 = '' OR state = $4)"""  # noqa: S608 - names of ours

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from recorrido.actions.v1 import action_pb2 as _action_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ActionOrder:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ActionOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ActionOrder.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ACTION_ORDER_UNSPECIFIED: _ActionOrder.ValueType  # 0
+    ACTION_ORDER_NEWEST: _ActionOrder.ValueType  # 1
+    """Opened last, first."""
+    ACTION_ORDER_OLDEST: _ActionOrder.ValueType  # 2
+    ACTION_ORDER_DUE: _ActionOrder.ValueType  # 3
+    """What falls due next (or fell due first): to be accepted, while it is OPEN, or to be completed. What has no due time,
+    and what is done or declined, comes last. Of the same moment the oldest first.
+    """
+
+class ActionOrder(_ActionOrder, metaclass=_ActionOrderEnumTypeWrapper):
+    """Of what is opened or changed while somebody pages, nothing that stays in its place is shown twice or left out."""
+
+ACTION_ORDER_UNSPECIFIED: ActionOrder.ValueType  # 0
+ACTION_ORDER_NEWEST: ActionOrder.ValueType  # 1
+"""Opened last, first."""
+ACTION_ORDER_OLDEST: ActionOrder.ValueType  # 2
+ACTION_ORDER_DUE: ActionOrder.ValueType  # 3
+"""What falls due next (or fell due first): to be accepted, while it is OPEN, or to be completed. What has no due time,
+and what is done or declined, comes last. Of the same moment the oldest first.
+"""
+Global___ActionOrder: _TypeAlias = ActionOrder  # noqa: Y015
 
 @_typing.final
 class OpenActionRequest(_message.Message):
@@ -790,6 +819,7 @@ class ListActionsRequest(_message.Message):
     IMPROVEMENT_ID_FIELD_NUMBER: _builtins.int
     PLAYBOOK_ID_FIELD_NUMBER: _builtins.int
     OVERDUE_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
     state: _action_pb2.ActionState.ValueType
     """UNSPECIFIED: every state."""
     kind: _action_pb2.ActionKind.ValueType
@@ -799,7 +829,7 @@ class ListActionsRequest(_message.Message):
     page_size: _builtins.int
     """At most 1,000; 0 means 100."""
     page_token: _builtins.str
-    """next_page_token of a response to the same filters."""
+    """next_page_token of a response to the same filters and order."""
     touchpoint: _builtins.str
     need_path: _builtins.str
     priority: _action_pb2.Priority.ValueType
@@ -809,6 +839,8 @@ class ListActionsRequest(_message.Message):
     playbook_id: _builtins.str
     overdue: _builtins.bool
     """Whether something about it is overdue; not set: either."""
+    order: Global___ActionOrder.ValueType
+    """UNSPECIFIED: NEWEST."""
     def __init__(
         self,
         *,
@@ -824,10 +856,11 @@ class ListActionsRequest(_message.Message):
         improvement_id: _builtins.str = ...,
         playbook_id: _builtins.str = ...,
         overdue: _builtins.bool | None = ...,
+        order: Global___ActionOrder.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_overdue", b"_overdue", "overdue", b"overdue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_overdue", b"_overdue", "customer_id", b"customer_id", "improvement_id", b"improvement_id", "kind", b"kind", "need_path", b"need_path", "overdue", b"overdue", "owner", b"owner", "page_size", b"page_size", "page_token", b"page_token", "playbook_id", b"playbook_id", "priority", b"priority", "state", b"state", "touchpoint", b"touchpoint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_overdue", b"_overdue", "customer_id", b"customer_id", "improvement_id", b"improvement_id", "kind", b"kind", "need_path", b"need_path", "order", b"order", "overdue", b"overdue", "owner", b"owner", "page_size", b"page_size", "page_token", b"page_token", "playbook_id", b"playbook_id", "priority", b"priority", "state", b"state", "touchpoint", b"touchpoint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__overdue: _TypeAlias = _typing.Literal["overdue"]  # noqa: Y015
     _WhichOneofArgType__overdue: _TypeAlias = _typing.Literal["_overdue", b"_overdue"]  # noqa: Y015
@@ -842,12 +875,15 @@ class ListActionsResponse(_message.Message):
     ACTIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    MORE_THAN_TOTAL_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     total: _builtins.int
     """All that match, whatever the page."""
+    more_than_total: _builtins.bool
+    """More than `total` match: where several filters are combined, no more than 100,000 are counted."""
     @_builtins.property
     def actions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Action]:
-        """Newest first."""
+        """In the order that was asked for."""
 
     def __init__(
         self,
@@ -855,10 +891,11 @@ class ListActionsResponse(_message.Message):
         actions: _abc.Iterable[Global___Action] | None = ...,
         next_page_token: _builtins.str = ...,
         total: _builtins.int = ...,
+        more_than_total: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "next_page_token", b"next_page_token", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "more_than_total", b"more_than_total", "next_page_token", b"next_page_token", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
