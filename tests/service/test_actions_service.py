@@ -1,7 +1,6 @@
 """Actions over gRPC with its real event store, relay, NATS and PostgreSQL."""
 
 import asyncio
-import json
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -20,7 +19,7 @@ from recorrido.actions.v1 import actions_service_pb2 as pb
 from services.actions.views import queries
 from services.foundation import bus
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID, derived_id, stream_name
-from tests.support.cli import recorrido
+from tests.support.cli import answer
 from tests.support.cluster import Cluster, running
 from tests.support.office import (
     ACCEPTED,
@@ -299,8 +298,8 @@ async def test_what_falls_due_next_comes_first_on_every_page(office: Office) -> 
         error = await refusal(office.list(customer_id=customer, order=order, page_token=first.next_page_token))
         assert violations(error) == [("page_token", "used with the filters it was given for")]
     assert violations(await refusal(office.list(order=99))) == [("order", "a value of the contract")]
-    listed = await recorrido(office.cluster, "actions", "list", "--customer", customer, "--order", "due", "--json")
-    assert [ids.index(each["actionId"]) for each in json.loads(listed.out)["actions"]] == [2, 3, 7, 0, 4, 1, 5, 6]
+    listed = await answer(office.cluster, "actions", "list", "--customer", customer, "--order", "due")
+    assert [ids.index(each["actionId"]) for each in listed["actions"]] == [2, 3, 7, 0, 4, 1, 5, 6]
 
 
 async def test_what_combines_filters_is_counted_to_a_limit(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
