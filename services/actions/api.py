@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
-from typing import Any, Protocol, Self, TypeVar
+from datetime import datetime
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -36,7 +36,6 @@ from services.actions.domain.commands import (
     StartAction,
     VerifyAction,
 )
-from services.actions.domain.rules import Rules
 from services.actions.handlers.commands import ActionCommands
 from services.actions.views.history import Histories, HistoryEntry
 from services.actions.views.impact import ImpactQuery, Impacts
@@ -45,6 +44,7 @@ from services.actions.views.watching import ActionChange, Watch, Watchers
 from services.foundation import rpc
 from services.foundation.errors import InvalidError, RecorridoError, Violation
 from services.foundation.flow import until_set
+from services.foundation.rules import EnumT, Rules
 
 MAX_LINKS = 500
 
@@ -230,22 +230,11 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
             yield pb.WatchActionsResponse(changes=[_change(each) for each in changes], position=position)
 
 
-class _Numbered(Protocol):
-    @classmethod
-    def from_number(cls, number: int) -> Self: ...
-
-    @property
-    def number(self) -> int: ...
-
-
-EnumT = TypeVar("EnumT", bound=_Numbered)
-
-
 def _filter(enum: type[EnumT], number: int, field: str) -> EnumT | None:
     """Return what to filter by; a value of a newer contract must not silently mean everything."""
-    value = enum.from_number(number)
-    if value.number != number:
-        raise InvalidError([Violation(field, "a value of the contract")])
+    rules = Rules()
+    value = rules.known(field, enum, number)
+    rules.enforce()
     return value if number else None
 
 
@@ -258,14 +247,8 @@ def _order(number: int) -> Order:
 
 def moment(request: Any, field: str) -> datetime | None:
     """Return a moment that may be given, UTC."""
-    if not request.HasField(field):
-        return None
     rules = Rules()
-    found = None
-    try:
-        found = getattr(request, field).ToDatetime(UTC)
-    except (ValueError, OverflowError):
-        rules.require(False, field, "a time between the years 1 and 9999")
+    found = rules.time(request, field)
     rules.enforce()
     return found
 

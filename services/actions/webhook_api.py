@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -16,7 +16,8 @@ from recorrido.actions.v1.events import (
     WebhookResumed,
     WebhookSecretRotated,
 )
-from services.actions.domain.rules import MAX_ID, Rules
+from services.actions.api import moment
+from services.actions.domain.rules import MAX_ID
 from services.actions.domain.webhooks import (
     MAX_WEBHOOKS,
     SECRET_BYTES,
@@ -29,8 +30,9 @@ from services.actions.handlers.webhooks import WebhookHandlers
 from services.actions.receivers import Receivers
 from services.actions.views.outbox import DeliveryLine, Outbox, WebhookLine
 from services.foundation import rpc
-from services.foundation.errors import InvalidError, RefusedError, Violation
+from services.foundation.errors import RefusedError
 from services.foundation.execute import Executed
+from services.foundation.rules import Rules
 
 MAX_PAGE = 1_000
 DEFAULT_PAGE = 100
@@ -98,14 +100,7 @@ class WebhookServicer(pb_grpc.WebhookServiceServicer):
         return pb.RotateWebhookSecretResponse(secret=secret if done.events else "")
 
     async def ReplayWebhook(self, request: pb.ReplayWebhookRequest, _context: Any) -> pb.ReplayWebhookResponse:  # noqa: N802
-        since = None
-        if request.HasField("recorded_since"):
-            try:
-                since = request.recorded_since.ToDatetime(UTC)
-            except (ValueError, OverflowError):
-                rule = Violation("recorded_since", "a time between the years 1 and 9999")
-                raise InvalidError([rule]) from None
-        more = {"recorded_since": since, "delivered_too": request.delivered_too}
+        more = {"recorded_since": moment(request, "recorded_since"), "delivered_too": request.delivered_too}
         await self._change(WebhookReplayed, request, more=more)
         return pb.ReplayWebhookResponse()
 
@@ -124,12 +119,11 @@ class WebhookServicer(pb_grpc.WebhookServiceServicer):
     async def ListDeliveries(self, request: pb.ListDeliveriesRequest, _context: Any) -> pb.ListDeliveriesResponse:  # noqa: N802
         rules = Rules()
         rules.text("webhook_id", request.webhook_id, MAX_ID, required=True)
-        rules.require(0 <= request.page_size <= MAX_PAGE, "page_size", f"at most {MAX_PAGE:,}")
+        size = rules.size("page_size", request.page_size, default=DEFAULT_PAGE, most=MAX_PAGE)
         rules.require(request.before >= 0, "before", "not negative")
-        rules.require(request.state in pb.DeliveryState.values(), "state", "a value of the contract")
+        rules.require(request.state in pb.DeliveryState.values(), "state", "one of the known values")
         rules.enforce()
         state = pb.DeliveryState.Name(request.state).removeprefix("DELIVERY_STATE_") if request.state else ""
-        size = request.page_size or DEFAULT_PAGE
         found = await self._outbox.deliveries(request.webhook_id, state, request.before, size + 1)
         return pb.ListDeliveriesResponse(
             deliveries=map(_delivery, found[:size]),

@@ -2,25 +2,21 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from recorrido.inference.v1 import inference_service_pb2 as pb
 from recorrido.inference.v1.events import Aspect, Effort, Emotion, Intent, PointKind, Sentiment, Urgency
 from services.foundation import rpc
-from services.foundation.errors import InvalidError, Violation
+from services.foundation.rules import MAX_CUSTOMER_ID, MAX_NAME, Rules
 from services.inference.history import Slice
 from services.inference.opinions import CorrectAnalysis
-from services.inference.reanalysis import REANALYSIS_ID, Reanalysis
+from services.inference.reanalysis import Reanalysis
 from services.inference.taxonomy import Taxonomy
 
 MAX_TEXTS = 1000
 MAX_COMMENT = 1024
-MAX_NAME = 128
 MAX_SLICE_NAMES = 1000
 MAX_EXAMPLES = 20
 
@@ -35,53 +31,42 @@ _ENUMS: dict[str, tuple[Aspect, Any]] = {
 }
 
 
-def check(violations: Iterable[Violation]) -> None:
-    """Raise InvalidError where there are any."""
-    if found := list(violations):
-        raise InvalidError(found)
-
-
 def check_texts(texts: Sequence[str], *, least: int) -> None:
-    if not least <= len(texts) <= MAX_TEXTS:
-        raise InvalidError([Violation("texts", f"{least} to {MAX_TEXTS}, has {len(texts)}")])
+    rules = Rules()
+    rules.require(least <= len(texts) <= MAX_TEXTS, "texts", f"{least} to {MAX_TEXTS}, has {len(texts)}")
+    rules.enforce()
 
 
 def check_customer(customer_id: str) -> None:
-    check(_name("customer_id", customer_id, 1024))
+    rules = Rules()
+    rules.text("customer_id", customer_id, MAX_CUSTOMER_ID, required=True)
+    rules.enforce()
 
 
 def check_comparison(request: pb.CompareModelsRequest) -> None:
     """Raise InvalidError."""
-    found = []
-    if not request.base_version:
-        found.append(Violation("base_version", "required"))
-    if not request.other_version or request.other_version == request.base_version:
-        found.append(Violation("other_version", "required, and another than base_version"))
-    if request.max_verbatims < 0:
-        found.append(Violation("max_verbatims", "0 or more"))
-    if not 0 <= request.max_examples <= MAX_EXAMPLES:
-        found.append(Violation("max_examples", f"0 to {MAX_EXAMPLES}"))
-    check(found)
+    rules = Rules()
+    rules.require(bool(request.base_version), "base_version", "required")
+    other = request.other_version not in ("", request.base_version)
+    rules.require(other, "other_version", "required, and another than base_version")
+    rules.require(request.max_verbatims >= 0, "max_verbatims", "0 or more")
+    rules.require(0 <= request.max_examples <= MAX_EXAMPLES, "max_examples", f"0 to {MAX_EXAMPLES}")
+    rules.enforce()
 
 
 def correction(request: pb.CorrectAnalysisRequest, taxonomy: Taxonomy) -> tuple[CorrectAnalysis, dict[str, str]]:
     """Return the command and the metadata of what comes of it. Raises InvalidError."""
-    found = [
-        *_name("customer_id", request.customer_id, 1024),
-        *_name("actor", request.actor, MAX_NAME),
-        *_name("request_id", request.request_id, MAX_NAME),
-    ]
+    rules = Rules()
+    rules.text("customer_id", request.customer_id, MAX_CUSTOMER_ID, required=True)
+    rules.who_and_request(request.actor, request.request_id)
     try:
         event_id = str(UUID(request.interaction_event_id))
     except ValueError:
-        found.append(Violation("interaction_event_id", "the id of an InteractionRecorded event, a UUID"))
-    if len(request.comment) > MAX_COMMENT:
-        found.append(Violation("comment", f"at most {MAX_COMMENT} characters, has {len(request.comment)}"))
-    changes, broken = _changes(request.correction, taxonomy)
-    found += broken
-    if not changes:
-        found.append(Violation("correction", "at least one of its fields"))
-    check(found)
+        rules.refuse("interaction_event_id", "the id of an InteractionRecorded event, a UUID")
+    rules.text("comment", request.comment, MAX_COMMENT, lines=True)
+    changes = _changes(request.correction, taxonomy, rules)
+    rules.require(bool(changes), "correction", "at least one of its fields")
+    rules.enforce()
     command = CorrectAnalysis(
         interaction_event_id=event_id,
         customer_id=request.customer_id,
@@ -94,73 +79,53 @@ def correction(request: pb.CorrectAnalysisRequest, taxonomy: Taxonomy) -> tuple[
     return command, rpc.metadata()
 
 
-def _changes(message: pb.Correction, taxonomy: Taxonomy) -> tuple[dict[Aspect, Any], list[Violation]]:
+def _changes(message: pb.Correction, taxonomy: Taxonomy, rules: Rules) -> dict[Aspect, Any]:
     changes: dict[Aspect, Any] = {}
-    found = []
     for field, (aspect, enum) in _ENUMS.items():
         if number := getattr(message, field):
-            changes[aspect] = enum.from_number(number)
-            if changes[aspect] is enum.UNSPECIFIED:
-                found.append(Violation(f"correction.{field}", "one of the known values"))
+            changes[aspect] = rules.known(f"correction.{field}", enum, number)
     if message.HasField("language"):
         changes[Aspect.LANGUAGE] = message.language
-        if not _LANGUAGE.fullmatch(message.language):
-            found.append(Violation("correction.language", "two lower-case letters of ISO 639-1"))
+        known = bool(_LANGUAGE.fullmatch(message.language))
+        rules.require(known, "correction.language", "two lower-case letters of ISO 639-1")
     if message.HasField("need_path"):
         changes[Aspect.NEED] = path = message.need_path
         if path and (rule := taxonomy.violation(path)):
-            found.append(Violation("correction.need_path", rule))
-    return changes, found
+            rules.refuse("correction.need_path", rule)
+    return changes
 
 
 def reanalysis(request: pb.ReanalyzeRequest) -> tuple[Reanalysis, float]:
     """Return what is asked for, and how many texts a second may go. Raises InvalidError."""
-    found = list(_name("actor", request.actor, MAX_NAME))
-    if not REANALYSIS_ID.fullmatch(request.reanalysis_id):
-        found.append(Violation("reanalysis_id", "1 to 64 letters, digits, - and _"))
-    check(found)
+    rules = Rules()
+    rules.text("actor", request.actor, MAX_NAME, required=True)
+    rules.slug("reanalysis_id", request.reanalysis_id)
+    rules.enforce()
     asked = Reanalysis(request.reanalysis_id, request.model_version, slice_of(request.slice), request.actor)
     return asked, pace(request.max_texts_per_second)
 
 
 def pace(per_second: float) -> float:
     """Return the pace. Raises InvalidError."""
-    if not (math.isfinite(per_second) and per_second >= 0):
-        raise InvalidError([Violation("max_texts_per_second", "0 or more")])
+    rules = Rules()
+    rules.require(math.isfinite(per_second) and per_second >= 0, "max_texts_per_second", "0 or more")
+    rules.enforce()
     return per_second
 
 
 def slice_of(message: pb.Slice) -> Slice:
     """Return what part of the history is meant. Raises InvalidError."""
-    found: list[Violation] = []
-
-    def time(field: str, timestamp: Timestamp) -> datetime | None:
-        if not message.HasField(field):  # type: ignore[arg-type]  # one of two names
-            return None
-        try:
-            return timestamp.ToDatetime(tzinfo=UTC)
-        except (ValueError, OverflowError):
-            found.append(Violation(f"slice.{field}", "a valid timestamp, of the years 1 to 9999"))
-            return None
-
-    from_time = time("from", getattr(message, "from"))
-    to_time = time("to", message.to)
-    if from_time and to_time and to_time <= from_time:
-        found.append(Violation("slice.to", "after slice.from"))
+    rules = Rules()
+    from_time, to_time = rules.time(message, "from", "slice."), rules.time(message, "to", "slice.")
+    if from_time and to_time:
+        rules.require(from_time < to_time, "slice.to", "after slice.from")
     for field, names in (("customer_ids", message.customer_ids), ("sources", message.sources)):
-        if len(names) > MAX_SLICE_NAMES:
-            found.append(Violation(f"slice.{field}", f"at most {MAX_SLICE_NAMES}, has {len(names)}"))
-    check(found)
+        few = len(names) <= MAX_SLICE_NAMES
+        rules.require(few, f"slice.{field}", f"at most {MAX_SLICE_NAMES}, has {len(names)}")
+    rules.enforce()
     return Slice(
         from_time=from_time,
         to_time=to_time,
         customer_ids=frozenset(message.customer_ids),
         sources=frozenset(message.sources),
     )
-
-
-def _name(field: str, value: str, most: int) -> Iterable[Violation]:
-    if not value or value.isspace() or "\0" in value:
-        yield Violation(field, "required, not blank, no NUL")
-    elif len(value) > most:
-        yield Violation(field, f"at most {most} characters, has {len(value)}")

@@ -5,7 +5,6 @@ records is decided as everything about feedback is, so that doing a part of it a
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -36,7 +35,6 @@ TRIES = 3
 #: How much of the work is done again after a failure.
 CHECKPOINT_EVERY_S = 5.0
 
-REANALYSIS_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _STREAM = Registry((ReanalysisStarted, ReanalysisAdvanced))
 _FAILURES = Registry((FeedbackAnalysisFailed,))
 

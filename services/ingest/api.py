@@ -15,6 +15,7 @@ from services.foundation import rpc
 from services.foundation.errors import ExhaustedError, InvalidError, UnavailableError, Violation
 from services.foundation.flow import until_set
 from services.foundation.limits import RateLimiter
+from services.foundation.rules import TIME_RULE
 from services.ingest.domain import RecordInteraction
 from services.ingest.handlers import Accepted, Batch, Recorder, Recording, Refusal, Result
 from services.ingest.kept import keep
@@ -147,7 +148,7 @@ def command_of(message: interaction_pb2.Interaction, now: datetime, masker: Mask
         interaction = Interaction.from_proto(message)
     except (ValueError, OverflowError):
         # The only field with values that have no counterpart: seconds may lie outside the years 1 to 9999.
-        unreadable.append(Violation("occurred_at", "a valid timestamp, of the years 1 to 9999"))
+        unreadable.append(Violation("occurred_at", TIME_RULE))
         readable = interaction_pb2.Interaction()
         readable.CopyFrom(message)
         readable.ClearField("occurred_at")

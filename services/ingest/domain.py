@@ -30,6 +30,7 @@ from recorrido.ingest.v1.events import (
 )
 from services.foundation.errors import DiffersError, InvalidError, Violation
 from services.foundation.events import Event, stream_name
+from services.foundation.rules import MAX_CUSTOMER_ID, MAX_NAME, control_characters, text
 from services.foundation.scales import SCALES
 from services.ingest.currencies import CURRENCIES
 
@@ -45,9 +46,6 @@ IMPORT_PROBLEM = "import.problem"
 #: More of them help nobody, and an answer has to fit into a message.
 MAX_VIOLATIONS = 64
 
-# C0 (which has NUL), DEL and C1; texts of several lines may hold tab, line feed and carriage return.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _LANGUAGE = re.compile(r"[a-z]{2}")
 _AMOUNT = re.compile(r"-?[0-9]+(\.[0-9]{1,4})?")
 _MAX_AMOUNT_DIGITS = 18
@@ -133,17 +131,17 @@ def canonical(interaction: Interaction) -> bytes:
 
 def violations(interaction: Interaction, now: datetime) -> Iterator[Violation]:
     """Yield every rule that an interaction breaks. An unknown touchpoint breaks none: the journey map places it."""
-    yield from _name("source", interaction.source, 128)
-    yield from _name("interaction_id", interaction.interaction_id, 256)
+    yield from text("source", interaction.source, MAX_NAME, required=True)
+    yield from text("interaction_id", interaction.interaction_id, 256, required=True)
     customer = interaction.customer
-    yield from _name("customer.customer_id", customer.customer_id if customer else "", 256)
+    yield from text("customer.customer_id", customer.customer_id if customer else "", MAX_CUSTOMER_ID, required=True)
     if customer is None or customer.kind is CustomerKind.UNSPECIFIED:
         yield Violation("customer.kind", "one of the known kinds")
-    yield from _name("touchpoint", interaction.touchpoint, 128)
+    yield from text("touchpoint", interaction.touchpoint, MAX_NAME, required=True)
     if interaction.channel is Channel.UNSPECIFIED:
         yield Violation("channel", "one of the known channels")
     yield from _moment(interaction.occurred_at, now)
-    yield from _optional_name("episode_id", interaction.episode_id, 256)
+    yield from text("episode_id", interaction.episode_id, 256)
     if interaction.verbatim is not None:
         yield from _verbatim(interaction.verbatim)
     yield from _ratings(interaction.ratings)
@@ -152,26 +150,6 @@ def violations(interaction: Interaction, now: datetime) -> Iterator[Violation]:
     if interaction.referral is not None:
         yield from _referral(interaction.referral)
     yield from _attributes(interaction)
-
-
-def _name(field: str, value: str, most: int) -> Iterator[Violation]:
-    if not value or value.isspace():
-        yield Violation(field, f"required, 1 to {most} characters, not blank")
-    else:
-        yield from _optional_name(field, value, most)
-
-
-def _optional_name(field: str, value: str, most: int) -> Iterator[Violation]:
-    if len(value) > most:
-        yield Violation(field, f"at most {most} characters, has {len(value)}")
-    yield from _no_control(field, value, _CONTROL, "no control characters")
-
-
-def _no_control(field: str, value: str, pattern: re.Pattern[str], rule: str) -> Iterator[Violation]:
-    # What can be printed holds no control character; asking that of a text is many times faster than the pattern.
-    found = None if value.isprintable() else pattern.search(value)
-    if found:
-        yield Violation(field, f"{rule}, has U+{ord(found[0]):04X} at character {found.start()}")
 
 
 def _moment(occurred_at: datetime | None, now: datetime) -> Iterator[Violation]:
@@ -187,8 +165,7 @@ def _verbatim(verbatim: Verbatim) -> Iterator[Violation]:
     size = len(verbatim.text.encode())
     if size > MAX_VERBATIM_BYTES:
         yield Violation("verbatim.text", f"at most {MAX_VERBATIM_BYTES} bytes of UTF-8, has {size}")
-    rule = "no control characters but tab, line feed and carriage return"
-    yield from _no_control("verbatim.text", verbatim.text, _CONTROL_IN_TEXT, rule)
+    yield from control_characters("verbatim.text", verbatim.text, lines=True)
     if verbatim.language and not _LANGUAGE.fullmatch(verbatim.language):
         yield Violation("verbatim.language", "ISO 639-1, two lower-case letters, or empty")
 
@@ -220,7 +197,7 @@ def _standard_rating(path: str, rating: Rating) -> Iterator[Violation]:
 
 
 def _custom_rating(path: str, rating: Rating) -> Iterator[Violation]:
-    yield from _name(f"{path}.name", rating.name, 128)
+    yield from text(f"{path}.name", rating.name, MAX_NAME, required=True)
     bounds = (("scale_min", rating.scale_min), ("scale_max", rating.scale_max))
     for field, bound in bounds:
         if bound is None or not math.isfinite(bound):
@@ -247,7 +224,7 @@ def _money(money: Money) -> Iterator[Violation]:
 def _referral(referral: Referral) -> Iterator[Violation]:
     if referral.direction is ReferralDirection.UNSPECIFIED:
         yield Violation("referral.direction", "given or received")
-    yield from _optional_name("referral.other_customer_id", referral.other_customer_id, 256)
+    yield from text("referral.other_customer_id", referral.other_customer_id, MAX_CUSTOMER_ID)
 
 
 def _attributes(interaction: Interaction) -> Iterator[Violation]:
@@ -256,13 +233,12 @@ def _attributes(interaction: Interaction) -> Iterator[Violation]:
         yield Violation(f"attributes[{IMPORT_PROBLEM!r}]", f"an import could not read it: {attributes[IMPORT_PROBLEM]}")
     if len(attributes) > MAX_ATTRIBUTES:
         yield Violation("attributes", f"at most {MAX_ATTRIBUTES}, has {len(attributes)}")
-    rule = "no control characters but tab, line feed and carriage return"
     for key, value in islice(attributes.items(), MAX_ATTRIBUTES):
         path = f"attributes[{key[:64]!r}]"
-        yield from _name(path, key, 64)
+        yield from text(path, key, 64, required=True)
         if len(value) > 1024:
             yield Violation(path, f"a value of at most 1024 characters, has {len(value)}")
-        yield from _no_control(path, value, _CONTROL_IN_TEXT, rule)
+        yield from control_characters(path, value, lines=True)
 
 
 # -- the customer's history ----------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from typing import Any
 from msgspec import structs
 
 from recorrido.ingest.v1.events import Identity, IdentityKind, IdentityLinked, IdentityUnlinked
-from services.foundation.errors import DiffersError, InvalidError, RefusedError, Violation
+from services.foundation.errors import DiffersError, RefusedError, Violation
 from services.foundation.events import Event, derived_id, stream_name
+from services.foundation.rules import MAX_CUSTOMER_ID, Rules, text
 
 PREFIXES: Mapping[IdentityKind, str] = {
     IdentityKind.ANONYMOUS_ID: "anonymous",
@@ -25,10 +26,7 @@ PREFIXES: Mapping[IdentityKind, str] = {
 
 #: Lengths in characters. With its prefix an identity is no longer than a customer id may be.
 MAX_VALUE = 240
-MAX_CUSTOMER_ID = 256
-MAX_NAME = 128
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 IdentityEvent = IdentityLinked | IdentityUnlinked
@@ -62,14 +60,11 @@ class _Change:
     request_id: str
 
     def __post_init__(self) -> None:
-        broken = [
-            *identity_violations(self.identity),
-            *customer_violations(self.customer_id),
-            *_name("actor", self.actor, MAX_NAME),
-            *_name("request_id", self.request_id, MAX_NAME),
-        ]
-        if broken:
-            raise InvalidError(broken)
+        rules = Rules()
+        rules.add(identity_violations(self.identity))
+        rules.add(customer_violations(self.customer_id))
+        rules.who_and_request(self.actor, self.request_id)
+        rules.enforce()
 
     @property
     def cause(self) -> str:
@@ -115,21 +110,14 @@ def identity_violations(identity: Identity) -> Iterator[Violation]:
         if not _SHA256.fullmatch(identity.value):
             yield Violation("identity.value", "the SHA-256 of the address, 64 lower-case hexadecimal digits")
     else:
-        yield from _name("identity.value", identity.value, MAX_VALUE)
+        yield from text("identity.value", identity.value, MAX_VALUE, required=True)
 
 
 def customer_violations(customer_id: str, field: str = "customer_id") -> Iterator[Violation]:
-    yield from _name(field, customer_id, MAX_CUSTOMER_ID)
+    yield from text(field, customer_id, MAX_CUSTOMER_ID, required=True)
     if is_identity(customer_id):
         # Links of links would have to be followed, and could go round.
         yield Violation(field, "a customer's own id, not an identity")
-
-
-def _name(field: str, value: str, most: int) -> Iterator[Violation]:
-    if not value or value.isspace() or len(value) > most:
-        yield Violation(field, f"required, 1 to {most} characters, not blank")
-    if _CONTROL.search(value):
-        yield Violation(field, "no control characters")
 
 
 # -- links ---------------------------------------------------------------------------------------------------------

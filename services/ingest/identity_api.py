@@ -1,14 +1,14 @@
 """IdentityService: protobuf to domain and back."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from recorrido.ingest.v1 import identity_service_pb2 as pb
 from recorrido.ingest.v1 import identity_service_pb2_grpc
 from recorrido.ingest.v1.events import Identity
 from services.foundation import rpc
-from services.foundation.errors import InvalidError, Violation
 from services.foundation.execute import Executor, Intent
+from services.foundation.rules import Rules
 from services.ingest.holdings import Holdings, LinkRow
 from services.ingest.identity import Command, Link, LinkIdentity, UnlinkIdentity, customer_id_of, customer_violations
 
@@ -33,15 +33,10 @@ class IdentityServicer(identity_service_pb2_grpc.IdentityServiceServicer):
         return pb.UnlinkIdentityResponse(identity_customer_id=customer_id_of(command.identity))
 
     async def ListIdentities(self, request: pb.ListIdentitiesRequest, _context: Any) -> pb.ListIdentitiesResponse:  # noqa: N802
-        broken = list(customer_violations(request.customer_id))
-        as_of = None
-        if request.HasField("as_of"):
-            try:
-                as_of = request.as_of.ToDatetime(UTC)
-            except (ValueError, OverflowError):
-                broken.append(Violation("as_of", "a time between the years 1 and 9999"))
-        if broken:
-            raise InvalidError(broken)
+        rules = Rules()
+        rules.add(customer_violations(request.customer_id))
+        as_of = rules.time(request, "as_of")
+        rules.enforce()
         links = await self._holdings.links_of(request.customer_id)
         return pb.ListIdentitiesResponse(identities=[_linked(link) for link in links if _in_force(link, as_of)])
 

@@ -44,6 +44,7 @@ from recorrido.journey.v1.events import SignalRaised
 from services.foundation.errors import InvalidError, NotFoundError, Violation
 from services.foundation.events import Event, Recorded, Registry, derived_id, stream_name
 from services.foundation.eventstore import Blank
+from services.foundation.rules import Rules
 
 #: Facts and positions in one event, so that it stays well below what a store takes.
 PART_FACTS = 100
@@ -82,11 +83,11 @@ def receipt_stream(receipt_id: str) -> str:
     return stream_name("erasure", receipt_id)
 
 
-def check_customer(customer_id: str) -> list[Violation]:
-    """Return what is wrong with an id that somebody asks about; an identity's is fine."""
-    if not customer_id or customer_id.isspace() or "\0" in customer_id:
-        return [Violation("customer_id", "required, not blank, no NUL")]
-    return []
+def check_customer(customer_id: str) -> None:
+    """Raise InvalidError where nobody can have this id; an identity's is fine, and so is one that was refused."""
+    rules = Rules()
+    rules.require(bool(customer_id.strip()) and "\0" not in customer_id, "customer_id", "required, not blank, no NUL")
+    rules.enforce()
 
 
 def canonical(field_name: str, text: str) -> str:

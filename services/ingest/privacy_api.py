@@ -7,7 +7,7 @@ from typing import Any
 from recorrido.ingest.v1 import privacy_service_pb2 as pb
 from recorrido.ingest.v1 import privacy_service_pb2_grpc
 from recorrido.ingest.v1.events import CustomerErased
-from services.foundation.errors import InvalidError, NotFoundError
+from services.foundation.errors import NotFoundError
 from services.foundation.eventstore import Blank, EventStore
 from services.ingest.erasure import Erasures
 from services.ingest.holdings import Holdings
@@ -25,8 +25,7 @@ class PrivacyServicer(privacy_service_pb2_grpc.PrivacyServiceServicer):
     async def ExportCustomer(  # noqa: N802 - gRPC's name
         self, request: pb.ExportCustomerRequest, _context: Any
     ) -> AsyncIterator[pb.ExportCustomerResponse]:
-        if broken := check_customer(request.customer_id):
-            raise InvalidError(broken)
+        check_customer(request.customer_id)
         held = await self._holdings.held(request.customer_id)
         count = 0
         for stream in (*held.streams, *held.shared):
@@ -38,8 +37,7 @@ class PrivacyServicer(privacy_service_pb2_grpc.PrivacyServiceServicer):
             raise NotFoundError("CUSTOMER_UNKNOWN", "nothing is held about this customer")
 
     async def EraseCustomer(self, request: pb.EraseCustomerRequest, _context: Any) -> pb.EraseCustomerResponse:  # noqa: N802
-        if broken := check_customer(request.customer_id):
-            raise InvalidError(broken)
+        check_customer(request.customer_id)
         receipt_id = receipt_id_of(request.customer_id, canonical("request_id", request.request_id))
         await self._erasures.request(request.customer_id, receipt_id, secrets.token_hex(32))
         return pb.EraseCustomerResponse(receipt=_receipt(await self._erasures.wait(receipt_id)))

@@ -1,6 +1,6 @@
 """What the front door refused: kept as it came, until somebody mends or discards it. Pure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from recorrido.ingest.v1.events import (
@@ -12,12 +12,12 @@ from recorrido.ingest.v1.events import (
     RejectionResubmitted,
     RejectionState,
 )
-from services.foundation.errors import InvalidError, NotFoundError, RecorridoError, RefusedError, Violation
+from services.foundation.errors import InvalidError, NotFoundError, RecorridoError, RefusedError
 from services.foundation.events import Event, derived_id, encode, stream_name
+from services.foundation.rules import MAX_NAME, Rules
 
 #: Lengths in characters.
 MAX_ID = 64
-MAX_ACTOR = 128
 MAX_NOTE = 1024
 _MAX_MESSAGE = 4096
 _MAX_FIELD = 200
@@ -103,36 +103,30 @@ class Discard:
     actor: str
 
     def __post_init__(self) -> None:
-        require(
-            **_name("rejection_id", self.rejection_id, MAX_ID),
-            **_name("reason", self.reason, MAX_NOTE),
-            **_name("actor", self.actor, MAX_ACTOR),
-        )
+        rules = Rules()
+        rules.text("rejection_id", self.rejection_id, MAX_ID, required=True)
+        rules.text("reason", self.reason, MAX_NOTE, required=True)
+        rules.text("actor", self.actor, MAX_NAME, required=True)
+        rules.enforce()
 
     @property
     def cause(self) -> str:
         return "discard"
 
 
-def require(**broken: str) -> None:
-    """Raise InvalidError where there is a field with the rule it breaks."""
-    if broken:
-        raise InvalidError([Violation(name, rule) for name, rule in broken.items()])
-
-
 def check_resubmission(rejection_id: str, actor: str) -> None:
     """Raise InvalidError where a request to resubmit is not well formed."""
-    require(**_name("rejection_id", rejection_id, MAX_ID), **_name("actor", actor, MAX_ACTOR))
+    rules = Rules()
+    rules.text("rejection_id", rejection_id, MAX_ID, required=True)
+    rules.text("actor", actor, MAX_NAME, required=True)
+    rules.enforce()
 
 
 def check_id(rejection_id: str) -> None:
     """Raise InvalidError where this cannot be the id of a rejection."""
-    require(**_name("rejection_id", rejection_id, MAX_ID))
-
-
-def _name(path: str, value: str, most: int) -> Mapping[str, str]:
-    fits = value and not value.isspace() and len(value) <= most and value.isprintable()
-    return {} if fits else {path: f"1 to {most} printable characters, not blank"}
+    rules = Rules()
+    rules.text("rejection_id", rejection_id, MAX_ID, required=True)
+    rules.enforce()
 
 
 # -- a rejection's history -----------------------------------------------------------------------------------------

@@ -1,16 +1,14 @@
 """RejectionService: protobuf to domain and back."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from recorrido.ingest.v1 import rejection_pb2, rejection_service_pb2_grpc
 from recorrido.ingest.v1 import rejection_service_pb2 as pb
 from recorrido.ingest.v1.events import RejectionState
-from services.foundation.errors import InvalidError, Violation
 from services.foundation.rpc import metadata
+from services.foundation.rules import Rules
 from services.ingest.api import command_of, result_message
 from services.ingest.handlers import RejectionHandlers
 from services.ingest.masking import Masker
@@ -30,16 +28,20 @@ class RejectionServicer(rejection_service_pb2_grpc.RejectionServiceServicer):
         self._clock = clock
 
     async def ListRejected(self, request: pb.ListRejectedRequest, _context: Any) -> pb.ListRejectedResponse:  # noqa: N802
+        rules = Rules()
+        state = rules.known("state", RejectionState, request.state)
+        from_time, to_time = rules.time(request, "from_time"), rules.time(request, "to_time")
+        rules.enforce()
         page = await self._queries.list(
             RejectionQuery(
-                state=_state(request.state),
+                state=state if request.state else None,
                 source=request.source,
                 reason=request.reason,
                 field=request.field,
                 customer_id=request.customer_id,
                 client_id=request.client_id,
-                from_time=_moment("from_time", request.from_time) if request.HasField("from_time") else None,
-                to_time=_moment("to_time", request.to_time) if request.HasField("to_time") else None,
+                from_time=from_time,
+                to_time=to_time,
                 page_size=request.page_size or DEFAULT_PAGE,
                 page_token=request.page_token,
             )
@@ -68,20 +70,6 @@ class RejectionServicer(rejection_service_pb2_grpc.RejectionServiceServicer):
         command = Discard(rejection_id=request.rejection_id, reason=request.reason, actor=request.actor)
         await self._handlers.discard(command, metadata())
         return pb.DiscardRejectedResponse(rejection=_message(await self._queries.get(request.rejection_id)))
-
-
-def _state(number: int) -> RejectionState | None:
-    state = RejectionState.from_number(number)
-    if state.number != number:
-        raise InvalidError([Violation("state", "a value of the contract")])
-    return state if number else None
-
-
-def _moment(field: str, timestamp: Timestamp) -> datetime:
-    try:
-        return timestamp.ToDatetime(UTC)
-    except (ValueError, OverflowError):
-        raise InvalidError([Violation(field, "a valid timestamp, of the years 1 to 9999")]) from None
 
 
 def _message(listed: Listed) -> pb.Rejection:

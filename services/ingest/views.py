@@ -17,11 +17,12 @@ from recorrido.ingest.v1.events import (
     RejectionResubmitted,
     RejectionState,
 )
-from services.foundation.errors import InvalidError, UnavailableError, Violation
+from services.foundation.errors import UnavailableError
 from services.foundation.events import Event, Registry, encode
 from services.foundation.eventstore import EventStore
 from services.foundation.paging import POSITION, read_token, write_token
 from services.foundation.projection import POSTGRES_DOWN, Fact, in_order
+from services.foundation.rules import Rules
 from services.ingest.rejection import Rejection, Rejections, check_id, evolve, stream_of, unknown
 
 MAX_PAGE = 1_000
@@ -57,15 +58,12 @@ class RejectionQuery:
     page_token: str = ""
 
     def __post_init__(self) -> None:
-        broken = [
-            Violation(name, "no NUL")
-            for name in ("source", "reason", "field", "customer_id", "client_id")
-            if "\0" in getattr(self, name)
-        ]
-        if not 1 <= self.page_size <= MAX_PAGE:
-            broken.append(Violation("page_size", f"between 1 and {MAX_PAGE:,}"))
-        if broken:
-            raise InvalidError(broken)
+        rules = Rules()
+        for name in ("source", "reason", "field", "customer_id", "client_id"):
+            # What was wrong with it may be just that it holds other control characters.
+            rules.require("\0" not in getattr(self, name), name, "no NUL")
+        rules.require(1 <= self.page_size <= MAX_PAGE, "page_size", f"between 1 and {MAX_PAGE:,}")
+        rules.enforce()
 
     @property
     def conditions(self) -> list[tuple[str, Any]]:

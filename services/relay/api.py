@@ -1,12 +1,11 @@
 """RelayService: protobuf to the relay and back."""
 
 from collections.abc import AsyncIterator
-from datetime import UTC
 from typing import Any
 
 from recorrido.relay.v1 import relay_service_pb2 as pb
 from recorrido.relay.v1 import relay_service_pb2_grpc as pb_grpc
-from services.foundation.errors import InvalidError, Violation
+from services.foundation.rules import Rules
 from services.relay.relay import Relay, State
 from services.relay.replay import Part, Replays
 
@@ -52,20 +51,14 @@ class RelayServicer(pb_grpc.RelayServiceServicer):
 
 def _part(request: pb.RepublishRequest) -> Part:
     start, end = request.WhichOneof("from"), request.WhichOneof("to")
-    violations = []
-    times = {}
-    for field in ("from_time", "to_time"):
-        try:
-            times[field] = getattr(request, field).ToDatetime(UTC)
-        except (ValueError, OverflowError):
-            violations.append(Violation(field, "a time between the years 1 and 9999"))
-    if violations:
-        raise InvalidError(violations)
+    rules = Rules()
+    from_time, to_time = rules.time(request, "from_time"), rules.time(request, "to_time")
+    rules.enforce()
     return Part(
         replay_id=request.replay_id,
         from_position=request.from_position if start == "from_position" else None,
-        from_time=times["from_time"] if start == "from_time" else None,
+        from_time=from_time,
         to_position=request.to_position if end == "to_position" else None,
-        to_time=times["to_time"] if end == "to_time" else None,
+        to_time=to_time,
         types=tuple(request.types),
     )

@@ -14,14 +14,14 @@ from datetime import datetime
 from typing import Self
 
 from services.foundation.bus import REPLAY_SUBJECTS, REPLAYS, Bus, NotTheWriterError
-from services.foundation.errors import ConflictError, DiffersError, InvalidError, Violation
+from services.foundation.errors import ConflictError, DiffersError
 from services.foundation.events import Recorded
 from services.foundation.eventstore import EventStore
+from services.foundation.rules import Rules
 from services.relay.erased import ErasedEvents
 from services.relay.relay import BATCH_BYTES, BATCH_SIZE, publish
 
 PROGRESS_EVERY_S = 1.0
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TYPE = re.compile(r"recorrido([.][A-Za-z0-9_]+)+")
 
 
@@ -38,20 +38,16 @@ class Part:
 
     def check(self) -> None:
         """Raise InvalidError where it can be no part."""
-        violations = []
-        if not _ID.fullmatch(self.replay_id):
-            violations.append(Violation("replay_id", "1 to 64 letters, digits, - and _"))
-        violations += [
-            Violation(f"types[{i}]", "a full name such as recorrido.ingest.v1.InteractionRecorded")
-            for i, name in enumerate(self.types)
-            if not _TYPE.fullmatch(name)
-        ]
-        if None not in (self.from_position, self.to_position) and self.to_position < self.from_position:  # type: ignore[operator]
-            violations.append(Violation("to_position", "at or after from_position"))
-        if self.from_time and self.to_time and self.to_time < self.from_time:
-            violations.append(Violation("to_time", "at or after from_time"))
-        if violations:
-            raise InvalidError(violations)
+        rules = Rules()
+        rules.slug("replay_id", self.replay_id)
+        for i, name in enumerate(self.types):
+            full = bool(_TYPE.fullmatch(name))
+            rules.require(full, f"types[{i}]", "a full name such as recorrido.ingest.v1.InteractionRecorded")
+        if self.from_position is not None and self.to_position is not None:
+            rules.require(self.from_position <= self.to_position, "to_position", "at or after from_position")
+        if self.from_time and self.to_time:
+            rules.require(self.from_time <= self.to_time, "to_time", "at or after from_time")
+        rules.enforce()
 
     @property
     def terms(self) -> dict[str, str]:

@@ -20,8 +20,8 @@ from recorrido.actions.v1.events import (
 )
 from services.actions.domain.calendars import BusinessTime, check_calendar
 from services.actions.domain.deadlines import by_hand, scheduled
-from services.actions.domain.rules import Rules
 from services.foundation.errors import InvalidError
+from services.foundation.rules import Rules
 
 LJUBLJANA = ZoneInfo("Europe/Ljubljana")
 WORKDAYS = tuple(Weekday)[1:6]

@@ -25,15 +25,9 @@ from services.actions.domain.commands import (
     StartAction,
     VerifyAction,
 )
-from services.actions.domain.rules import (
-    MAX_CUSTOMER_ID,
-    MAX_ID,
-    MAX_NOTE,
-    MAX_REASON,
-    MAX_REASONS,
-    MAX_TITLE,
-)
+from services.actions.domain.rules import MAX_ID, MAX_NOTE, MAX_REASON, MAX_REASONS, MAX_TITLE
 from services.foundation.errors import InvalidError
+from services.foundation.rules import MAX_CUSTOMER_ID
 
 NOW = datetime(2026, 3, 1, 9, 30, tzinfo=UTC)
 
@@ -134,7 +128,7 @@ BROKEN = [
 def test_a_broken_rule_names_its_field(command: type, field: str, value: object, rule: str) -> None:
     with pytest.raises(InvalidError) as caught:
         command(**{**VALID[command], field: value})
-    assert (field, rule) in {(v.field, v.rule) for v in caught.value.violations}
+    assert any(v.rule.startswith(rule) for v in caught.value.violations)
     assert {v.field for v in caught.value.violations} == {field}
 
 
@@ -142,8 +136,8 @@ def test_each_reason_is_checked_by_its_place() -> None:
     with pytest.raises(InvalidError) as caught:
         OpenAction(**{**VALID[OpenAction], "reasons": ("fine", "", "x" * (MAX_REASON + 1))})
     assert [(v.field, v.rule) for v in caught.value.violations] == [
-        ("reasons[1]", "required"),
-        ("reasons[2]", "at most 1,024 characters"),
+        ("reasons[1]", "required, 1 to 1,024 characters, not blank"),
+        ("reasons[2]", "at most 1,024 characters, has 1,025"),
     ]
 
 

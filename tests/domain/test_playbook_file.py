@@ -11,9 +11,9 @@ import yaml
 from recorrido.actions.v1.events import Playbook
 from recorrido.actions.v1.playbook_pb2 import Period
 from services.actions.domain.playbooks import check
-from services.actions.domain.rules import Rules
 from services.cli import playbookfile
 from services.cli.failures import CommandError
+from services.foundation.rules import Rules
 
 SCHEMA = Path(__file__).parents[2] / "docs/playbook.schema.json"
 SHIPPED = sorted(playbookfile.SHIPPED.glob("*.yaml"))

@@ -166,7 +166,7 @@ async def test_every_problem_of_a_playbook_is_told(playbooks: Any) -> None:
         ("playbook.playbook_id", "1 to 64 of a-z, 0-9 and -"),
         ("playbook.calendar.time_zone", "an IANA time zone, such as Europe/Ljubljana"),
         ("playbook.recoveries[0].match.touchpoints[0]", "'*' only at the end, where it matches any rest"),
-        ("playbook.recoveries[0].service_level.escalations[0].to", "required"),
+        ("playbook.recoveries[0].service_level.escalations[0].to", "required, 1 to 128 characters, not blank"),
         ("playbook.improvements[0].rule_id", "unique in the playbook"),
         ("playbook.improvements[0].customers", "between 1 and 10,000"),
     ]

@@ -446,7 +446,7 @@ async def test_maps_are_versioned_listed_and_refused_with_every_problem(tmp_path
         bad = a_map()
         bad.mapping_rules[0].channel = 99
         error = await refused("PublishJourneyMap", publish(bad))
-        assert violations(error) == [("map.mapping_rules[0].channel", "one of the known channels")]
+        assert violations(error) == [("map.mapping_rules[0].channel", "one of the known values")]
         bad = a_map()
         bad.stages[1].stage_id = "buy"
         bad.mapping_rules[0].touchpoint_id = "nowhere"

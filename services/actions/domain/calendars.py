@@ -15,7 +15,8 @@ from zoneinfo import ZoneInfo, available_timezones
 import holidays
 
 from recorrido.actions.v1.events import Calendar, Period, Weekday
-from services.actions.domain.rules import MAX_ID, Rules
+from services.actions.domain.rules import MAX_ID
+from services.foundation.rules import Rules
 
 MAX_DAYS = 366
 MAX_MINUTES = 366 * 24 * 60

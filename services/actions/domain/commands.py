@@ -42,17 +42,9 @@ from recorrido.journey.v1.events import SignalRaised
 from services.actions.domain.calendars import BusinessTime
 from services.actions.domain.deadlines import Schedule, by_hand, scheduled
 from services.actions.domain.impact import MEASURES
-from services.actions.domain.rules import (
-    MAX_CUSTOMER_ID,
-    MAX_ID,
-    MAX_NOTE,
-    MAX_REASON,
-    MAX_REASONS,
-    MAX_TITLE,
-    Rules,
-    cut,
-)
+from services.actions.domain.rules import MAX_ID, MAX_NOTE, MAX_REASON, MAX_REASONS, MAX_TITLE, cut
 from services.foundation.events import cause_of, derived_id
+from services.foundation.rules import MAX_CUSTOMER_ID, Rules
 
 ActionEvent = (
     ActionOpened

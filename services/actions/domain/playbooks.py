@@ -19,9 +19,10 @@ from recorrido.journey.v1.events import SignalRaised
 from services.actions.domain.calendars import BusinessTime, check_calendar, check_period
 from services.actions.domain.commands import Terms
 from services.actions.domain.deadlines import scheduled
-from services.actions.domain.rules import MAX_CUSTOMER_ID, MAX_ID, MAX_REASON, MAX_TITLE, Rules
+from services.actions.domain.rules import MAX_ID, MAX_REASON, MAX_TITLE
 from services.foundation.errors import DiffersError
 from services.foundation.events import Event, cause_of, derived_id, stream_name
+from services.foundation.rules import MAX_CUSTOMER_ID, Rules
 
 ID = re.compile(r"[a-z0-9-]{1,64}")
 ID_RULE = "1 to 64 of a-z, 0-9 and -"

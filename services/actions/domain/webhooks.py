@@ -26,9 +26,10 @@ from recorrido.actions.v1.events import (
     WebhookSecretRotated,
 )
 from services.actions.domain.action import ActionDecider
-from services.actions.domain.rules import MAX_ID, MAX_REASON, Rules
+from services.actions.domain.rules import MAX_ID, MAX_REASON
 from services.foundation.errors import DiffersError, NotFoundError, RefusedError
 from services.foundation.events import Event, cause_of, derived_id, stream_name
+from services.foundation.rules import Rules
 
 MAX_URL = 2_048
 MAX_EVENT_TYPES = 50

@@ -9,10 +9,10 @@ from recorrido.actions.v1.events import Playbook
 from recorrido.journey.v1.events import SignalRaised
 from services.actions.domain.dry_run import DryRun, Opening, Summary
 from services.actions.domain.playbooks import InForce, check
-from services.actions.domain.rules import Rules
 from services.foundation.errors import InvalidError
 from services.foundation.events import Registry
 from services.foundation.eventstore import EventStore
+from services.foundation.rules import Rules
 
 #: Signals between two reports of how far it is.
 PROGRESS_EVERY = 1_000

@@ -22,12 +22,13 @@ from recorrido.inference.v1.events import Analysis, FeedbackAnalysisFailed, Feed
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded
 from recorrido.journey.v1.events import Evidence, SignalRaised
 from services.actions.domain.action import ActionDecider, stream_of, unknown
-from services.actions.domain.rules import MAX_ID, Rules
+from services.actions.domain.rules import MAX_ID
 from services.actions.views.history import entry
 from services.actions.views.queries import ActionQueries, ActionQuery
 from services.foundation import telemetry
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Recorded, Registry, stream_name
 from services.foundation.eventstore import EventStore
+from services.foundation.rules import Rules
 
 #: Signals of a cause, and recoveries of an improvement, that are shown.
 MAX_SHOWN = 100

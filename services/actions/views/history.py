@@ -25,11 +25,12 @@ from recorrido.actions.v1.events import (
 )
 from services.actions.domain.action import Action, ActionDecider, evolve, stream_of, unknown
 from services.actions.domain.commands import TIMER, ActionEvent
-from services.actions.domain.rules import MAX_ID, Rules
+from services.actions.domain.rules import MAX_ID
 from services.foundation import telemetry
 from services.foundation.events import Recorded, Registry
 from services.foundation.eventstore import EventStore
 from services.foundation.execute import Folded
+from services.foundation.rules import Rules
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,12 +21,13 @@ from recorrido.actions.v1.events import (
 )
 from services.actions.domain.action import Action, evolve, stream_of, unknown
 from services.actions.domain.impact import MEASURES, MIN_DAYS, WATCHED_WEEKS, assess, fell
-from services.actions.domain.rules import MAX_CUSTOMER_ID, MAX_ID, Rules
+from services.actions.domain.rules import MAX_ID
 from services.actions.views.history import REGISTRY
 from services.actions.views.measures import Measures, Windows
 from services.actions.views.queries import MAX_PAGE, ActionQueries, ActionQuery
 from services.foundation.errors import RefusedError
 from services.foundation.eventstore import EventStore
+from services.foundation.rules import MAX_CUSTOMER_ID, Rules
 
 WINDOW_DAYS = 28
 MAX_COMPARED = 100

@@ -10,12 +10,13 @@ import msgspec
 
 from recorrido.actions.v1.events import ActionKind, ActionState, Priority
 from services.actions.domain.action import CLOSED, Action
-from services.actions.domain.rules import MAX_CUSTOMER_ID, MAX_ID, Rules
+from services.actions.domain.rules import MAX_ID
 from services.actions.views.projection import DIMENSIONS, TALLIED, action_of
 from services.foundation.errors import InvalidError, UnavailableError, Violation
 from services.foundation.execute import Folded
 from services.foundation.paging import read_token, write_token
 from services.foundation.projection import POSTGRES_DOWN
+from services.foundation.rules import MAX_CUSTOMER_ID, Rules
 
 MAX_PAGE = 1_000
 DEFAULT_PAGE = 100

@@ -15,7 +15,7 @@ import structlog
 
 from recorrido.actions.v1.events import ActionKind
 from services.actions.domain.action import Action, evolve
-from services.actions.domain.rules import MAX_CUSTOMER_ID, MAX_ID, Rules
+from services.actions.domain.rules import MAX_ID
 from services.actions.views.history import REGISTRY, HistoryEntry, entry
 from services.foundation.errors import ExhaustedError, OtherHistoryError, UnavailableError
 from services.foundation.events import Place, Recorded
@@ -23,6 +23,7 @@ from services.foundation.eventstore import CaughtUp, Checkpoint, EventStore
 from services.foundation.execute import Folded
 from services.foundation.flow import batches
 from services.foundation.projection import RECHECK_EVERY_S
+from services.foundation.rules import MAX_CUSTOMER_ID, Rules
 
 LOG = structlog.get_logger()
 

@@ -1,13 +1,13 @@
 """Reading requests: every rule broken is named."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import Enum
 from typing import Any, TypeVar
 
 from recorrido.ingest.v1.events import Channel, Outcome
 from recorrido.journey.v1 import journey_map_pb2, journey_service_pb2
 from recorrido.journey.v1.events import JourneyMap, LoyaltyLevel, Metric
-from services.foundation.errors import InvalidError, Violation
+from services.foundation.rules import MAX_CUSTOMER_ID, Rules
 from services.journey.views.flow import Ending, FlowFilter
 from services.journey.views.scores import Grouping, Period
 from services.journey.views.selection import Selection
@@ -15,46 +15,23 @@ from services.journey.views.selection import Selection
 EnumT = TypeVar("EnumT", bound=Enum)
 
 MAX_PAGE = 1000
-MAX_ID = 256
 
 
-class Checks:
-    """Reads the fields of a request; `done` raises with every rule broken."""
-
-    def __init__(self) -> None:
-        self._violations: list[Violation] = []
-
-    def refuse(self, field: str, rule: str) -> None:
-        self._violations.append(Violation(field, rule))
+class Checks(Rules):
+    """Reads the fields of a request."""
 
     def identity(self, field: str, value: str) -> str:
-        if not value:
-            self.refuse(field, f"1 to {MAX_ID} characters")
-        return self.optional_identity(field, value)
+        return self.text(field, value, MAX_CUSTOMER_ID, required=True)
 
     def optional_identity(self, field: str, value: str) -> str:
-        if len(value) > MAX_ID or "\0" in value:
-            self.refuse(field, f"at most {MAX_ID} characters, none of them NUL")
-        return value
+        return self.text(field, value, MAX_CUSTOMER_ID)
 
     def size(self, field: str, value: int, *, default: int, most: int = MAX_PAGE) -> int:
-        if not 0 <= value <= most:
-            self.refuse(field, f"between 0 and {most:,}")
-        return value or default
-
-    def time(self, request: Any, field: str) -> datetime | None:
-        if not request.HasField(field):
-            return None
-        try:
-            at: datetime = getattr(request, field).ToDatetime(UTC)
-        except (ValueError, OverflowError):
-            self.refuse(field, "a time between the years 1 and 9999")
-            return None
-        return at
+        return super().size(field, value, default=default, most=most)
 
     def span(self, request: Any, path: str = "") -> tuple[datetime | None, datetime | None]:
         """Read `from` and `to`."""
-        since, until = self.time(request, "from"), self.time(request, "to")
+        since, until = self.time(request, "from", path), self.time(request, "to", path)
         if since and until and since >= until:
             self.refuse(f"{path}to", "after from")
         return since, until
@@ -67,7 +44,8 @@ class Checks:
     ) -> Selection:
         """Read a selection. `span` is said by the request itself, and goes before what the selection says."""
         since, until = self.span(message, f"{path}.")
-        channel = self.channel(f"{path}.channel", message.channel)
+        # Read as "none given", an unknown one would mean every channel.
+        channel = self.known(f"{path}.channel", Channel, message.channel)
         for name in ("stage_id", "touchpoint_id", "persona_id", "source", "need_path"):
             self.optional_identity(f"{path}.{name}", getattr(message, name))
         return Selection(
@@ -82,33 +60,23 @@ class Checks:
         )
 
     def flow_filter(self, message: journey_service_pb2.FlowFilter, path: str) -> FlowFilter:
-        outcome = Outcome.from_number(message.outcome)
-        if outcome.number != message.outcome:
-            self.refuse(f"{path}.outcome", "one of the known outcomes")
         return FlowFilter(
             selection=self.selection(message.selection, path=f"{path}.selection"),
-            outcome=outcome,
+            outcome=self.known(f"{path}.outcome", Outcome, message.outcome),
             goal_id=self.optional_identity(f"{path}.goal_id", message.goal_id),
-            ending=self.choice(f"{path}.ending", message.ending, Ending, "endings"),
+            ending=self.choice(f"{path}.ending", message.ending, Ending),
         )
 
-    def choice(self, field: str, number: int, kind: type[EnumT], plural: str) -> EnumT | None:
+    def choice(self, field: str, number: int, kind: type[EnumT]) -> EnumT | None:
         """Read one of a kind; None where none is given."""
         try:
             return kind(number) if number else None
         except ValueError:
-            self.refuse(field, f"one of the known {plural}")
+            self.refuse(field, "one of the known values")
             return None
 
-    def channel(self, field: str, number: int) -> Channel:
-        channel = Channel.from_number(number)
-        # Read as "none given", it would mean every channel.
-        if channel.number != number:
-            self.refuse(field, "one of the known channels")
-        return channel
-
     def period(self, number: int) -> Period | None:
-        return self.choice("period", number, Period, "periods")
+        return self.choice("period", number, Period)
 
     def groupings(self, numbers: Any) -> list[Grouping]:
         found = []
@@ -116,7 +84,7 @@ class Checks:
             try:
                 found.append(Grouping(number))
             except ValueError:
-                self.refuse(f"group_by[{n}]", "one of the known groupings")
+                self.refuse(f"group_by[{n}]", "one of the known values")
         if len(set(found)) < len(found):
             self.refuse("group_by", "each grouping once")
         return found
@@ -124,19 +92,13 @@ class Checks:
     def journey_map(self, message: journey_map_pb2.JourneyMap, field: str = "map") -> JourneyMap:
         """Read a map; numbers that this version does not know would otherwise read as none."""
         for n, rule in enumerate(message.mapping_rules):
-            self.channel(f"{field}.mapping_rules[{n}].channel", rule.channel)
+            self.known(f"{field}.mapping_rules[{n}].channel", Channel, rule.channel)
         for n, stage in enumerate(message.stages):
             for m, touchpoint in enumerate(stage.touchpoints):
                 path = f"{field}.stages[{n}].touchpoints[{m}]"
-                self.channel(f"{path}.channel", touchpoint.channel)
+                self.known(f"{path}.channel", Channel, touchpoint.channel)
                 for k, expected in enumerate(touchpoint.expected):
-                    if Metric.from_number(expected.metric).number != expected.metric:
-                        self.refuse(f"{path}.expected[{k}].metric", "one of the known metrics")
+                    self.known(f"{path}.expected[{k}].metric", Metric, expected.metric)
         for n, level in enumerate(message.loyalty.rules):
-            if LoyaltyLevel.from_number(level.level).number != level.level:
-                self.refuse(f"{field}.loyalty.rules[{n}].level", "one of the known levels")
+            self.known(f"{field}.loyalty.rules[{n}].level", LoyaltyLevel, level.level)
         return JourneyMap.from_proto(message)
-
-    def done(self) -> None:
-        if self._violations:
-            raise InvalidError(self._violations)

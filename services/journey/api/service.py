@@ -58,7 +58,7 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
     ) -> pb.PublishJourneyMapResponse:
         check = Checks()
         map_ = check.journey_map(request.map)
-        check.done()
+        check.enforce()
         command = PublishJourneyMap(map=map_, actor=request.actor, request_id=request.request_id or str(uuid4()))
         return pb.PublishJourneyMapResponse(published=answers.published(await self._maps.publish(command)))
 
@@ -80,7 +80,7 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
         check = Checks()
         map_id = check.identity("map_id", request.map_id or request.draft.map_id)
         draft = check.journey_map(request.draft, "draft") if request.HasField("draft") else None
-        check.done()
+        check.enforce()
         to_version = 0
         if draft is None:
             newer = await self._maps.get(map_id, request.to_version)
@@ -103,7 +103,7 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
     ) -> pb.PreviewJourneyMapResponse:
         check = Checks()
         draft, as_of = check.journey_map(request.draft, "draft"), check.time(request, "as_of")
-        check.done()
+        check.enforce()
         if problems := list(violations(draft)):
             raise InvalidError(problems)
         async with self._read_model.snapshot(as_of) as snapshot:
@@ -123,7 +123,7 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
         customer_id = check.identity("customer_id", request.customer_id)
         as_of, page_size = check.time(request, "as_of"), check.size("page_size", request.page_size, default=100)
         map_id = check.optional_identity("map_id", request.map_id)
-        check.done()
+        check.enforce()
         async with self._read_model.snapshot(as_of) as snapshot:
             in_force = snapshot.map_in_force(map_id)
             journey = await customer_journey(
@@ -137,7 +137,7 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
         check = Checks()
         customer_id = check.identity("customer_id", request.customer_id)
         map_id = check.optional_identity("map_id", request.map_id)
-        check.done()
+        check.enforce()
         known: dict[str, bytes] = {}
         last: pb.WatchCustomerJourneyResponse | None = None
         position = -1
@@ -177,7 +177,7 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
         selection = check.selection(request.selection, span)
         groupings, period = check.groupings(request.group_by), check.period(request.period)
         limit = check.size("limit", request.limit, default=DEFAULT_GROUPS, most=MAX_GROUPS)
-        check.done()
+        check.enforce()
         async with self._read_model.snapshot(as_of) as snapshot:
             in_force = snapshot.map_in_force(map_id)
             reading = snapshot.reading(in_force)
@@ -205,7 +205,7 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
         kind = PointKind.from_number(request.kind)
         if request.kind and kind not in KINDS:
             check.refuse("kind", "pain, itch or delight")
-        check.done()
+        check.enforce()
         async with self._read_model.snapshot(as_of) as snapshot:
             in_force = snapshot.map_in_force(map_id)
             found = await asyncio.to_thread(
@@ -235,7 +235,7 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
         map_id = check.optional_identity("map_id", request.map_id)
         persona_id = check.optional_identity("persona_id", request.persona_id)
         period = check.period(request.period) or Period.MONTH
-        check.done()
+        check.enforce()
         async with self._read_model.snapshot(as_of) as snapshot:
             in_force = snapshot.map_in_force(map_id)
             reading, moment = snapshot.reading(in_force), snapshot_moment(snapshot, snapshot.history)
@@ -247,13 +247,13 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
     async def GetFlow(self, request: pb.GetFlowRequest, _context: Any) -> pb.GetFlowResponse:  # noqa: N802
         check = Checks()
         as_of, map_id = check.time(request, "as_of"), check.optional_identity("map_id", request.map_id)
-        level = check.choice("level", request.level, Level, "levels") or Level.TOUCHPOINT
-        case = check.choice("case", request.case, CaseOf, "kinds of cases") or CaseOf.EPISODE
+        level = check.choice("level", request.level, Level) or Level.TOUCHPOINT
+        case = check.choice("case", request.case, CaseOf) or CaseOf.EPISODE
         asked = {"filter": check.flow_filter(request.filter, "filter")}
         if request.HasField("compare_with"):
             asked["compare_with"] = check.flow_filter(request.compare_with, "compare_with")
         variants = check.size("variants", request.variants, default=DEFAULT_VARIANTS)
-        check.done()
+        check.enforce()
         async with self._read_model.snapshot(as_of) as snapshot:
             in_force = snapshot.map_in_force(map_id)
             reading, moment = snapshot.reading(in_force), snapshot_moment(snapshot, snapshot.history)
@@ -281,7 +281,7 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
         as_of, (since, until) = check.time(request, "as_of"), check.span(request)
         map_id = check.optional_identity("map_id", request.map_id)
         limit = check.size("limit", request.limit, default=DEFAULT_OFF_MAP)
-        check.done()
+        check.enforce()
         async with self._read_model.snapshot(as_of) as snapshot:
             in_force = snapshot.map_in_force(map_id)
             reading = snapshot.reading(in_force)
@@ -293,7 +293,7 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
         as_of, page_size = check.time(request, "as_of"), check.size("page_size", request.page_size, default=100)
         customer_id = check.optional_identity("customer_id", request.customer_id)
         rule = check.optional_identity("rule", request.rule)
-        check.done()
+        check.enforce()
         async with self._read_model.snapshot(as_of) as snapshot:
             found, token = await signals(
                 snapshot, customer_id, page_size=page_size, page_token=request.page_token, rule=rule
@@ -303,7 +303,7 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
     async def GetOverview(self, request: pb.GetOverviewRequest, _context: Any) -> pb.GetOverviewResponse:  # noqa: N802
         check = Checks()
         as_of = check.time(request, "as_of")
-        check.done()
+        check.enforce()
         async with self._read_model.snapshot(as_of) as snapshot:
             now = await asyncio.to_thread(overview, snapshot.reading(snapshot.map_in_force("")))
         return answers.overview(now, snapshot.position)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from recorrido.journey.v1.events import JourneyMap, JourneyMapPublished
-from services.foundation.errors import DiffersError, InvalidError, Violation
+from services.foundation.errors import DiffersError
 from services.foundation.events import cause_of
-from services.journey.domain.mapcheck import MAX_NAME, violations
+from services.foundation.rules import Rules
+from services.journey.domain.mapcheck import violations
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +76,10 @@ class Maps:
             InvalidError: names every problem of the map.
             DiffersError: the same request_id published another map.
         """
-        problems = [*violations(command.map)]
-        if not command.actor.strip() or len(command.actor) > MAX_NAME:
-            problems.append(Violation("actor", f"1 to {MAX_NAME} characters"))
-        if len(command.request_id) > MAX_NAME:
-            problems.append(Violation("request_id", f"at most {MAX_NAME} characters"))
-        if problems:
-            raise InvalidError(problems)
+        rules = Rules()
+        rules.add(violations(command.map))
+        rules.who_and_request(command.actor, command.request_id)
+        rules.enforce()
         if command.request_id in state.requests:
             version, published = state.requests[command.request_id]
             if published != command.map:
