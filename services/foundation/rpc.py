@@ -233,15 +233,14 @@ async def _call(
     remaining = context.time_remaining()
     budget = longest_s if remaining is None else min(remaining, longest_s)
     started = time.monotonic()
-    with (
-        structlog.contextvars.bound_contextvars(correlation_id=correlation),
-        telemetry.span(
-            method,
-            SpanKind.SERVER,
-            parent=telemetry.extract(headers),
-            attributes={**attributes, "correlation_id": correlation},
-        ) as span,
-    ):
+    # Never unbound: each call has a task, and so a context, of its own.
+    structlog.contextvars.bind_contextvars(correlation_id=correlation)
+    with telemetry.span(
+        method,
+        SpanKind.SERVER,
+        parent=telemetry.extract(headers),
+        attributes={**attributes, "correlation_id": correlation},
+    ) as span:
         code, status = "CANCELLED", None
         deadline = asyncio.timeout(None if math.isinf(budget) else budget)
         try:

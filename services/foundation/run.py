@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ from services.foundation.errors import RefusedError
 from services.foundation.rpc import RpcServer
 
 LOG = structlog.get_logger()
+#: New objects after which cycles of garbage are looked for.
+GC_OBJECTS = 20_000
 SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
 
 
@@ -66,6 +69,11 @@ class Process:
 
     async def _serve(self) -> None:
         await self.server.start()
+        # What was made for good needs no search for cycles, and what is made by a call seldom has any: the default, a
+        # search for every 700 new objects, takes a tenth of a busy process's time.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_OBJECTS)
         await self._stopping.wait()
         LOG.info("stopping")
 

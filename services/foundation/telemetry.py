@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 import structlog
 from opentelemetry import metrics, trace
-from opentelemetry.context import Context
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
@@ -22,7 +22,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
-from opentelemetry.trace import Link, Span, SpanKind
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 _PROPAGATOR = TraceContextTextMapPropagator()
@@ -38,12 +38,12 @@ def set_up(service: str, *, log_level: str = "INFO", log_format: str = "console"
     # What nobody will see is not recorded, which takes most of a span's time. Its ids are made all the same, and a
     # caller who records is followed.
     traces = TracerProvider(resource=resource, sampler=ParentBased(ALWAYS_ON if exported else ALWAYS_OFF))
-    readers = []
     if exported:
         traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+        # Without a provider what is measured goes nowhere, and costs next to nothing.
+        reader = PeriodicExportingMetricReader(OTLPMetricExporter())
+        metrics.set_meter_provider(MeterProvider([reader], resource=resource))
     trace.set_tracer_provider(traces)
-    metrics.set_meter_provider(MeterProvider(readers, resource=resource))
 
     renderer = (
         structlog.processors.JSONRenderer()
@@ -138,6 +138,10 @@ def start_span(
     attributes: Mapping[str, str | int] | None = None,
 ) -> Span:
     """Start a span that the caller ends. `parent` None: the current one."""
+    above = trace.get_current_span(parent).get_span_context()
+    if above.is_valid and not above.trace_flags.sampled:
+        # Nobody will see what is below it either: no span of its own is needed to carry the trace on.
+        return NonRecordingSpan(above)
     return _TRACER.start_span(name, context=parent, kind=kind, links=links, attributes=attributes)
 
 
@@ -151,8 +155,17 @@ def span(
     attributes: Mapping[str, str | int] | None = None,
 ) -> Iterator[Span]:
     """Make a span the current one for the block; an exception marks it failed."""
-    with _TRACER.start_as_current_span(name, context=parent, kind=kind, links=links, attributes=attributes) as it:
+    it = start_span(name, kind, parent=parent, links=links, attributes=attributes)
+    token = attach(trace.set_span_in_context(it))
+    try:
         yield it
+    except Exception as error:
+        it.record_exception(error)
+        it.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+        raise
+    finally:
+        detach(token)
+        it.end()
 
 
 def trace_id_of(metadata: Mapping[str, str]) -> str:
