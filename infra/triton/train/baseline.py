@@ -31,6 +31,10 @@ class Baseline:
         result = {name: _margins(pipeline, texts) for name, pipeline in self._pipelines.items()}
         return result | {"need": result["need"] @ self._tree}
 
+    def best(self, _: str, likely: NDArray[Any], /) -> NDArray[np.intp]:
+        result: NDArray[np.intp] = likely.argmax(axis=1)
+        return result
+
 
 def _under(node: str, path: str) -> bool:
     return path == node or (bool(node) and path.startswith(f"{node}/"))

@@ -132,9 +132,13 @@ def _calibration(report: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
         threshold = meta["thresholds"][head]
         value = threshold[int(level) - 1] if level else threshold
         error = f"{figures[question]['calibration_error']:.3f}"
-        lines.append([question, error, f"{meta['temperatures'][head]:.2f}", f"{value:.2f}"])
-    table = _table(["question", "expected calibration error", "temperature", "told from"], lines)
-    text = "Ten bins, on the held-out rows; temperatures and thresholds were set on other rows."
+        adjusted = f"{meta['adjusted'][head]:.1f}" if head in meta["adjusted"] else ""
+        lines.append([question, error, f"{meta['temperatures'][head]:.2f}", adjusted, f"{value:.2f}"])
+    table = _table(["question", "expected calibration error", "temperature", "adjusted by", "told from"], lines)
+    text = (
+        "Ten bins, on the held-out rows; all else in the table was set on other rows. Adjusted by: how much of a\n"
+        "label's log frequency is taken off before the answer is chosen (Menon et al. 2021), to find rare ones too."
+    )
     return f"## Calibration\n\n{text}\n\n{table}\n\n![Reliability](card/reliability.png)\n"
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -15,6 +16,8 @@ EMOTIONS = ("anger", "disgust", "fear", "sadness", "surprise", "joy", "trust", "
 INTENTS = ("complain", "ask", "request", "suggest", "praise", "thank", "leave", "refer", "none")
 EFFORTS = ("high", "low", "none")
 URGENCIES = ("high", "normal")
+#: The need of a row that says nothing about needs; an empty need says that there is none. No row of the files has it.
+UNSAID = "*"
 _OPTIONAL = {"emotion": EMOTIONS, "intent": INTENTS, "effort": EFFORTS, "urgency": URGENCIES}
 # Shares of (author, theme) groups that are never trained on: to judge by, and to calibrate and choose thresholds with.
 HELD_OUT = 0.2
@@ -41,6 +44,8 @@ class Verbatim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     intent: str = ""
     effort: str = ""
     urgency: str = ""
+    # How much its loss counts in training.
+    weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
 
     @property
     def group(self) -> str:

@@ -37,6 +37,9 @@ class Classifier(Protocol):
 
     def probabilities(self, texts: list[str]) -> Probabilities: ...
 
+    def best(self, name: str, likely: NDArray[Any], /) -> NDArray[np.intp]:
+        """The label to answer for each row of a head's probabilities."""
+
 
 class Ngrams:
     """Version 1, a graph over hashed n-grams, run in batches of 64."""
@@ -54,6 +57,10 @@ class Ngrams:
             ids, counts = served.padded(ends, ids, counts, np.arange(len(ends) - 1))
             parts.append(self.session.run(list(HEADS), {"ids": ids, "counts": counts}))
         return {head: np.concatenate([part[index] for part in parts]) for index, head in enumerate(HEADS)}
+
+    def best(self, _: str, likely: NDArray[Any], /) -> NDArray[np.intp]:
+        result: NDArray[np.intp] = likely.argmax(axis=1)
+        return result
 
 
 def load(folder: Path) -> Classifier:
@@ -75,7 +82,7 @@ def _module(path: Path) -> Any:
 
 
 def guesses(model: Classifier, head: str, probability: NDArray[Any]) -> list[str]:
-    return [model.labels[head][best] for best in probability.argmax(axis=1)]
+    return [model.labels[head][best] for best in model.best(head, probability)]
 
 
 def best_need(model: Classifier, probability: NDArray[Any], level: int) -> list[str]:
@@ -119,7 +126,8 @@ def answers(model: Classifier, rows: Sequence[Verbatim], probability: Probabilit
         if len(known):
             likely = probability[head][known]
             truth = [getattr(rows[number], head) for number in known]
-            result[head] = Answered(truth, guesses(model, head, likely), likely.max(axis=1), known)
+            confidence = likely[np.arange(len(known)), model.best(head, likely)]
+            result[head] = Answered(truth, guesses(model, head, likely), confidence, known)
     for level in LEVELS:
         deep = [number for number, row in enumerate(rows) if not row.need or row.need.count("/") + 1 >= level]
         likely = probability["need"][deep]

@@ -22,6 +22,13 @@ HEAD_RATE = 2.5
 WARM_UP = 0.06
 DECAY = 0.01
 CLIP = 1.0
+#: Each layer learns at this share of the rate of the one above it: lower ones know what all texts have in common
+#: (Howard and Ruder 2018, arXiv:1801.06146).
+LAYER_RATE = 0.93
+#: Share of tokens that a text loses, others each time it is read (token cutoff; Shen et al. 2020, arXiv:2009.13818).
+CUTOFF = 0.12
+#: Share of a label that all classes get alike (Szegedy et al. 2016, arXiv:1512.00567).
+SMOOTHING = 0.08
 #: How much a head's loss counts.
 WEIGHTS = {"sentiment": 1.0, "point": 1.0, "need": 0.6, "language": 0.2, "emotion": 0.4, "intent": 0.5}
 WEIGHT = 0.3
@@ -73,18 +80,25 @@ def batches(ids: Sequence[list[int]], pad: int, budget: int = BATCH_TOKENS) -> I
         start = end
 
 
-def loss_of(logits: dict[str, torch.Tensor], allowed: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Weighted sum over the heads of the mean of -log P(what the label admits).
+def loss_of(
+    logits: dict[str, torch.Tensor], allowed: dict[str, torch.Tensor], weights: torch.Tensor, smoothing: float = 0.0
+) -> torch.Tensor:
+    """Weighted sum over the heads of the mean of -log P(what the label admits), in which rows have `weights` [rows].
 
     Needs count once per level, so that the area, which is in all three, matters most: a wrong leaf of the right area is
-    a small mistake.
+    a small mistake. `smoothing` is the share of a label that goes to all classes; a row that says nothing has none.
     """
     total = torch.zeros(())
     for name, admitted in allowed.items():
         head = name.partition("_")[0]
         values = logits[head]
         inside = values.masked_fill(~admitted, -torch.inf)
-        total = total + WEIGHTS.get(head, WEIGHT) * (values.logsumexp(1) - inside.logsumexp(1)).mean()
+        every = values.logsumexp(1)
+        loss = every - inside.logsumexp(1)
+        if smoothing:
+            said = ~admitted.all(1)
+            loss = (1 - smoothing) * loss + smoothing * said * (every - values.mean(1))
+        total = total + WEIGHTS.get(head, WEIGHT) * (weights * loss).sum() / weights.sum()
     return total
 
 
@@ -149,11 +163,9 @@ def fit(
     seen, watched = [*split[0], *definitions(taxonomy)], split[1]
     ids, watched_ids = encode([row.text for row in seen]), encode([row.text for row in watched])
     allowed = {name: torch.from_numpy(value) for name, value in targets(seen, taxonomy).items()}
+    weights = torch.tensor([row.weight for row in seen])
     watched_allowed = {name: torch.from_numpy(value) for name, value in targets(watched, taxonomy).items()}
-    head = [value for name, value in network.learnt.items() if name.startswith("head.")]
-    body = [value for name, value in network.learnt.items() if not name.startswith("head.")]
-    groups = [{"params": body, "lr": settings.rate}, {"params": head, "lr": HEAD_RATE * settings.rate}]
-    optimiser = torch.optim.AdamW(groups, weight_decay=DECAY)
+    optimiser = torch.optim.AdamW(_groups(network, settings.rate), weight_decay=DECAY)
     per_epoch = sum(1 for _ in batches(ids, pad))
     steps = per_epoch * settings.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / steps))
@@ -167,11 +179,12 @@ def fit(
         for done, number in enumerate(rng.permutation(len(made)), start=1):
             some, padded = made[number]
             rows = torch.from_numpy(order[some])
+            padded = cut(padded, pad)
             logits = network.logits(padded, padded != pad, train=True)
-            loss = loss_of(logits, {name: value[rows] for name, value in allowed.items()})
+            loss = loss_of(logits, {name: value[rows] for name, value in allowed.items()}, weights[rows], SMOOTHING)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_([*body, *head], CLIP)
+            torch.nn.utils.clip_grad_norm_(network.learnt.values(), CLIP)
             optimiser.step()
             schedule.step()
             epoch_loss += float(loss.detach())
@@ -180,7 +193,7 @@ def fit(
         outcome = predict(network, watched_ids, pad)
         with torch.no_grad():
             tensors = {name: torch.from_numpy(value).float() for name, value in outcome.items()}
-            watched_loss = float(loss_of(tensors, watched_allowed))
+            watched_loss = float(loss_of(tensors, watched_allowed, torch.ones(len(watched))))
         curve.append(
             {"epoch": epoch, "loss": epoch_loss / len(made), "watched_loss": watched_loss}
             | {name: _score(name, outcome[name], watched, taxonomy) for name in ("sentiment", "point", "need")}
@@ -191,6 +204,23 @@ def fit(
         figures = ", ".join(f"{name} {value:.3f}" for name, value in curve[-1].items() if name != "epoch")
         say(f"epoch {epoch} of {settings.epochs}: {figures}; {elapsed:.0f} s, about {left:.0f} s to go")
     return curve
+
+
+def cut(padded: torch.Tensor, pad: int) -> torch.Tensor:
+    """`padded` [texts, length] without CUTOFF of its tokens, which are as unseen as padding; the first always stays."""
+    lost = torch.rand(padded.shape) < CUTOFF
+    lost[:, 0] = False
+    return padded.masked_fill(lost, pad)
+
+
+def _groups(network: Network, rate: float) -> list[dict[str, Any]]:
+    """What is learnt, by the rate at which: heads fastest, layers slower the lower they are."""
+    rates: dict[float, list[torch.Tensor]] = {}
+    for name, value in network.learnt.items():
+        part = name.partition(".")[0]
+        share = HEAD_RATE if part == "head" else LAYER_RATE ** (network.layers - 1 - int(part[1:]))
+        rates.setdefault(share * rate, []).append(value)
+    return [{"params": values, "lr": each} for each, values in rates.items()]
 
 
 def _rate(progress: float) -> float:

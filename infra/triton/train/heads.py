@@ -47,10 +47,10 @@ def allowed(name: str, rows: Sequence[Verbatim], taxonomy: Taxonomy) -> NDArray[
     nodes = labels(name, taxonomy)
     below = tree(name, taxonomy) > 0
     index = {label: number for number, label in enumerate(nodes)}
+    unsaid = corpus.UNSAID if name == NEED else ""
     known = [getattr(row, name) for row in rows]
     result = below[[index.get(value, 0) for value in known]]
-    if name != NEED:
-        result[[value == "" for value in known]] = True
+    result[[value == unsaid for value in known]] = True
     return result
 
 
@@ -62,7 +62,8 @@ def above(rows: Sequence[Verbatim], taxonomy: Taxonomy, level: int) -> NDArray[n
 
 def said(name: str, rows: Sequence[Verbatim]) -> NDArray[np.intp]:
     """Which rows say anything about a question; an empty need is an answer too."""
-    return np.array([number for number, row in enumerate(rows) if name == NEED or getattr(row, name)], dtype=np.intp)
+    unsaid = corpus.UNSAID if name == NEED else ""
+    return np.array([number for number, row in enumerate(rows) if getattr(row, name) != unsaid], dtype=np.intp)
 
 
 def _on_path(node: str, leaf: str) -> bool:

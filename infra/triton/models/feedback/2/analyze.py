@@ -20,6 +20,8 @@ from tokenizers import Tokenizer
 MAX_TOKENS = 128
 #: Tokens of one run of the graph, padding included.
 RUN_TOKENS = 2048
+#: Keeps the logarithm of a probability finite.
+_TINY = np.float32(1e-9)
 _TAG = re.compile(r"</?[a-zA-Z!][^<>]{0,300}>")
 
 
@@ -55,11 +57,21 @@ class Model:
         self.meta = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         self.labels: dict[str, list[str]] = self.meta["labels"]
         self._pad = self.meta["pad"]
+        self._offsets = {name: np.array(values, np.float32) for name, values in self.meta.get("offsets", {}).items()}
 
     def tokens(self, texts: list[str]) -> list[list[int]]:
         half = MAX_TOKENS // 2
         ids = [each.ids for each in self._tokenizer.encode_batch_fast([clean(text) for text in texts])]
         return [each if len(each) <= MAX_TOKENS else each[:half] + each[-half:] for each in ids]
+
+    def best(self, name: str, likely: np.ndarray) -> np.ndarray:
+        """Which label to answer, given the probabilities [texts, labels] of a head.
+
+        The likeliest, but where rare labels are to be found as well as common ones, what is common must be that much
+        likelier (logit adjustment; Menon et al. 2021, arXiv:2007.07314).
+        """
+        offsets = self._offsets.get(name)
+        return (likely if offsets is None else np.log(likely + _TINY) - offsets).argmax(1)
 
     def probabilities(self, texts: list[str]) -> dict[str, np.ndarray]:
         """Per head calibrated probabilities, float32 [texts, labels]."""
@@ -98,7 +110,7 @@ class Answers:
             if name == "need":
                 label, confidence, sure = self._needs(likely[name], labels, thresholds[name])
             else:
-                best = likely[name].argmax(1)
+                best = model.best(name, likely[name])
                 confidence = likely[name][rows, best]
                 sure = confidence >= thresholds[name]
                 label = np.array([each.encode() for each in labels], dtype=object)[best]
