@@ -13,7 +13,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
 
 from infra.triton import taxonomy
-from infra.triton.train import agreement, calibrate, corpus, evaluate, export, features, heads, linear, metrics
+from infra.triton.train import (
+    agreement,
+    calibrate,
+    corpus,
+    corrections,
+    evaluate,
+    export,
+    features,
+    heads,
+    linear,
+    metrics,
+)
 from infra.triton.train.evaluate import Ngrams
 from infra.triton.train.ngrams import targets
 
@@ -241,3 +252,106 @@ def test_the_bootstrap_tells_a_gain_from_noise() -> None:
     _, low, high = evaluate.bootstrap(truth, good, poor, seed=1)
     assert high < 0
     assert evaluate.bootstrap(truth, good, good, seed=1) == (0, 0, 0)
+
+
+def test_rare_answers_are_found_where_that_pays() -> None:
+    """Four in a hundred are rare; the model sees them, but never holds one likelier than the common answer."""
+    truth = ["common"] * 96 + ["rare"] * 4
+    likely = np.tile([0.97, 0.03], (100, 1))
+    likely[96:] = [0.7, 0.3]
+    prior = np.log(np.array([0.96, 0.04]))
+    assert calibrate.best(likely, 0.0).sum() == 0
+    found = calibrate.strength(likely, prior, truth, ["common", "rare"])
+    assert calibrate.best(likely, found * prior).tolist() == [0] * 96 + [1] * 4
+    # Where rare labels cannot be told from common ones, nothing is gained by guessing them.
+    likely[96:] = likely[0]
+    found = calibrate.strength(likely, prior, truth, ["common", "rare"])
+    assert calibrate.best(likely, found * prior).sum() == 0
+
+
+def test_a_threshold_is_of_the_answer_that_is_given() -> None:
+    said = {"emotion": "none", "intent": "none", "effort": "none"}
+    rows = [row(urgency=label, **said) for label in ("normal", "normal", "high", "high")]
+    likely = {"urgency": np.array([[0.3, 0.7], [0.05, 0.95], [0.4, 0.6], [0.45, 0.55]])}
+    likely |= {name: np.ones((4, len(heads.labels(name, KNOWN)))) for name in heads.NAMES if name != "urgency"}
+    plain = calibrate.thresholds(likely, {}, rows, KNOWN)["urgency"]
+    adjusted = calibrate.thresholds(likely, {"urgency": [-1.0, 0.0]}, rows, KNOWN)["urgency"]
+    # Unadjusted, all are "normal" and half is wrong; adjusted, the first is the one that is wrong.
+    assert plain > 0.6
+    assert 0.3 < adjusted <= 0.4
+
+
+def test_priors_are_shares_of_those_that_say() -> None:
+    found = np.exp(
+        calibrate.priors("urgency", [row(urgency=label) for label in ("high", "normal", "normal", "")], KNOWN)
+    )
+    assert dict(zip(heads.labels("urgency", KNOWN), found, strict=True)) == pytest.approx(
+        {"high": 2 / 5, "normal": 3 / 5}
+    )
+
+
+def exported(text: str, event_id: str = "e1", **analysis: object) -> bytes:
+    """A line as `recorrido corrections` writes it."""
+    line = {"text": text, "analysis": analysis, "interactionEventId": event_id, "channel": "web", "position": "12"}
+    return msgspec.json.encode(line) + b"\n"
+
+
+def test_of_a_correction_only_what_the_person_decided_is_learnt(tmp_path: Path) -> None:
+    file = tmp_path / "corrections.jsonl"
+    decided = ["ASPECT_POINT", "ASPECT_NEED", "ASPECT_EFFORT"]
+    told = {"sentiment": "SENTIMENT_POSITIVE", "point": "POINT_KIND_ITCH", "effort": "EFFORT_NONE", "language": "en"}
+    file.write_bytes(exported("A tracking page, please", **told, needPath="delivery/tracking", corrected=decided))
+    (learnt,) = corrections.taught([], [file], KNOWN).rows
+    assert (learnt.point, learnt.need, learnt.effort) == ("itch", "delivery/tracking", "none")
+    assert (learnt.sentiment, learnt.language, learnt.emotion) == ("", "", "")
+    assert learnt.weight > row().weight
+    admitted = heads.allowed("sentiment", [learnt], KNOWN)
+    assert admitted.all()
+    file.write_bytes(exported("Thanks", sentiment="SENTIMENT_POSITIVE", corrected=["ASPECT_SENTIMENT"]))
+    (learnt,) = corrections.taught([], [file], KNOWN).rows
+    assert heads.allowed("need", [learnt], KNOWN).all()
+    assert heads.said("need", [learnt]).tolist() == []
+    file.write_bytes(exported("Thanks", corrected=["ASPECT_NEED"]))
+    (learnt,) = corrections.taught([], [file], KNOWN).rows
+    assert heads.allowed("need", [learnt], KNOWN).sum() == 1
+
+
+def test_corrections_never_teach_what_judges_and_win_over_rows(tmp_path: Path, rows: list[corpus.Verbatim]) -> None:
+    judging = next(each for each in rows if each.held_out)
+    calibrating = next(each for each in rows if each.calibrates)
+    seen = next(each for each in rows if not each.held_out and not each.calibrates and each.point == "pain")
+    point = {"corrected": ["ASPECT_POINT"]}
+    first, second = tmp_path / "one", tmp_path / "two"
+    first.write_bytes(
+        exported(judging.text.upper(), point="POINT_KIND_NONE", **point)
+        + exported(f" {calibrating.text}\n", point="POINT_KIND_NONE", **point)
+        + exported(seen.text, point="POINT_KIND_NONE", **point)
+        + exported("said twice", point="POINT_KIND_PAIN", **point)
+        + exported("nothing is decided here", point="POINT_KIND_PAIN")
+        + exported("a need of another taxonomy", needPath="no/such/need", corrected=["ASPECT_NEED"])
+        + exported("  ", point="POINT_KIND_PAIN", **point)
+    )
+    second.write_bytes(exported("Said  TWICE", "e2", point="POINT_KIND_DELIGHT", **point))
+    found = corrections.taught(rows, [first, second], KNOWN)
+    assert (found.used, found.judging, found.unknown) == (2, 2, 3)
+    plain = corrections.taught(rows, [], KNOWN)
+    assert len(found.rows) == len(plain.rows) + 1
+    assert plain.rows == [each for each in rows if not each.held_out and not each.calibrates]
+    changed = [new for new, old in zip(found.rows, plain.rows, strict=False) if new != old]
+    assert changed == [msgspec.structs.replace(seen, point="none", weight=corrections.WEIGHT)]
+    assert (found.rows[-1].point, found.rows[-1].theme) == ("delight", "e2")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "x"', "corrections.jsonl:2: "),
+        (b'{"text": "x"}', "corrections.jsonl:2: .*analysis"),
+        (b'{"text": "\xff", "analysis": {}, "interactionEventId": "e"}', "corrections.jsonl:2: "),
+    ],
+)
+def test_a_line_that_is_no_correction_is_refused_with_its_place(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "corrections.jsonl"
+    file.write_bytes(exported("fine", point="POINT_KIND_PAIN", corrected=["ASPECT_POINT"]) + content)
+    with pytest.raises(corpus.CorpusError, match=message):
+        corrections.taught([], [file], KNOWN)

@@ -14,6 +14,8 @@ from grpc import StatusCode
 
 from infra.local import ports as port_numbers
 from infra.local.parts import catalogue
+from infra.triton import taxonomy
+from infra.triton.train import corrections
 from recorrido.inference.v1 import analysis_pb2 as meaning
 from recorrido.inference.v1 import inference_service_pb2 as pb
 from recorrido.inference.v1.events import EVENTS, AnalysisCorrected, FeedbackAnalysisFailed
@@ -534,4 +536,10 @@ async def test_people_correct_compare_and_reanalyse(company: Company, tmp_path: 
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     (mine,) = [each for each in lines if each["interactionEventId"] == event_id]
     assert (mine["text"], mine["analysis"]["needPath"], mine["actor"]) == ("good but late", "delivery", "tester")
+    # The next training takes this file as it is, and of it only what the person decided.
+    learnt = corrections.taught([], [file], taxonomy.load())
+    assert (learnt.used, learnt.judging, learnt.unknown) == (len({each["text"] for each in lines}), 0, 0)
+    (row,) = [each for each in learnt.rows if each.text == "good but late"]
+    assert (row.sentiment, row.need, row.channel) == ("positive", "delivery", "web")
+    assert (row.point, row.emotion, row.intent, row.language) == ("", "", "", "")
     assert "Dostava" in (await recorrido(company.cluster, "taxonomy", "delivery", "--language", "sl")).out

@@ -83,7 +83,7 @@ def load(taxonomy: Taxonomy, folder: Path = DATA) -> list[Verbatim]:
         for number, line in enumerate(path.read_bytes().splitlines(), start=1):
             try:
                 row = msgspec.json.decode(line, type=Verbatim)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise CorpusError(f"{path.name}:{number}: {error}") from error
             problem = _problem(row, language, taxonomy)
             if row.text.casefold() in seen:

@@ -66,7 +66,7 @@ def taught(rows: Sequence[Verbatim], files: Sequence[Path], taxonomy: Taxonomy) 
         for number, content in enumerate(path.read_bytes().splitlines(), start=1):
             try:
                 line = msgspec.json.decode(content, type=_Line)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise CorpusError(f"{path.name}:{number}: {error}") from error
             words, labels = _words(line.text), _labels(line.analysis, taxonomy)
             if not words or not labels:
