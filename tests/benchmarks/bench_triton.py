@@ -3,7 +3,8 @@
 Both do the whole work from string to probabilities (tokenisation included) with the same session options: one thread a
 process, as many processes as Triton has instances, one run on one machine. Triton: batches of 32, four callers at a
 time. Then single texts under that load, for the latency that a person would see; version 1 beside version 2; all
-sentences too; and how the bare loop grows with processes, batch and length (`--table`).
+sentences too. `--table`: what each version gives through Triton by batch, with the latency of single texts alone and
+under load; and how the bare loop grows with processes, batch and length.
 """
 
 import argparse
@@ -34,6 +35,7 @@ INSTANCES = 2
 VERSION_FOLDER = MODELS / "feedback" / "2"
 LENGTHS = (8, 16, 32, 64, 128)
 BATCHES = (1, 8, 32, 128)
+VERSIONS = ("1", "2")
 WHOLE_TEXT = [name for name in OUTPUTS if name != "SENTENCES"]
 
 
@@ -52,48 +54,60 @@ def bare(
     return sum(float(wall) for wall, _ in printed), float(np.mean([float(cpu) for _, cpu in printed]))
 
 
-def rate(once: Callable[[list[str]], object], batches: list[list[str]], seconds: float) -> float:
+def rate(once: Callable[[list[bytes]], object], batches: list[list[bytes]], seconds: float) -> float:
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         once(batches[done % len(batches)])
         done += 1
-    return done * BATCH / (time.perf_counter() - started)
+    return done * len(batches[0]) / (time.perf_counter() - started)
 
 
 def callers(
-    address: str, texts: list[str], seconds: float, outputs: Sequence[str] = WHOLE_TEXT, version: str = "2"
+    address: str,
+    texts: list[str],
+    seconds: float,
+    outputs: Sequence[str] = WHOLE_TEXT,
+    *,
+    version: str = "2",
+    batch: int = BATCH,
 ) -> float:
     """Texts per second of four callers together."""
-    batches = [texts[start : start + BATCH] for start in range(0, len(texts) - BATCH, BATCH)]
+    batches = [texts[start : start + batch] for start in range(0, len(texts) - batch, batch)]
 
     def one(_: int) -> float:
         with closing(grpcclient.InferenceServerClient(address)) as client:
-            raw = [[text.encode() for text in batch] for batch in batches]
-            return rate(lambda batch: infer(client, batch, outputs=outputs, version=version), raw, seconds)
+            raw = [[text.encode() for text in some] for some in batches]
+            return rate(lambda some: infer(client, some, outputs=outputs, version=version), raw, seconds)
 
     with ThreadPoolExecutor(CALLERS) as pool:
         return sum(pool.map(one, range(CALLERS)))
 
 
-def single_under_load(address: str, texts: list[str], seconds: float) -> list[float]:
-    """Latencies in seconds of single texts, one after the other, beside the four callers."""
+def singles(address: str, going: Callable[[], bool], version: str = "2") -> list[float]:
+    """Latencies in milliseconds of single texts, one after the other, while it is `going`."""
+    latencies: list[float] = []
+    with closing(grpcclient.InferenceServerClient(address)) as client:
+        while going():
+            started = time.perf_counter()
+            infer(client, [b"Chegou antes do prazo"], outputs=WHOLE_TEXT, version=version)
+            latencies.append(1000 * (time.perf_counter() - started))
+    return latencies
+
+
+def single_alone(address: str, seconds: float, version: str) -> list[float]:
+    started = time.perf_counter()
+    return singles(address, lambda: time.perf_counter() - started < seconds, version)
+
+
+def single_under_load(address: str, texts: list[str], seconds: float, version: str = "2") -> list[float]:
+    """Latencies in milliseconds of single texts beside the four callers, all of one version."""
     loaded = threading.Event()
     loaded.set()
-    latencies: list[float] = []
-
-    def single() -> None:
-        with closing(grpcclient.InferenceServerClient(address)) as client:
-            while loaded.is_set():
-                started = time.perf_counter()
-                infer(client, [b"Chegou antes do prazo"], outputs=WHOLE_TEXT, version="2")
-                latencies.append(time.perf_counter() - started)
-
-    watcher = threading.Thread(target=single)
-    watcher.start()
-    callers(address, texts, seconds)
-    loaded.clear()
-    watcher.join()
-    return latencies
+    with ThreadPoolExecutor(1) as pool:
+        latencies = pool.submit(singles, address, loaded.is_set, version)
+        callers(address, texts, seconds, version=version)
+        loaded.clear()
+        return latencies.result()
 
 
 def pids(server: Server) -> list[str]:
@@ -116,6 +130,17 @@ def cpu_seconds(server: Server) -> float:
     return sum(int(each[11]) + int(each[12]) for each in stats) / os.sysconf("SC_CLK_TCK")
 
 
+def served_table(address: str, texts: list[str], seconds: float) -> None:
+    """By version: what four callers get by the size of their batches, and what one text waits."""
+    sizes = " ".join(f"{size:>7}" for size in BATCHES)
+    print(f"Triton gRPC, {CALLERS} callers, texts/s:  batch {sizes}   one text, p50 / p99 ms: alone, under load")
+    for version in VERSIONS:
+        rates = [callers(address, texts, seconds, version=version, batch=size) for size in BATCHES]
+        waits = (single_alone(address, seconds, version), single_under_load(address, texts, seconds, version))
+        alone, loaded = ("{:.1f} / {:.1f}".format(*np.percentile(each, [50, 99])) for each in waits)
+        print(f"  version {version} {' ' * 22} {' '.join(f'{value:7.0f}' for value in rates)}   {alone}, {loaded}")
+
+
 def table(path: Path, seconds: float) -> None:
     print(f"bare loop, texts/s:  tokens {' '.join(f'{length:>7}' for length in LENGTHS)}")
     for processes in (1, INSTANCES):
@@ -127,7 +152,7 @@ def table(path: Path, seconds: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--table", action="store_true", help="how the bare loop grows; takes some minutes")
+    parser.add_argument("--table", action="store_true", help="by version, batch and length; takes some minutes")
     arguments = parser.parse_args()
     seconds = arguments.seconds
     build_models(install())
@@ -144,9 +169,11 @@ def main() -> None:
         old = callers(server.address, texts, seconds, version="1")
         sentences = callers(server.address, texts, seconds, OUTPUTS)
         memory = memory_mb(server)
+        if arguments.table:
+            served_table(server.address, texts, seconds)
         server.stop()
         loop, loop_per_cpu = bare(path, seconds, processes=INSTANCES)
-        p50, p99 = np.percentile(latencies, [50, 99]) * 1000
+        p50, p99 = np.percentile(latencies, [50, 99])
         lines = (
             f"bare loop, {INSTANCES} processes, batch {BATCH}:  {loop:7.0f} texts/s",
             f"Triton gRPC, batch {BATCH}, {CALLERS} callers: {served:7.0f} texts/s ({served / loop:.0%})",
