@@ -29,6 +29,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanKind, get_current_span
 
 from services.foundation import telemetry
+from services.foundation.backoff import Backoff, wait_s
 from services.foundation.errors import ConflictError, ErasedError, RecorridoError, RefusedError, UnavailableError
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Event, Place, Recorded, Registry
 
@@ -269,14 +270,13 @@ class Bus:
                 f" set its max_payload to 8MB, at least to {MIN_PAYLOAD_BYTES}",
             )
         bus = cls(client, limits or StreamLimits())
-        delay = 0.1
+        backoff = Backoff()
         while True:
             try:
                 await bus.ensure_streams()
             except UnavailableError as error:
                 LOG.warning("waiting for JetStream", error=error.message[:200])
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 2.0)
+                await backoff.wait()
             else:
                 return bus
 
@@ -545,15 +545,14 @@ class Bus:
             max_ack_pending=max(1024, reaction.batch_size * 4),
             deliver_policy=api.DeliverPolicy.ALL,
         )
-        delay = 0.1
+        backoff = Backoff()
         while True:
             try:
                 await self._js.add_consumer(STREAM, config)
                 return await self._js.pull_subscribe_bind(durable=reaction.durable, stream=STREAM)
             except (NatsError, TimeoutError, OSError) as error:
                 LOG.warning("waiting for JetStream", durable=reaction.durable, error=repr(error)[:200])
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 2.0)
+                await backoff.wait()
 
     async def _handle_batch(
         self,
@@ -604,7 +603,7 @@ class Bus:
         deliveries = [delivery for _, delivery in accepted]
         # The batch's own work is a child of its first event's trace and linked to the others.
         links = tuple(Link(get_current_span(d.context).get_span_context()) for d in deliveries[1:])
-        delay = 0.25
+        backoff = Backoff(0.25, 5.0)
         while True:
             try:
                 with telemetry.span(f"handle {reaction.durable}", parent=deliveries[0].context, links=links):
@@ -613,14 +612,13 @@ class Bus:
                 # Nothing is wrong with the messages: wait for the part, or for the others who change these streams.
                 LOG.warning("waiting", durable=reaction.durable, messages=len(deliveries), error=error.message[:200])
                 available(not isinstance(error, UnavailableError))
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 5.0)
+                await backoff.wait()
             except Exception as error:
                 LOG.exception("reaction failed", durable=reaction.durable, messages=len(deliveries))
                 if len(deliveries) > 1:
                     # One poison message must not take its neighbours along: each gets its own try.
                     return [(await self._answers(reaction, [one], available))[0] for one in accepted]
-                return [Retry(repr(error), delay_s=min(2.0 ** deliveries[0].tries, 60.0))]
+                return [Retry(repr(error), delay_s=wait_s(deliveries[0].tries, first_s=2.0, longest_s=60.0))]
             else:
                 available(True)
                 return answers
@@ -675,14 +673,13 @@ async def _erased(message: Msg, held: Held) -> bool:
         recorded = recorded_of(message)
     except (KeyError, ValueError):
         return False  # none of the store's
-    delay = 0.25
+    backoff = Backoff(0.25, 5.0)
     while True:
         try:
             return not await held(recorded)
         except UnavailableError as error:
             LOG.warning("waiting, to bury", error=error.message[:200])
-        await asyncio.sleep(delay)
-        delay = min(delay * 2, 5.0)
+        await backoff.wait()
 
 
 def _place(headers: Mapping[str, str]) -> Place | None:

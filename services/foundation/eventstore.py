@@ -29,6 +29,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from services.foundation import telemetry
+from services.foundation.backoff import Backoff
 from services.foundation.errors import ConflictError, OtherHistoryError, RefusedError, UnavailableError
 from services.foundation.events import Pending, Place, Recorded, encode
 
@@ -119,7 +120,7 @@ class EventStore:
         Raises:
             RefusedError: STORE_TOO_OLD, it has no atomic append to many streams.
         """
-        delay = 0.1
+        backoff = Backoff()
         while True:
             client = AsyncKurrentDBClient(uri=uri)
             client.grpc_options += (
@@ -144,8 +145,7 @@ class EventStore:
             except (*_UNAVAILABLE, kurrent.KurrentDBClientError) as error:
                 LOG.warning("waiting for the event store", error=type(error).__name__)
                 await client.close()
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 2.0)
+                await backoff.wait()
             else:
                 return cls(client)
 
@@ -318,7 +318,7 @@ class EventStore:
         Raises:
             OtherHistoryError: the store does not hold the event that was delivered last, or `after`.
         """
-        last, delay = after, 0.1
+        last, backoff = after, Backoff()
         include = _patterns(type_names)
         while True:
             try:
@@ -332,7 +332,7 @@ class EventStore:
                 )
                 async with subscription:
                     async for event in subscription:
-                        delay = 0.1
+                        backoff.reset()
                         if event.is_caught_up:
                             yield CaughtUp()
                         elif event.is_checkpoint:
@@ -343,8 +343,7 @@ class EventStore:
                             yield recorded
             except (UnavailableError, kurrent.KurrentDBClientError) as error:
                 LOG.warning("event store subscription lost, resuming", after=last, error=type(error).__name__)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, 2.0)
+            await backoff.wait()
 
 
 @contextlib.asynccontextmanager

@@ -18,6 +18,7 @@ import structlog
 from opentelemetry.trace import SpanKind
 
 from services.foundation import telemetry
+from services.foundation.backoff import Backoff
 from services.foundation.errors import OtherHistoryError, UnavailableError
 from services.foundation.events import Event, Place, Recorded, Registry
 from services.foundation.eventstore import CaughtUp, Checkpoint, EventStore
@@ -92,14 +93,13 @@ class Projection(Protocol):
 
 async def connect(dsn: str) -> Any:
     """Return a connection pool, waiting until PostgreSQL answers."""
-    delay = 0.1
+    backoff = Backoff()
     while True:
         try:
             return await asyncpg.create_pool(dsn, min_size=1, max_size=8, command_timeout=30.0, timeout=5.0)
         except POSTGRES_DOWN as error:
             LOG.warning("waiting for PostgreSQL", error=repr(error)[:200])
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, 2.0)
+            await backoff.wait()
 
 
 async def lazy_pool(dsn: str) -> Any:

@@ -27,6 +27,7 @@ from recorrido.actions.v1.events import (
 )
 from services.actions.domain.action import ActionDecider
 from services.actions.domain.rules import MAX_ID, MAX_REASON
+from services.foundation import backoff
 from services.foundation.errors import DiffersError, NotFoundError, RefusedError
 from services.foundation.events import Event, cause_of, derived_id, stream_name
 from services.foundation.rules import Rules
@@ -291,12 +292,10 @@ def signature(secrets: Sequence[str], message_id: str, timestamp_s: int, body: b
 def wait_s(attempts: int, first_s: float, random: float, asked_s: float = 0.0) -> float:
     """Return how long to wait after so many failed attempts; `random` is from 0 to 1.
 
-    It doubles each time, up to an hour, and half of it is left to chance, so that what failed together does not come
-    again together (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015: equal jitter). A receiver
-    may ask for more (`Retry-After`), up to an hour.
+    It doubles each time, up to an hour. A receiver may ask for more (`Retry-After`), up to an hour.
     """
-    full = min(LONGEST_WAIT_S, first_s * 2.0 ** min(attempts - 1, 30))
-    return max(full / 2 + random * full / 2, min(asked_s, LONGEST_WAIT_S))
+    waited = backoff.wait_s(attempts, first_s=first_s, longest_s=LONGEST_WAIT_S, chance=random)
+    return max(waited, min(asked_s, LONGEST_WAIT_S))
 
 
 # -- whom --------------------------------------------------------------------------------------------------------
