@@ -226,8 +226,10 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
             improvement_id=request.improvement_id,
             after_position=request.after_position,
         )
-        async for changes, position in until_set(self._watchers.watch(watch), self._stopping):
-            yield pb.WatchActionsResponse(changes=[_change(each) for each in changes], position=position)
+        async for seen in until_set(self._watchers.watch(watch), self._stopping):
+            yield pb.WatchActionsResponse(
+                changes=[_change(each) for each in seen.changes], position=seen.position, store_away=seen.store_away
+            )
 
 
 def _filter(enum: type[EnumT], number: int, field: str) -> EnumT | None:

@@ -423,11 +423,16 @@ _COME_AGAIN = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAU
 
 
 async def _watch(request: pb.WatchActionsRequest, limit: int, *, as_json: bool) -> None:
-    out, told = show.console(), 0
+    out, notes, told, away = show.console(), show.console(stderr=True), 0, False
     async with clients.actions(Addresses.configured()) as actions:
         while True:
             try:
                 async for answer in actions.WatchActions(request):
+                    if answer.store_away is not away:
+                        away = answer.store_away
+                        notes.print(
+                            "the event store is away, changes are shown when it is back" if away else "it is back"
+                        )
                     for each in answer.changes:
                         _tell_change(out, each, as_json=as_json)
                         told += 1
@@ -435,8 +440,12 @@ async def _watch(request: pb.WatchActionsRequest, limit: int, *, as_json: bool) 
                             return
                     request.after_position = answer.position
             except grpc.aio.AioRpcError as error:
-                if error.code() not in _COME_AGAIN:
+                # Before the watch began, nobody was there.
+                lost = error.code() is grpc.StatusCode.UNAVAILABLE and request.after_position
+                if error.code() not in _COME_AGAIN and not lost:
                     raise
+                if lost:
+                    notes.print("the connection was lost, trying again")
                 await asyncio.sleep(1)
             else:
                 return

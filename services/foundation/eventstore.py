@@ -9,7 +9,7 @@ import contextlib
 import json
 import sys
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -308,12 +308,13 @@ class EventStore:
         return metadata.get("$tb", 0) > place.revision or "$maxAge" in metadata or "$maxCount" in metadata
 
     async def follow(
-        self, after: Place | None, type_names: Iterable[str] = ()
+        self, after: Place | None, type_names: Iterable[str] = (), *, lost: Callable[[], None] = lambda: None
     ) -> AsyncGenerator[Recorded | CaughtUp | Checkpoint, None]:
         """Yield every event behind `after` (None: from the beginning), then live ones, for ever.
 
         Only `type_names` are delivered (none named: every type of Recorrido). A lost store is waited for: the
-        caller sees a pause, never a gap or a repetition.
+        caller sees a pause, never a gap or a repetition. `lost` is called when it begins to wait; CaughtUp comes again
+        when it is back.
 
         Raises:
             OtherHistoryError: the store does not hold the event that was delivered last, or `after`.
@@ -343,6 +344,7 @@ class EventStore:
                             yield recorded
             except (UnavailableError, kurrent.KurrentDBClientError) as error:
                 LOG.warning("event store subscription lost, resuming", after=last, error=type(error).__name__)
+            lost()
             await backoff.wait()
 
 

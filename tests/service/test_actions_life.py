@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -188,6 +189,33 @@ async def test_a_watch_tells_when_something_becomes_yours(office: Office) -> Non
     watch.cancel()
     error = await refusal(office.actions.WatchActions(pb.WatchActionsRequest(after_position=-1)).read())
     assert violations(error) == [("after_position", "not negative")]
+
+
+async def test_a_watch_tells_that_the_store_is_away_and_goes_on_when_it_is_back(tmp_path: Path) -> None:
+    async with running(["actions"], data=tmp_path) as cluster, connected(cluster) as office:
+        watch = office.actions.WatchActions(pb.WatchActionsRequest())
+        begun = await watch.read()
+        assert not begun.store_away
+        opened = await office.open()
+        (seen,) = (await watch.read()).changes
+        await cluster.stop("eventstore")
+        async with asyncio.timeout(30):
+            told = await watch.read()
+        assert (told.store_away, list(told.changes), told.position) == (True, [], seen.position)
+        # Who comes now is told at once.
+        other = office.actions.WatchActions(pb.WatchActionsRequest())
+        assert (await other.read()).store_away
+        await cluster.start("eventstore")
+        async with asyncio.timeout(60):
+            assert not (await watch.read()).store_away
+            assert not (await other.read()).store_away
+            key = unique("r")
+            accepted = await until(
+                lambda: office.accept(opened.action_id, request_id=key), 30, ignoring=(grpc.aio.AioRpcError,)
+            )
+            for each in (watch, other):
+                assert [c.action for c in (await each.read()).changes] == [accepted]
+                each.cancel()
 
 
 async def test_a_thousand_watch_at_once(office: Office) -> None:

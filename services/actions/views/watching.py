@@ -79,6 +79,15 @@ class Watch:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a watcher is told: changes, oldest first, the position to go on from, and whether the store is away."""
+
+    changes: Sequence[ActionChange]
+    position: int
+    store_away: bool
+
+
 class _Watcher:
     """What waits for one watcher."""
 
@@ -120,6 +129,9 @@ class Watchers:
         self._position = 0
         self._last: Place | None = None
         self._live = asyncio.Event()
+        #: The store does not answer; or it is another one, which no watch can go on in.
+        self._away = False
+        self._replaced: OtherHistoryError | None = None
 
     async def run(self, start: Place | None) -> None:
         """Follow the store for ever, from `start` on; while it is away, or another one, wait for it."""
@@ -129,10 +141,18 @@ class Watchers:
                 await self._follow()
             except (OtherHistoryError, UnavailableError) as error:
                 LOG.warning("watching waits", error=error.message)
+                self._replaced = error if isinstance(error, OtherHistoryError) else None
+                self._tell(away=True)
                 await asyncio.sleep(RECHECK_EVERY_S)
 
+    def _tell(self, *, away: bool) -> None:
+        self._away = away
+        for watcher in self._watchers:
+            watcher.woken.set()
+
     async def _follow(self) -> None:
-        async for batch in batches(self._store.follow(self._last, REGISTRY.type_names), size=_BATCH):
+        events = self._store.follow(self._last, REGISTRY.type_names, lost=lambda: self._tell(away=True))
+        async for batch in batches(events, size=_BATCH):
             recorded = [item for item in batch if isinstance(item, Recorded)]
             changes = await self._changes(recorded) if self._watchers else []
             for watcher in self._watchers if changes else ():
@@ -142,14 +162,16 @@ class Watchers:
             places = [item.position for item in batch if isinstance(item, Recorded | Checkpoint)]
             self._position = max([self._position, *places])
             if any(isinstance(item, CaughtUp) for item in batch):
+                self._replaced = None
                 self._live.set()
+                self._tell(away=False)
 
-    async def watch(self, watch: Watch) -> AsyncGenerator[tuple[Sequence[ActionChange], int], None]:
-        """Yield changes, oldest first, and the position to go on from, for ever; first none, when the watch began.
+    async def watch(self, watch: Watch) -> AsyncGenerator[Seen, None]:
+        """Yield what changes, for ever. Nothing has changed where it only tells that it began, or of the store.
 
         Raises:
             ExhaustedError: TOO_MANY_WATCHERS, or WATCHER_TOO_SLOW: it did not read what waited for it.
-            OtherHistoryError: the history does not reach to `after_position`.
+            OtherHistoryError: the history does not reach to `after_position`, or the store was replaced.
             UnavailableError: the store does not answer.
         """
         if len(self._watchers) >= MAX_WATCHERS:
@@ -160,14 +182,19 @@ class Watchers:
         try:
             begun = self._position
             after = watch.after_position or begun
-            yield (), after
+            seen = Seen((), after, self._away)
+            yield seen
             if after < begun:
                 async for changes in self._missed(watch, after, begun):
-                    yield changes, changes[-1].position
+                    seen = Seen(changes, changes[-1].position, self._away)
+                    yield seen
             while True:
+                if self._replaced is not None:
+                    raise self._replaced
                 changes = [change for change in await watcher.take() if change.position > after]
-                if changes:
-                    yield changes, changes[-1].position
+                if changes or self._away is not seen.store_away:
+                    seen = Seen(changes, changes[-1].position if changes else seen.position, self._away)
+                    yield seen
         finally:
             self._watchers.discard(watcher)
 

@@ -1109,21 +1109,29 @@ class WatchActionsResponse(_message.Message):
 
     CHANGES_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    STORE_AWAY_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Where to go on after the connection was lost."""
+    store_away: _builtins.bool
+    """The event store does not answer: that nothing comes does not mean that nothing happens. The watch goes on; a
+    response tells when the store is back, and nothing is lost.
+    """
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ActionChange]:
-        """Oldest first; none in the first response, which only tells that the watch began."""
+        """Oldest first; none in the first response, which only tells that the watch began, and none where only `store_away`
+        is told.
+        """
 
     def __init__(
         self,
         *,
         changes: _abc.Iterable[Global___ActionChange] | None = ...,
         position: _builtins.int = ...,
+        store_away: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "position", b"position", "store_away", b"store_away"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
