@@ -4,7 +4,7 @@ import math
 from statistics import NormalDist
 
 
-def wilson(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(successes: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
     """Return the bounds of a share, each 0 to 1; 0 and 1 without trials.
 
     E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", Journal of the American

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from scipy import stats
 
 from recorrido.actions.v1.events import (
@@ -28,9 +29,11 @@ from services.actions.domain.impact import (
     FALSE_ALARM,
     MEASURES,
     WATCHED_WEEKS,
+    Clusters,
     Kind,
     Samples,
     assess,
+    by_customer,
     daily,
     effect,
     fell,
@@ -78,10 +81,10 @@ def test_the_score_interval_is_that_of_scipy() -> None:
     assert found == pytest.approx((theirs.low, theirs.high))
 
 
-@pytest.mark.parametrize("degrees", [10, 11.5, 29, 58, 400])
+@pytest.mark.parametrize("degrees", [7, 11.5, 29, 58, 400])
 @pytest.mark.parametrize("p", [0.9, 0.975, 0.995, 1 - FALSE_ALARM / WATCHED_WEEKS])
 def test_quantiles_of_student(p: float, degrees: float) -> None:
-    assert student_quantile(p, degrees) == pytest.approx(stats.t.ppf(p, degrees), abs=0.0005)
+    assert student_quantile(p, degrees) == pytest.approx(stats.t.ppf(p, degrees), abs=0.001)
 
 
 def test_the_interval_of_a_difference_of_means_is_that_of_scipy() -> None:
@@ -181,6 +184,90 @@ def test_all_looks_together_seldom_raise_a_false_alarm() -> None:
             looks = (Samples(ImpactSample(), csat(random, 0)) for _ in range(WATCHED_WEEKS))
             alarms += any(fell(verified, look) is not None for look in looks)
     assert alarms / 400 <= FALSE_ALARM + 0.025
+
+
+# -- customers who answer often ------------------------------------------------------------------------------------
+
+
+def grouped(counts: np.ndarray, totals: np.ndarray, squares: float | None = None) -> ImpactSample:
+    """Return the sample of customers who said so many things, which come to so much (percent, or points)."""
+    count, total = int(counts.sum()), float(totals.sum())
+    found = share(round(total / 100), count) if squares is None else moments(count, total, squares)
+    sums = float((counts**2).sum()), float((counts * totals).sum()), float((totals**2).sum())
+    return by_customer(found, Clusters(len(counts), *sums))
+
+
+def sizes(random: np.random.Generator, customers: int) -> np.ndarray:
+    # Most answer once or twice, a few twenty times and more.
+    return np.minimum(1 + random.negative_binomial(0.5, 0.08, size=customers), 60)
+
+
+def often_csat(random: np.random.Generator, change: float, customers: int) -> ImpactSample:
+    counts, mean = sizes(random, customers), 0.6 + change / 100
+    # Beta-binomial: the answers of one customer correlate by 1 / (2 + 1).
+    own = random.beta(2 * mean, 2 * (1 - mean), size=customers)
+    return grouped(counts, 100.0 * random.binomial(counts, own))
+
+
+def often_nps(random: np.random.Generator, change: float, customers: int) -> ImpactSample:
+    counts, more = sizes(random, customers), change / 200
+    own = random.dirichlet([2 * (0.3 - more), 2 * 0.3, 2 * (0.4 + more)], size=customers)
+    answers = random.multinomial(counts, own)
+    return grouped(counts, 100.0 * (answers[:, 2] - answers[:, 0]), 1e4 * float((answers[:, 2] + answers[:, 0]).sum()))
+
+
+@pytest.mark.parametrize("customers", [40, 150])
+@pytest.mark.parametrize("compared", [False, True])
+@pytest.mark.parametrize(("metric", "draw", "change"), [("csat", often_csat, 15.0), ("nps", often_nps, 20.0)])
+def test_customers_who_answer_often_do_not_make_it_surer_than_it_is(
+    metric: str,
+    draw: Callable[[np.random.Generator, float, int], ImpactSample],
+    change: float,
+    customers: int,
+    *,
+    compared: bool,
+) -> None:
+    random = np.random.default_rng(19)
+    kind = MEASURES[metric].kind
+    held = naively = 0
+    for _ in range(RUNS // 2):
+        samples = samples_of(lambda r, c: draw(r, c, customers), random, change, compared=compared)
+        found = effect(kind, samples)
+        held += found.low <= change <= found.high
+        found = effect(kind, Samples(*(replace(each, design_effect=0.0, customers=0) for each in _present(samples))))
+        naively += found.low <= change <= found.high
+    assert 0.925 <= held / (RUNS // 2) <= 0.975, held / (RUNS // 2)
+    # As if every answer were another customer's.
+    assert naively / (RUNS // 2) < 0.8
+
+
+def _present(samples: Samples) -> list[ImpactSample]:
+    all_of = (samples.before, samples.after, samples.comparison_before, samples.comparison_after)
+    return [each for each in all_of if each is not None]
+
+
+def test_who_answers_once_each_changes_nothing() -> None:
+    plain, ones = share(60, 100), np.ones(100, dtype=int)
+    told = grouped(ones, 100.0 * (np.arange(100) < 60))
+    assert (told.customers, told.design_effect) == (100, 1.0)
+    assert newcombe(plain, plain, 0.95) == newcombe(told, told, 0.95)
+
+
+def test_customers_who_always_say_the_same_count_once() -> None:
+    # 40 customers of whom each says one thing five times: as much as 40 answers are worth.
+    told = grouped(np.full(40, 5), 500.0 * (np.arange(40) < 24))
+    assert told.design_effect == pytest.approx(5 * 40 / 39, rel=0.03)
+    assert grouped(np.full(40, 5), np.full(40, 500.0)).design_effect == 5.0
+
+
+def test_few_customers_are_too_few_however_much_they_say() -> None:
+    few = grouped(np.array([200, *[1] * 30]), np.array([10_000.0, *[0.0] * 30]))
+    found = assess(target("csat"), Samples(few, few))
+    assert found.statement == (
+        "Too early to say: heard before from 31 customers, who count as 1.3 alike often, and it takes 8."
+    )
+    enough = grouped(np.full(10, 50), np.full(10, 2_500.0))
+    assert "(n 500 of 10 customers)" in assess(target("csat"), Samples(enough, enough)).statement
 
 
 # -- verdicts ------------------------------------------------------------------------------------------------------

@@ -74,11 +74,12 @@ class World:
         await self.store.append([StreamAppend(stream, ANY, pending)])
         return pending
 
-    async def answers(self, touchpoint: str, at: datetime, csats: Sequence[int]) -> list[Pending]:
-        """Record one interaction an hour from `at` on, of one customer."""
-        return await self.append(
-            f"customer-{uuid4()}", *(_interaction(touchpoint, at, hour, csat) for hour, csat in enumerate(csats))
-        )
+    async def answers(
+        self, touchpoint: str, at: datetime, csats: Sequence[int], customers: int = 1_000
+    ) -> list[Pending]:
+        """Record one interaction an hour from `at` on, of one customer after the other."""
+        said = [_interaction(touchpoint, at, hour, csat, hour % customers) for hour, csat in enumerate(csats)]
+        return await self.append(f"customer-{uuid4()}", *said)
 
     async def improvement(self, target: Target | None, *, done: datetime | None = DONE, **verified: Any) -> str:
         key = str(uuid4())
@@ -118,12 +119,12 @@ class World:
         return await until(complete, 20, what=f"{before} before and {after} after")
 
 
-def _interaction(touchpoint: str, at: datetime, hour: int, csat: int) -> InteractionRecorded:
+def _interaction(touchpoint: str, at: datetime, hour: int, csat: int, customer: int) -> InteractionRecorded:
     return InteractionRecorded(
         interaction=Interaction(
             source="test",
             interaction_id=str(uuid4()),
-            customer=Customer(customer_id="ana"),
+            customer=Customer(customer_id=f"customer {customer}"),
             touchpoint=touchpoint,
             occurred_at=at + timedelta(hours=hour),
             ratings=(Rating(metric=RatingMetric.CSAT, value=csat),) if csat else (),
@@ -187,6 +188,48 @@ async def test_what_got_better_here_and_not_elsewhere_helped(world: World) -> No
     assert rest.comparison_before.count >= 100
 
 
+async def test_who_answers_often_does_not_count_as_many(world: World) -> None:
+    here = unique("here")
+    # The same answers: of as many customers, and of twelve who never change their minds.
+    for at, csats in ((BEGAN - 10 * DAY, [GOOD, BAD] * 60), (DONE, [GOOD, GOOD, GOOD, BAD] * 30)):
+        await world.answers(here, at, csats)
+        await world.answers(here + " often", at, csats, customers=12)
+    alone = {"without_comparison": True}
+    many = await world.measured(await world.improvement(csat_at(here)), 120, 120, **alone)
+    few = await world.measured(await world.improvement(csat_at(here + " often")), 120, 120, **alone)
+    assert (many.before.customers, many.before.design_effect, many.verdict) == (120, 1, V.IMPACT_VERDICT_HELPED)
+    assert (few.before.customers, few.before.effective_customers) == (12, 12)
+    assert few.before.design_effect == pytest.approx(10 * 12 / 11, rel=0.02)
+    assert (few.effect.value, few.verdict) == (many.effect.value, V.IMPACT_VERDICT_NO_EVIDENCE)
+    assert few.effect.high - few.effect.low > 3 * (many.effect.high - many.effect.low)
+    # The part of everything that was bad, of the same customers.
+    target = action_pb2.Target(metric="bad_moments", touchpoint=here + " often")
+    signals = [
+        SignalRaised(
+            signal_id=str(uuid4()),
+            rule="bad_moment",
+            customer_id=f"customer {number % 3}",
+            touchpoint=here + " often",
+            occurred_at=BEGAN - DAY,
+        )
+        for number in range(24)
+    ]
+    for each in signals:
+        await world.append(f"signal-{each.signal_id}", each)
+    key = await world.improvement(csat_at(here + " often"))
+
+    async def counted() -> bool:
+        found = await world.impact(key, target=target, **alone)
+        return (found.before.mean, found.before.customers) == (20, 12)
+
+    await until(counted, 20)
+    found = await world.impact(key, target=target, **alone)
+    # Three customers had all of them: 8 of 10 each, and nine had none.
+    values = [80.0] * 3 + [0.0] * 9
+    between = sum((each - 20) ** 2 for each in values) * 100 / 120**2 * 12 / 11
+    assert found.before.design_effect == pytest.approx(between / (found.before.variance / 120))
+
+
 async def test_what_is_not_done_or_not_heard_is_too_early_to_tell(world: World) -> None:
     here = unique("here")
     open_ = await world.improvement(csat_at(here), done=None)
@@ -206,7 +249,7 @@ async def test_words_are_measured_as_they_were_understood_last(world: World) -> 
     here = unique("here")
     stream = f"customer-{uuid4()}"
     for at, kind, score in ((BEGAN - 4 * DAY, PointKind.PAIN, -0.5), (DONE, PointKind.DELIGHT, 0.5)):
-        said = await world.append(stream, *(_interaction(here, at, hour, 0) for hour in range(40)))
+        said = await world.append(stream, *(_interaction(here, at, hour, 0, hour) for hour in range(40)))
         for need, each_kind, each_score in (("other", PointKind.NONE, 0.25), ("delivery/speed", kind, score)):
             await world.append(
                 stream,

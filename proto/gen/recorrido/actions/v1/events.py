@@ -529,6 +529,13 @@ class ImpactSample(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
     mean: float = 0.0
     variance: float = 0.0
     """Of what was measured, in squares of the mean's unit."""
+    customers: int = 0
+    """How many customers it was heard from; 0: not counted, as of a volume."""
+    design_effect: float = 0.0
+    """How many times as large the mean's variance is as if every answer were another customer's; at least 1, and 0 where
+    customers are not counted."""
+    effective_customers: float = 0.0
+    """As how many customers who all answer alike often they count: some say much more than others. 0: not counted."""
 
     @classmethod
     def from_proto(cls, message: impact_pb2.ImpactSample) -> Self:
@@ -536,6 +543,9 @@ class ImpactSample(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
             count=message.count,
             mean=message.mean,
             variance=message.variance,
+            customers=message.customers,
+            design_effect=message.design_effect,
+            effective_customers=message.effective_customers,
         )
 
     def to_proto(self) -> impact_pb2.ImpactSample:
@@ -543,6 +553,9 @@ class ImpactSample(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
             count=self.count,
             mean=self.mean,
             variance=self.variance,
+            customers=self.customers,
+            design_effect=self.design_effect,
+            effective_customers=self.effective_customers,
         )
         return message
 

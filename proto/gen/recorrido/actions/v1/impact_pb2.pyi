@@ -197,21 +197,35 @@ class ImpactSample(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     MEAN_FIELD_NUMBER: _builtins.int
     VARIANCE_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_FIELD_NUMBER: _builtins.int
+    DESIGN_EFFECT_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_CUSTOMERS_FIELD_NUMBER: _builtins.int
     count: _builtins.int
     """Answers, interactions or, of a volume, days."""
     mean: _builtins.float
     variance: _builtins.float
     """Of what was measured, in squares of the mean's unit."""
+    customers: _builtins.int
+    """How many customers it was heard from; 0: not counted, as of a volume."""
+    design_effect: _builtins.float
+    """How many times as large the mean's variance is as if every answer were another customer's; at least 1, and 0 where
+    customers are not counted.
+    """
+    effective_customers: _builtins.float
+    """As how many customers who all answer alike often they count: some say much more than others. 0: not counted."""
     def __init__(
         self,
         *,
         count: _builtins.int = ...,
         mean: _builtins.float = ...,
         variance: _builtins.float = ...,
+        customers: _builtins.int = ...,
+        design_effect: _builtins.float = ...,
+        effective_customers: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "mean", b"mean", "variance", b"variance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "customers", b"customers", "design_effect", b"design_effect", "effective_customers", b"effective_customers", "mean", b"mean", "variance", b"variance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
