@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_impact.py [--interactions 1000000] [--batch 1000] [--times 30]
 
 Interactions of 60,000 customers in 180 days at 40 touchpoints, every fourth with words that inference has analysed, go
-through the very projection into a real PostgreSQL; then an improvement at one touchpoint is measured against all the others.
+through the very projection into a real PostgreSQL; then an improvement at one touchpoint is measured against all the
+others.
 """
 
 import argparse
