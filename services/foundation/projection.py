@@ -7,7 +7,7 @@ read model is always exactly the fold of the history up to its checkpoint, whate
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
@@ -120,6 +120,10 @@ async def ping(pool: Any) -> bool:
 class ProjectionRunner:
     """Keeps one projection up to date."""
 
+    #: The table of how far the history was read, and its first content.
+    checkpoint_ddl = _CHECKPOINT
+    checkpoint_rows = "INSERT INTO checkpoint VALUES (-1)"
+
     def __init__(
         self,
         store: EventStore,
@@ -137,7 +141,7 @@ class ProjectionRunner:
         self._batch_size = batch_size
         self._schema = projection.name
         # A projection that learnt to read more of the history has to read it from the beginning.
-        described = "\n".join([_CHECKPOINT, projection.ddl, *sorted(self._registry.type_names)])
+        described = "\n".join([self.checkpoint_ddl, projection.ddl, *sorted(self._registry.type_names)])
         self._fingerprint = hashlib.sha256(described.encode()).hexdigest()
         #: How far the history was read, and what of that is known to the database.
         self.position = 0
@@ -163,8 +167,8 @@ class ProjectionRunner:
                     await connection.execute(f"CREATE SCHEMA {self._schema}")
                     await connection.execute(f"COMMENT ON SCHEMA {self._schema} IS '{self._fingerprint}'")
                     await connection.execute(f"SET LOCAL search_path TO {self._schema}")
-                    await connection.execute(_CHECKPOINT)
-                    await connection.execute("INSERT INTO checkpoint VALUES (-1)")
+                    await connection.execute(self.checkpoint_ddl)
+                    await connection.execute(self.checkpoint_rows)
                     await connection.execute(self._projection.ddl)
         except POSTGRES_DOWN as error:
             raise UnavailableError("PostgreSQL", repr(error)) from error
@@ -179,10 +183,7 @@ class ProjectionRunner:
             try:
                 async with asyncio.timeout(self._write_within_s):
                     await self.prepare()
-                    await self._load()
-                await self._store.check(self._last)
-                available(True)
-                await self._run_once()
+                await self._project(available)
             except OtherHistoryError as error:
                 available(False)
                 if error.message != told:
@@ -195,6 +196,17 @@ class ProjectionRunner:
             except asyncpg.SerializationError as error:
                 LOG.warning("another instance moved the checkpoint, starting over", error=str(error))
             await asyncio.sleep(0.25)
+
+    async def _project(self, available: Callable[[bool], None]) -> None:
+        """Follow the store for ever, from where the rows stand."""
+        await self._begin(available)
+        await self._follow()
+
+    async def _begin(self, available: Callable[[bool], None]) -> None:
+        async with asyncio.timeout(self._write_within_s):
+            await self._load()
+        await self._store.check(self._last)
+        available(True)
 
     async def wait_for(self, position: int, timeout_s: float) -> bool:
         """Return whether the read model reached `position` within `timeout_s`."""
@@ -215,12 +227,10 @@ class ProjectionRunner:
         """Read where the rows stand. Going on is from their last event, whose history can be checked."""
         async with self._pool.acquire() as connection:
             row = await connection.fetchrow(f"SELECT * FROM {self._schema}.checkpoint")  # noqa: S608 - a constant of ours
-        self._stored, self._last, self.position = row["position"], None, 0
-        if row["event_id"] is not None:
-            self._last = Place(row["event_position"], row["event_id"], row["stream"].decode(), row["revision"])
-            self.position = self._last.position
+        self._stored, self._last = row["position"], place_of(row)
+        self.position = self._last.position if self._last else 0
 
-    async def _run_once(self) -> None:
+    async def _follow(self) -> None:
         events = batches(self._store.follow(self._last, self._registry.type_names), size=self._batch_size)
         async with contextlib.aclosing(events):
             async for batch in events:
@@ -248,37 +258,65 @@ class ProjectionRunner:
         checkpoints = [item.position for item in batch if isinstance(item, Checkpoint)]
         position = max([self.position, *checkpoints, *(item.position for item in recorded)])
         if recorded or position > self.position:
-            facts = list(self._facts(recorded))
-            last = recorded[-1].place if recorded else self._last
-            async with (
-                asyncio.timeout(self._write_within_s),
-                self._pool.acquire() as connection,
-                connection.transaction(),
-            ):
-                await connection.execute(f"SET LOCAL search_path TO {self._schema}")
-                moved = await connection.execute(
-                    "UPDATE checkpoint SET position = $1, event_position = $2, event_id = $3, stream = $4,"
-                    " revision = $5 WHERE position = $6",
-                    position,
-                    *((last.position, last.event_id, last.stream.encode(), last.revision) if last else [None] * 4),
-                    self._stored,
-                )
-                if moved != "UPDATE 1":
-                    raise asyncpg.SerializationError(f"checkpoint of {self._schema} is not at {self._stored}")
-                with contextlib.ExitStack() as spans:
-                    for item in recorded:
-                        span = telemetry.start_span(
-                            f"project {self._schema}",
-                            SpanKind.CONSUMER,
-                            parent=telemetry.extract(item.metadata),
-                            attributes={"recorrido.event_id": str(item.event_id)},
-                        )
-                        spans.callback(span.end)
-                    await self._projection.apply(connection, facts)
-            self._stored, self._last = position, last
-            async with self._moved:
-                self.position = position
-                self._moved.notify_all()
-            self._applied.add(len(recorded), {"projection": self._schema})
+            await self._fold(recorded, position)
         if any(isinstance(item, CaughtUp) for item in batch):
             self.caught_up.set()
+
+    async def _fold(self, recorded: Sequence[Recorded], position: int) -> None:
+        """Fold events into the rows, and move the checkpoint to `position`, behind them."""
+        facts = list(self._facts(recorded))
+        last = recorded[-1].place if recorded else self._last
+        async with self._transaction() as connection:
+            moved = await connection.execute(
+                "UPDATE checkpoint SET position = $1, event_position = $2, event_id = $3, stream = $4,"
+                " revision = $5 WHERE position = $6",
+                position,
+                *columns_of(last),
+                self._stored,
+            )
+            if moved != "UPDATE 1":
+                raise asyncpg.SerializationError(f"checkpoint of {self._schema} is not at {self._stored}")
+            await self._apply(connection, facts)
+        self._stored = position
+        await self._reached(position, last, len(recorded))
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Any]:
+        async with asyncio.timeout(self._write_within_s), self._pool.acquire() as connection, connection.transaction():
+            # Who is frozen in the middle of a write must not keep the others from writing for ever.
+            silent_ms = int(1000 * self._write_within_s)
+            await connection.execute(
+                f"SET LOCAL search_path TO {self._schema}; SET LOCAL idle_in_transaction_session_timeout = {silent_ms}"
+            )
+            yield connection
+
+    async def _apply(self, connection: Any, facts: Sequence[Fact]) -> None:
+        with contextlib.ExitStack() as spans:
+            for fact in facts:
+                span = telemetry.start_span(
+                    f"project {self._schema}",
+                    SpanKind.CONSUMER,
+                    parent=telemetry.extract(fact.recorded.metadata),
+                    attributes={"recorrido.event_id": str(fact.recorded.event_id)},
+                )
+                spans.callback(span.end)
+            await self._projection.apply(connection, facts)
+
+    async def _reached(self, position: int, last: Place | None, events: int) -> None:
+        self._last = last
+        async with self._moved:
+            self.position = position
+            self._moved.notify_all()
+        self._applied.add(events, {"projection": self._schema})
+
+
+def columns_of(last: Place | None) -> Sequence[Any]:
+    """Return what a checkpoint holds of the last event."""
+    return (last.position, last.event_id, last.stream.encode(), last.revision) if last else (None,) * 4
+
+
+def place_of(row: Any) -> Place | None:
+    """Return the last event that a checkpoint names, None where there was none."""
+    if row["event_id"] is None:
+        return None
+    return Place(row["event_position"], row["event_id"], row["stream"].decode(), row["revision"])

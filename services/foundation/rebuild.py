@@ -28,7 +28,9 @@ class Progress:
     done: bool
 
 
-async def rebuild(store: EventStore, pool: Any, make: Callable[[], Projection]) -> AsyncGenerator[Progress, None]:
+async def rebuild(
+    store: EventStore, pool: Any, make: Callable[[], Projection], runner: type[ProjectionRunner] = ProjectionRunner
+) -> AsyncGenerator[Progress, None]:
     """Fold the history into a schema beside that of the projection that `make` returns, then swap them.
 
     Questions are answered from the old rows until then, and the runner that keeps them up goes on with the new ones.
@@ -43,7 +45,7 @@ async def rebuild(store: EventStore, pool: Any, make: Callable[[], Projection]) 
             if not await guard.fetchval("SELECT pg_try_advisory_lock(hashtext($1))", f"rebuild {live}"):
                 raise ConflictError({f"rebuild of {live}": 0})
             try:
-                async for progress in _rebuild(store, pool, make, live):
+                async for progress in _rebuild(store, pool, make, runner, live):
                     yield progress
             finally:
                 await guard.execute("SELECT pg_advisory_unlock(hashtext($1))", f"rebuild {live}")
@@ -52,12 +54,12 @@ async def rebuild(store: EventStore, pool: Any, make: Callable[[], Projection]) 
 
 
 async def _rebuild(
-    store: EventStore, pool: Any, make: Callable[[], Projection], live: str
+    store: EventStore, pool: Any, make: Callable[[], Projection], kind: type[ProjectionRunner], live: str
 ) -> AsyncGenerator[Progress, None]:
     projection = make()
     projection.name = beside = f"{live}_beside"
     await pool.execute(f"DROP SCHEMA IF EXISTS {beside} CASCADE")
-    runner = ProjectionRunner(store, pool, projection, batch_size=_BATCH)
+    runner = kind(store, pool, projection, batch_size=_BATCH)
     await runner.prepare()
     await runner.last()
     head, events, types = await store.head(), 0, Registry(projection.types).type_names
@@ -80,7 +82,7 @@ async def _swap(pool: Any, live: str, beside: str, last: Place | None) -> bool:
     async with pool.acquire() as connection, connection.transaction():
         # Whoever writes the live rows begins with its checkpoint: it waits here, and then finds another one.
         await connection.execute(f"LOCK TABLE {live}.checkpoint IN ACCESS EXCLUSIVE MODE")
-        reached = await connection.fetchval(f"SELECT event_position FROM {live}.checkpoint")  # noqa: S608 - a name of ours
+        reached = await connection.fetchval(f"SELECT max(event_position) FROM {live}.checkpoint")  # noqa: S608 - a name of ours
         if reached is not None and reached > (last.position if last else -1):
             return False
         await connection.execute(f"DROP SCHEMA {live} CASCADE")

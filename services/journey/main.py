@@ -8,9 +8,9 @@ from services.foundation import projection
 from services.foundation.bus import Bus
 from services.foundation.config import PostgresDsn, ServiceSettings
 from services.foundation.eventstore import EventStore
-from services.foundation.projection import ProjectionRunner
 from services.foundation.rebuild import rebuild
 from services.foundation.run import Process, run
+from services.foundation.sharing import SharedRunner
 from services.journey.api import JourneyService
 from services.journey.handlers import MapHandlers, SignalHandlers, WatchHandlers
 from services.journey.views.projection import JourneyProjection
@@ -34,7 +34,7 @@ async def wire(settings: Settings, process: Process) -> None:
     process.watch("NATS", bus.ping)
 
     view = JourneyProjection()
-    runner = ProjectionRunner(store, pool, view)
+    runner = SharedRunner(store, pool, view)
     process.background("projection", runner.run(available=process.server.availability("read model")))
     reaction = SignalHandlers(store).reaction
     process.background("signals", bus.react(reaction, store.holds, available=process.server.availability("signals")))
@@ -42,7 +42,7 @@ async def wire(settings: Settings, process: Process) -> None:
     process.background("watch", watch(pool, read_model, WatchHandlers(store)))
     process.server.register(
         add_JourneyServiceServicer_to_server,
-        JourneyService(MapHandlers(store), read_model, lambda: rebuild(store, pool, JourneyProjection)),
+        JourneyService(MapHandlers(store), read_model, lambda: rebuild(store, pool, JourneyProjection, SharedRunner)),
         pb.DESCRIPTOR.services_by_name["JourneyService"].full_name,
     )
 

@@ -154,7 +154,7 @@ class Company:
         last = max((event.position for event in events if event.type_name in types), default=-1)
         connection = await asyncpg.connect(self.cluster.environment["RECORRIDO_POSTGRES_DSN"])
         try:
-            return bool(await connection.fetchval(f"SELECT position FROM {projection.name}.checkpoint") >= last)
+            return bool(await connection.fetchval(f"SELECT min(position) FROM {projection.name}.checkpoint") >= last)
         finally:
             await connection.close()
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeAlias
 
 DDL = """
 -- Names, each under its key. Looked up by key alone: it is the hash of the name.
@@ -38,6 +38,10 @@ class Kind(IntEnum):
     SCALE = 5
 
 
+#: What is named, and how.
+Name: TypeAlias = tuple[Kind, str]
+
+
 def first_key(kind: Kind, text: str) -> int:
     """Return the key of a name, but for one chance in billions: 1 to 2^62."""
     digest = blake2b(text.encode(), digest_size=8, person=str(int(kind)).encode()).digest()
@@ -48,43 +52,54 @@ class Names:
     """Gives names their keys, and writes those that are new."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[Kind, str], int] = OrderedDict()
+        self._known: OrderedDict[Name, int] = OrderedDict()
 
     def forget(self) -> None:
         """Drop what is remembered: what was written may have been rolled back, or erased."""
         self._known.clear()
 
-    async def keys(self, connection: Any, kind: Kind, texts: Iterable[str]) -> Mapping[str, int]:
+    async def keys(self, connection: Any, names: Iterable[Name]) -> Mapping[Name, int]:
         """Return the key of each name."""
-        wanted = dict.fromkeys(texts)
-        found = {text: self._known[kind, text] for text in wanted if (kind, text) in self._known}
-        missing = [text for text in wanted if text not in found]
+        known, found, missing = self._known, {}, []
+        for name in dict.fromkeys(names):
+            key = known.get(name)
+            if key is None:
+                missing.append(name)
+            else:
+                found[name] = key
+                known.move_to_end(name)
         if missing:
-            new = await self._write(connection, kind, missing)
+            new = await self._write(connection, missing)
             found |= new
-            self._known |= {(kind, text): key for text, key in new.items()}
-        for text in wanted:
-            self._known.move_to_end((kind, text))
-        while len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
+            known |= new
+            while len(known) > _REMEMBERED:
+                known.popitem(last=False)
         return found
 
-    async def _write(self, connection: Any, kind: Kind, texts: Sequence[str]) -> dict[str, int]:
-        candidates = {text: first_key(kind, text) for text in texts}
-        done: dict[str, int] = {}
+    async def _write(self, connection: Any, names: Sequence[Name]) -> dict[Name, int]:
+        candidates = {name: first_key(*name) for name in names}
+        done: dict[Name, int] = {}
         while candidates:
             # In one order, so that no two writers wait for each other.
-            ordered = sorted(candidates.items(), key=lambda item: item[1])
+            ordered = sorted((kind, key, text) for (kind, text), key in candidates.items())
+            kinds, keys, texts = zip(*ordered, strict=True)
             await connection.execute(
-                """INSERT INTO name SELECT $1, key, text FROM unnest($2::bigint[], $3::text[]) AS new (key, text)
+                """INSERT INTO name SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::text[])
                    ON CONFLICT DO NOTHING""",
-                int(kind),
-                [key for _, key in ordered],
-                [text for text, _ in ordered],
+                kinds,
+                keys,
+                texts,
             )
-            there = await texts_of(connection, kind, candidates.values())
-            done |= {text: key for text, key in candidates.items() if there[key] == text}
-            candidates = {text: key + 1 for text, key in candidates.items() if there[key] != text}
+            rows = await connection.fetch(
+                """SELECT kind, key, text FROM name
+                   JOIN unnest($1::smallint[], $2::bigint[]) AS wanted (kind, key) USING (kind, key)""",
+                kinds,
+                keys,
+            )
+            there = {(row["kind"], row["key"]): row["text"] for row in rows}
+            taken = {name for name, key in candidates.items() if there[name[0], key] != name[1]}
+            done |= {name: key for name, key in candidates.items() if name not in taken}
+            candidates = {name: candidates[name] + 1 for name in taken}
         return done
 
 

@@ -7,10 +7,12 @@ for, over columns of these rows (`views.columns`).
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
-from typing import Any
+from itertools import chain
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -41,12 +43,13 @@ from recorrido.ingest.v1.events import (
     Verbatim,
 )
 from recorrido.journey.v1.events import JourneyMapPublished, SignalRaised
-from services.foundation.events import Event
+from services.foundation.events import Event, Recorded
 from services.foundation.projection import Fact, in_order
 from services.foundation.scales import SCALES, answer
+from services.foundation.sharing import partition_of
 from services.journey.domain.personas import customer_attributes
 from services.journey.views import erasure, names
-from services.journey.views.names import Kind, Names
+from services.journey.views.names import Kind, Name, Names
 
 DDL = """
 -- One per version; body is the map's proto JSON.
@@ -79,12 +82,14 @@ CREATE TABLE interaction (
     outcome smallint NOT NULL,
     referral smallint NOT NULL,
     has_words boolean NOT NULL,
+    partition smallint NOT NULL,
     event_id uuid NOT NULL,
     episode_id text COLLATE "C" NOT NULL,
     body bytea NOT NULL
 );
--- From an analysis or a repetition to the interaction. What belongs to a customer is found in the columns.
-CREATE UNIQUE INDEX ON interaction (event_id);
+-- From an analysis or a repetition to the interaction, both in its stream, so in its partition. What belongs to a
+-- customer is found in the columns.
+CREATE UNIQUE INDEX ON interaction (event_id, partition);
 
 -- Answers on scales of the company's own; `interaction` is its position.
 CREATE TABLE rating (
@@ -189,179 +194,254 @@ class JourneyProjection:
     )
     ddl = names.DDL + DDL + erasure.DDL
 
+    together = CustomerAnonymized
+
     def __init__(self) -> None:
         self._names = Names()
+
+    def forget(self) -> None:
+        """Drop the names that are remembered: they may have been erased, or what wrote them was rolled back."""
+        self._names.forget()
 
     async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
         """Insert a batch; what was inserted before stays as it is, but for what was erased."""
         try:
             await in_order(connection, facts, CustomerAnonymized, self._add, self._replace)
         except BaseException:
-            self._names.forget()
+            self.forget()
             raise
 
     async def _replace(self, connection: Any, fact: Fact) -> None:
-        self._names.forget()
+        self.forget()
         await erasure.forget(connection, fact)
         await self._add(connection, erasure.in_their_place(fact))
         await erasure.mark(connection, fact.event)
 
     async def _add(self, connection: Any, facts: Sequence[Fact]) -> None:
-        interactions = [f for f in facts if isinstance(f.event, InteractionRecorded)]
-        analyses = [
-            f for f in facts if isinstance(f.event, FeedbackAnalyzed | FeedbackAnalysisFailed | AnalysisCorrected)
-        ]
-        maps = [f for f in facts if isinstance(f.event, JourneyMapPublished) and f.event.map is not None]
-        signals = [f for f in facts if isinstance(f.event, SignalRaised)]
-        links = [
-            f for f in facts if isinstance(f.event, IdentityLinked | IdentityUnlinked) and f.event.identity_customer_id
-        ]
-        actions = [f for f in facts if isinstance(f.event, ActionOpened) or type(f.event) in ACTION_STATES]
-        # One after the other, and each in one order: two writers never wait for each other in a circle.
-        await self._insert_interactions(connection, interactions)
-        await self._insert_analyses(connection, analyses)
-        await _insert_maps(connection, maps)
-        await self._insert_links(connection, links)
-        await self._insert_signals(connection, signals)
-        await self._insert_actions(connection, actions)
+        by_type: dict[type[Event], list[Fact]] = {}
+        for fact in facts:
+            by_type.setdefault(type(fact.event), []).append(fact)
 
-    async def _insert_interactions(self, connection: Any, facts: Sequence[Fact]) -> None:
-        fresh = await _without_repetitions(connection, facts)
-        if not fresh:
-            return
-        told = [_interaction(fact) for fact in fresh]
-        customers = await self._names.keys(connection, Kind.CUSTOMER, map(_customer_id, told))
-        touchpoints = await self._names.keys(connection, Kind.TOUCHPOINT, map(_touchpoint, told))
-        profiles = await self._names.keys(connection, Kind.PROFILE, filter(None, map(_profile, told)))
+        def of(*types: type[Event]) -> list[Fact]:
+            return [fact for each in types for fact in by_type.get(each, ())]
+
+        about = of(FeedbackAnalyzed, FeedbackAnalysisFailed, AnalysisCorrected)
+        told, analyses = await _placed(connection, of(InteractionRecorded), about)
+        maps = [fact for fact in of(JourneyMapPublished) if fact.event.map is not None]
+        links = [fact for fact in of(IdentityLinked, IdentityUnlinked) if fact.event.identity_customer_id]
+        signals = of(SignalRaised)
+        actions = of(ActionOpened, *ACTION_STATES)
+        # All names at once, before anything else: two writers never wait for each other in a circle.
+        keys = await self._names.keys(
+            connection,
+            chain(
+                chain.from_iterable(map(_interaction_names, told)),
+                chain.from_iterable(map(_analysis_names, analyses)),
+                chain.from_iterable(_link_names(fact.event) for fact in links),
+                (_customer(fact.event.customer_id) for fact in signals if fact.event.customer_id),
+                (_customer(fact.event.customer_id) for fact in of(ActionOpened) if fact.event.customer_id),
+            ),
+        )
+        await _insert_interactions(connection, told, keys)
+        await _insert_analyses(connection, analyses, keys)
+        await _insert_maps(connection, maps)
+        await _insert_links(connection, links, keys)
+        await _insert_signals(connection, signals, keys)
+        await _insert_actions(connection, actions, keys)
+
+
+Keys: TypeAlias = Mapping[Name, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """An interaction that is not in the rows yet."""
+
+    recorded: Recorded
+    partition: int
+    interaction: Interaction
+    touchpoint: str
+    profile: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Analysed:
+    """What was made of the interaction at a position."""
+
+    fact: Fact
+    interaction: int
+    analysis: Analysis
+
+
+async def _placed(
+    connection: Any, interactions: Sequence[Fact], about: Sequence[Fact]
+) -> tuple[list[_Told], list[_Analysed]]:
+    """Return the interactions that are not in the rows, each once, and the analyses of any that are or will be.
+
+    A history may hold an event twice. An analysis stands in its interaction's stream, behind it; one that does not can
+    be no interaction's.
+    """
+    asked = {fact.recorded.position: _uuid(fact.event.interaction_event_id) for fact in about}
+    event_ids = {fact.recorded.event_id for fact in interactions}
+    rows = await connection.fetch(
+        "SELECT event_id, partition, position FROM interaction WHERE event_id = ANY($1::uuid[])",
+        [*event_ids, *({each for each in asked.values() if each is not None} - event_ids)],
+    )
+    positions = {(row["event_id"], row["partition"]): row["position"] for row in rows}
+    told = []
+    for fact in interactions:
+        partition = partition_of(fact.recorded.stream)
+        if (fact.recorded.event_id, partition) not in positions:
+            positions[fact.recorded.event_id, partition] = fact.recorded.position
+            interaction = fact.event.interaction or Interaction()
+            told.append(_Told(fact.recorded, partition, interaction, _touchpoint(interaction), _profile(interaction)))
+    analyses = []
+    for fact in about:
+        key = asked[fact.recorded.position], partition_of(fact.recorded.stream)
+        position = positions.get(key)
+        if position is not None and position < fact.recorded.position:
+            analyses.append(_Analysed(fact, position, _analysis(fact)))
+    analyses.sort(key=lambda each: each.fact.recorded.position)
+    return told, analyses
+
+
+def _interaction_names(told: _Told) -> Iterator[Name]:
+    yield _customer(_customer_id(told.interaction))
+    yield Kind.TOUCHPOINT, told.touchpoint
+    if told.profile:
+        yield Kind.PROFILE, told.profile
+    for rating in told.interaction.ratings:
+        if rating.metric is RatingMetric.CUSTOM:
+            yield Kind.SCALE, _scale(rating)
+
+
+def _analysis_names(analysed: _Analysed) -> Iterator[Name]:
+    if analysed.analysis.need_path:
+        yield Kind.NEED, _text(analysed.analysis.need_path)
+
+
+def _link_names(change: IdentityLinked | IdentityUnlinked) -> Iterator[Name]:
+    yield _customer(change.identity_customer_id)
+    if owner := _owner(change):
+        yield _customer(owner)
+
+
+async def _insert_interactions(connection: Any, several: Sequence[_Told], keys: Keys) -> None:
+    if several:
         await connection.copy_records_to_table(
-            "interaction",
+            "interaction", records=[_interaction_row(each, keys) for each in several]
+        )
+    own = {
+        (told.recorded.position, keys[Kind.SCALE, _scale(rating)]): rating.value
+        for told in several
+        for rating in told.interaction.ratings
+        if rating.metric is RatingMetric.CUSTOM
+    }
+    if own:
+        await connection.copy_records_to_table(
+            "rating", records=[(position, scale, value) for (position, scale), value in own.items()]
+        )
+
+
+def _interaction_row(told: _Told, keys: Keys) -> tuple[Any, ...]:
+    recorded, interaction = told.recorded, told.interaction
+    return (
+        recorded.position,
+        recorded.recorded_at,
+        interaction.occurred_at or recorded.recorded_at,
+        keys[_customer(_customer_id(interaction))],
+        keys[Kind.TOUCHPOINT, told.touchpoint],
+        keys[Kind.PROFILE, told.profile] if told.profile else 0,
+        *_money(interaction),
+        (interaction.customer or Customer()).kind.number,
+        *(_answer(interaction, metric) for metric in SCALES),
+        interaction.outcome.number,
+        (interaction.referral or Referral()).direction.number,
+        bool((interaction.verbatim or Verbatim()).text),
+        told.partition,
+        recorded.event_id,
+        _text(interaction.episode_id),
+        recorded.data,
+    )
+
+
+async def _insert_analyses(connection: Any, several: Sequence[_Analysed], keys: Keys) -> None:
+    if several:
+        await connection.copy_records_to_table(
+            "analysis",
             records=[
                 (
-                    fact.recorded.position,
-                    fact.recorded.recorded_at,
-                    interaction.occurred_at or fact.recorded.recorded_at,
-                    customers[_customer_id(interaction)],
-                    touchpoints[_touchpoint(interaction)],
-                    profiles.get(_profile(interaction), 0),
-                    *_money(interaction),
-                    (interaction.customer or Customer()).kind.number,
-                    *(_answer(interaction, metric) for metric in SCALES),
-                    interaction.outcome.number,
-                    (interaction.referral or Referral()).direction.number,
-                    bool((interaction.verbatim or Verbatim()).text),
-                    fact.recorded.event_id,
-                    _text(interaction.episode_id),
-                    fact.recorded.data,
+                    each.fact.recorded.position,
+                    each.fact.recorded.recorded_at,
+                    each.interaction,
+                    keys[Kind.NEED, _text(each.analysis.need_path)] if each.analysis.need_path else 0,
+                    each.analysis.sentiment_score,
+                    each.analysis.sentiment.number,
+                    each.analysis.point.number,
+                    isinstance(each.fact.event, FeedbackAnalysisFailed),
+                    isinstance(each.fact.event, AnalysisCorrected),
+                    _failure(each.fact),
+                    _ENCODE(each.analysis),
                 )
-                for fact, interaction in zip(fresh, told, strict=True)
+                for each in several
             ],
         )
-        own = {
-            (fact.recorded.position, _scale(rating)): rating.value
-            for fact, interaction in zip(fresh, told, strict=True)
-            for rating in interaction.ratings
-            if rating.metric is RatingMetric.CUSTOM
-        }
-        if own:
-            scales = await self._names.keys(connection, Kind.SCALE, [scale for _, scale in own])
-            await connection.copy_records_to_table(
-                "rating", records=[(position, scales[scale], value) for (position, scale), value in own.items()]
-            )
 
-    async def _insert_analyses(self, connection: Any, facts: Sequence[Fact]) -> None:
-        about = {fact.recorded.position: _uuid(fact.event.interaction_event_id) for fact in facts}
-        rows = await connection.fetch(
-            "SELECT event_id, position FROM interaction WHERE event_id = ANY($1::uuid[])",
-            [event_id for event_id in about.values() if event_id is not None],
-        )
-        positions = {row["event_id"]: row["position"] for row in rows}
-        # It stands in its interaction's stream, behind it. One that does not can be no interaction's.
-        placed = [
-            (fact, positions[event_id])
+
+async def _insert_links(connection: Any, facts: Sequence[Fact], keys: Keys) -> None:
+    await _insert(
+        connection,
+        "identity_link",
+        "bigint timestamptz bigint bigint",
+        [
+            (
+                fact.recorded.position,
+                fact.recorded.recorded_at,
+                keys[_customer(fact.event.identity_customer_id)],
+                keys[_customer(owner)] if (owner := _owner(fact.event)) else 0,
+            )
             for fact in facts
-            if (event_id := about[fact.recorded.position]) in positions and positions[event_id] < fact.recorded.position
-        ]
-        told = [_analysis(fact) for fact, _ in placed]
-        needs = await self._names.keys(connection, Kind.NEED, filter(None, (_text(each.need_path) for each in told)))
-        if placed:
-            await connection.copy_records_to_table(
-                "analysis",
-                records=[
-                    (
-                        fact.recorded.position,
-                        fact.recorded.recorded_at,
-                        interaction,
-                        needs.get(_text(analysis.need_path), 0),
-                        analysis.sentiment_score,
-                        analysis.sentiment.number,
-                        analysis.point.number,
-                        isinstance(fact.event, FeedbackAnalysisFailed),
-                        isinstance(fact.event, AnalysisCorrected),
-                        _failure(fact),
-                        _ENCODE(analysis),
-                    )
-                    for (fact, interaction), analysis in zip(placed, told, strict=True)
-                ],
+        ],
+    )
+
+
+async def _insert_signals(connection: Any, facts: Sequence[Fact], keys: Keys) -> None:
+    await _insert(
+        connection,
+        "signal",
+        "bigint timestamptz bigint text text bytea",
+        [
+            (
+                f.recorded.position,
+                f.recorded.recorded_at,
+                keys[_customer(f.event.customer_id)] if f.event.customer_id else 0,
+                _text(f.event.rule),
+                _text(f.event.signal_id),
+                f.recorded.data,
             )
+            for f in facts
+        ],
+    )
+    await _insert(
+        connection,
+        "signal_evidence",
+        "uuid text",
+        [
+            (event_id, _text(f.event.signal_id))
+            for f in facts
+            for evidence in f.event.evidence
+            if (event_id := _uuid(evidence.event_id)) is not None
+        ],
+    )
 
-    async def _insert_links(self, connection: Any, facts: Sequence[Fact]) -> None:
-        rows = [(fact.recorded, _text(fact.event.identity_customer_id), _owner(fact.event)) for fact in facts]
-        keys = await self._names.keys(
-            connection, Kind.CUSTOMER, [text for _, *both in rows for text in both if text is not None]
-        )
-        await _insert(
-            connection,
-            "identity_link",
-            "bigint timestamptz bigint bigint",
-            [
-                (recorded.position, recorded.recorded_at, keys[identity], keys[owner] if owner else 0)
-                for recorded, identity, owner in rows
-            ],
-        )
 
-    async def _insert_signals(self, connection: Any, facts: Sequence[Fact]) -> None:
-        customers = await self._names.keys(
-            connection, Kind.CUSTOMER, [_text(f.event.customer_id) for f in facts if f.event.customer_id]
-        )
-        await _insert(
-            connection,
-            "signal",
-            "bigint timestamptz bigint text text bytea",
-            [
-                (
-                    f.recorded.position,
-                    f.recorded.recorded_at,
-                    customers.get(_text(f.event.customer_id), 0),
-                    _text(f.event.rule),
-                    _text(f.event.signal_id),
-                    f.recorded.data,
-                )
-                for f in facts
-            ],
-        )
-        await _insert(
-            connection,
-            "signal_evidence",
-            "uuid text",
-            [
-                (event_id, _text(f.event.signal_id))
-                for f in facts
-                for evidence in f.event.evidence
-                if (event_id := _uuid(evidence.event_id)) is not None
-            ],
-        )
-
-    async def _insert_actions(self, connection: Any, facts: Sequence[Fact]) -> None:
-        opened = [f.event for f in facts if isinstance(f.event, ActionOpened)]
-        customers = await self._names.keys(
-            connection, Kind.CUSTOMER, [_text(event.customer_id) for event in opened if event.customer_id]
-        )
-        await _insert(
-            connection,
-            "action_change",
-            "bigint timestamptz bigint text smallint smallint smallint text text",
-            [(f.recorded.position, f.recorded.recorded_at, *_action_row(f.event, customers)) for f in facts],
-        )
+async def _insert_actions(connection: Any, facts: Sequence[Fact], keys: Keys) -> None:
+    await _insert(
+        connection,
+        "action_change",
+        "bigint timestamptz bigint text smallint smallint smallint text text",
+        [(f.recorded.position, f.recorded.recorded_at, *_action_row(f.event, keys)) for f in facts],
+    )
 
 
 async def _insert_maps(connection: Any, facts: Sequence[Fact]) -> None:
@@ -394,17 +474,6 @@ async def _insert(connection: Any, table: str, types: str, rows: Iterable[Sequen
         )
 
 
-async def _without_repetitions(connection: Any, facts: Sequence[Fact]) -> list[Fact]:
-    """Return the facts that are not in the rows, each once: a history may hold an event twice."""
-    first: dict[UUID, Fact] = {}
-    for fact in facts:
-        first.setdefault(fact.recorded.event_id, fact)
-    rows = await connection.fetch("SELECT event_id FROM interaction WHERE event_id = ANY($1::uuid[])", list(first))
-    for row in rows:
-        del first[row["event_id"]]
-    return list(first.values())
-
-
 # -- what the events say, as columns ---------------------------------------------------------------------------------
 
 
@@ -420,13 +489,12 @@ def _uuid(value: str) -> UUID | None:
         return None
 
 
-def _interaction(fact: Fact) -> Interaction:
-    interaction: Interaction | None = fact.event.interaction
-    return interaction or Interaction()
+def _customer(customer_id: str) -> Name:
+    return Kind.CUSTOMER, _text(customer_id)
 
 
 def _customer_id(interaction: Interaction) -> str:
-    return _text((interaction.customer or Customer()).customer_id)
+    return (interaction.customer or Customer()).customer_id
 
 
 def _touchpoint(interaction: Interaction) -> str:
@@ -483,13 +551,13 @@ def _failure(fact: Fact) -> str:
 
 
 def _owner(change: IdentityLinked | IdentityUnlinked) -> str | None:
-    return (_text(change.customer_id) or None) if isinstance(change, IdentityLinked) else None
+    return (change.customer_id or None) if isinstance(change, IdentityLinked) else None
 
 
-def _action_row(event: Any, customers: Mapping[str, int]) -> Sequence[Any]:
+def _action_row(event: Any, keys: Keys) -> Sequence[Any]:
     action_id = _text(event.action_id)
     if isinstance(event, ActionOpened):
-        customer = customers.get(_text(event.customer_id), 0)
+        customer = keys[_customer(event.customer_id)] if event.customer_id else 0
         kind, state = event.kind.number, ActionState.OPEN.number
         return customer, action_id, kind, state, 0, _text(event.title), _text(event.signal_id)
     result = event.result.number if isinstance(event, ActionCompleted) else 0

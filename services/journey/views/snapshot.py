@@ -68,7 +68,7 @@ class MapInForce:
 class Snapshot:
     """Everything asked through `connection` sees the same rows, of which those before `cut` were known at `as_of`.
 
-    `position`: how far the projection had come.
+    `position`: how far the projection had come in every partition.
     """
 
     connection: Any
@@ -142,7 +142,8 @@ class ReadModel:
                 await connection.execute(f"SET LOCAL search_path TO {self._schema}")
                 # Tables that were built anew have another oid; an erasure changes rows that were read.
                 row = await connection.fetchrow(
-                    """SELECT position, tableoid::bigint AS tables, (SELECT count(*) FROM erasure) AS erasures
+                    """SELECT min(position) AS position, min(tableoid::bigint) AS tables,
+                              (SELECT count(*) FROM erasure) AS erasures
                        FROM checkpoint"""
                 )
                 position, generation = row["position"], (row["tables"], row["erasures"])

@@ -48,7 +48,7 @@ async def unfolded(cluster: Cluster, pool: Any) -> list[str]:
     return [
         schema
         for schema, last in lasts.items()
-        if last >= 0 and await pool.fetchval(f"SELECT event_position FROM {schema}.checkpoint") != last
+        if last >= 0 and await pool.fetchval(f"SELECT min(event_position) FROM {schema}.checkpoint") != last
     ]
 
 
