@@ -13,7 +13,7 @@ and a PostgreSQL of its own:
   them, which is the worst case, as nothing that was derived from the history before holds any more.
 - memory: the most that the projection had, and that the service has had (resident set).
 
-The last table compares the sizes. `--sizes 100000,1000000,10000000` goes ten times farther (the store takes some 10 GB).
+The last table compares the sizes. `--sizes 100000,1000000,10000000` goes ten times farther (some 20 GB of disk).
 """
 
 import argparse
@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -63,7 +63,7 @@ from services.foundation import projection as foundation
 from services.foundation import telemetry
 from services.foundation.events import Pending, Registry, derived_id, stream_name
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
-from services.foundation.projection import ProjectionRunner
+from services.foundation.sharing import SharedRunner
 from services.journey.views.projection import JourneyProjection
 from tests.support.cluster import Cluster, running
 from tests.support.wait import until
@@ -97,7 +97,7 @@ NEEDS = [f"need_{n // 6}/part_{n % 6}" for n in range(42)]
 WORDS = "The parcel came two days late and nobody told me why; I had to call three times to learn where it was."
 
 
-# -- a history -----------------------------------------------------------------------------------------------------------
+# -- a history ---------------------------------------------------------------------------------------------------------
 
 
 def the_map() -> maps.JourneyMap:
@@ -228,7 +228,7 @@ async def fill(store: EventStore, source: Source, interactions: int, console: Co
     return events / (time.perf_counter() - begun)
 
 
-# -- projection ----------------------------------------------------------------------------------------------------------
+# -- projection --------------------------------------------------------------------------------------------------------
 
 
 async def project(store_uri: str, dsn: str) -> None:
@@ -237,7 +237,7 @@ async def project(store_uri: str, dsn: str) -> None:
     store = await EventStore.connect(store_uri)
     pool = await foundation.connect(dsn)
     head = await store.head()
-    runner = ProjectionRunner(store, pool, JourneyProjection())
+    runner = SharedRunner(store, pool, JourneyProjection())
     begun = time.perf_counter()
     running_ = asyncio.create_task(runner.run())
     assert await runner.wait_for(head, 36_000)
@@ -300,7 +300,7 @@ async def copied(pool: Any) -> float:
     return spent
 
 
-# -- questions -----------------------------------------------------------------------------------------------------------
+# -- questions ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -346,11 +346,14 @@ def questions(stub: Any, source: Source, since: datetime) -> dict[str, Callable[
 
 
 async def asked(
-    stub: Any, store: EventStore, pool: Any, source: Source, since: datetime, times: int, console: Console
+    asking: Mapping[str, Callable[[], Awaitable[Any]]],
+    record: Callable[[], Awaitable[None]],
+    times: int,
+    *,
+    console: Console,
 ) -> dict[str, Asked]:
     taken: dict[str, Asked] = {}
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
-        asking = questions(stub, source, since)
         task = bar.add_task("asking", total=2 * times * len(asking))
         for name, ask in asking.items():
             taken[name] = Asked()
@@ -359,7 +362,7 @@ async def asked(
                 taken[name].still.append(await timed(ask))
                 bar.update(task, advance=1)
             for _ in range(times):
-                await recorded(store, pool, source)
+                await record()
                 taken[name].moving.append(await timed(ask))
                 bar.update(task, advance=1)
     return taken
@@ -381,7 +384,7 @@ async def timed(ask: Callable[[], Awaitable[Any]]) -> float:
     return time.perf_counter() - begun
 
 
-# -- memory, plans -------------------------------------------------------------------------------------------------------
+# -- memory, plans -----------------------------------------------------------------------------------------------------
 
 
 def peak_mib(pid: int) -> float:
@@ -421,7 +424,7 @@ async def show_plans(pool: Any, console: Console) -> None:
         await connection.execute("RESET search_path")
 
 
-# -- all of it -----------------------------------------------------------------------------------------------------------
+# -- all of it ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -477,7 +480,12 @@ async def measure(interactions: int, given: argparse.Namespace, console: Console
                 await cluster.until_ready("journey")
                 if given.plans:
                     await show_plans(pool, console)
-                figures.questions = await asked(stub, store, pool, source, since, given.queries, console)
+                figures.questions = await asked(
+                    questions(stub, source, since),
+                    lambda: recorded(store, pool, source),
+                    given.queries,
+                    console=console,
+                )
             figures.service_mib = peak_mib(cluster.pid("journey"))
             await pool.close()
             await store.close()
