@@ -13,6 +13,7 @@ from services.foundation.errors import NotFoundError
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Recorded, Registry, stream_name
 from services.foundation.eventstore import EventStore
 from services.foundation.execute import Executor, Intent
+from services.journey.domain.finding import Finding, watched
 from services.journey.domain.mapcheck import ID
 from services.journey.domain.maps import Maps, PublishedMap, PublishJourneyMap
 from services.journey.domain.reading import Reading
@@ -26,7 +27,6 @@ from services.journey.domain.signals import (
     hurt_in_words,
     recovery_failed,
 )
-from services.journey.domain.watching import Finding, watched
 
 # -- maps -----------------------------------------------------------------------------------------------------------
 
@@ -181,14 +181,14 @@ class WatchHandlers:
 
     async def raise_all(self, reading: Reading, found: Sequence[Finding], map_version: int) -> int:
         """Raise the signals of what was found that were not raised before; return how many are new."""
-        new = {each.signal_id(reading): each for each in found}
-        new = {signal_id: each for signal_id, each in new.items() if signal_id not in self._raised}
+        new = {each.signal_id: each for each in found if each.signal_id not in self._raised}
         raised = 0
         for signal_id, each in list(new.items())[:MAX_RAISED]:
             positions = [int(reading.history.interactions.position[row]) for row in each.rows]
-            seen = [await self._at(position) for position in positions]
-            if all(one is not None for one in seen):
-                signal = watched(each, signal_id, [one for one in seen if one], reading.map_.map_id, map_version)
+            seen = [one for position in positions if (one := await self._at(position)) is not None]
+            # Of a customer that was erased nothing is said; about everyone, what is left is evidence enough.
+            if len(seen) == len(positions) or (seen and each.customer < 0):
+                signal = watched(each, seen, reading.map_.map_id, map_version)
                 done = await self._executor.execute(Intent(stream_name("signal", signal_id), RaiseSignal(signal)))
                 raised += len(done.events)
             self._raised.add(signal_id)

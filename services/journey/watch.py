@@ -7,8 +7,10 @@ import structlog
 
 from services.foundation.errors import RecorridoError
 from services.foundation.projection import POSTGRES_DOWN
+from services.journey.domain.shifts import SHIFT_RULES
 from services.journey.domain.watching import findings
 from services.journey.handlers import WatchHandlers
+from services.journey.views.signals import signals_by_rules
 from services.journey.views.snapshot import ReadModel
 
 LOG = structlog.get_logger()
@@ -42,8 +44,10 @@ async def _look(read_model: ReadModel, handlers: WatchHandlers) -> None:
         async with read_model.snapshot() as snapshot:
             in_force = snapshot.map_in_force("")
             reading = snapshot.reading(in_force)
+            versions = snapshot.versions_of(in_force.map_id)
+            shifts = [each.raised for each in await signals_by_rules(snapshot, SHIFT_RULES)]
         if snapshot.cut != seen:
-            found = await asyncio.to_thread(findings, reading)
+            found = await asyncio.to_thread(findings, reading, versions, shifts)
             raised = await handlers.raise_all(reading, found, in_force.version)
             if raised:
                 LOG.info("signals raised", found=len(found), new=raised)

@@ -510,9 +510,9 @@ def test_answers_that_fall_and_fall_again_are_found_once() -> None:
     assert found_by(*falling, Happened("a", 4, nps=3)) == []
     assert found_by(*falling, Happened("b", 60)) == []
     one, again = (reading(history(*each)) for each in (falling, [*falling, Happened("b", 5)]))
-    assert [f.signal_id(one) for f in findings(one)] == [f.signal_id(again) for f in findings(again)]
+    assert [f.signal_id for f in findings(one)] == [f.signal_id for f in findings(again)]
     deeper = reading(history(*falling, Happened("a", 4, nps=7)))
-    assert [f.signal_id(deeper) for f in findings(deeper)] != [f.signal_id(one) for f in findings(one)]
+    assert [f.signal_id for f in findings(deeper)] != [f.signal_id for f in findings(one)]
 
 
 def test_a_touchpoint_is_silent_when_chance_does_not_explain_it() -> None:

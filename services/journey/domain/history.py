@@ -236,6 +236,19 @@ class History:
         """Return the sentiment of each interaction's words, NaN where there is none."""
         return self.of_analysis(self.analyses.score, np.nan)
 
+    @cached_property
+    def heard(self) -> Flags:
+        """Return in which interactions customers told something: a rating, on whatever scale, or words."""
+        return self.rated | self.interactions.has_words
+
+    @cached_property
+    def rated(self) -> Flags:
+        """Return which interactions hold a rating, on whatever scale."""
+        rows = self.interactions
+        rated: Flags = (rows.nps >= 0) | (rows.csat >= 0) | (rows.ces >= 0)
+        rated[self.ratings.interaction] = True
+        return rated
+
     @property
     def answers(self) -> Mapping[RatingMetric, NDArray[np.int8]]:
         """Return the answers on each standard scale, -1 where there is none."""

@@ -113,9 +113,6 @@ def _voices(history: History, place: NDArray[Any], size: int, inside: Flags, pas
     """Return the voice of each place, 0 to `size` - 1; -1 is none of them."""
     table = history.interactions
     placed = place >= 0
-    rated = (table.nps >= 0) | (table.csat >= 0) | (table.ces >= 0)
-    rated[history.ratings.interaction] = True
-    heard = rated | table.has_words
 
     def count(chosen: Flags) -> Ints:
         return np.bincount(place[chosen & placed & inside], minlength=size)
@@ -129,8 +126,8 @@ def _voices(history: History, place: NDArray[Any], size: int, inside: Flags, pas
     everything = np.ones(len(table), bool)
     rows = np.flatnonzero(placed & inside)
     customers = distinct(place[rows], history.customer[rows], size, len(history.owners))
-    interactions, ratings, words = count(everything), count(rated), count(table.has_words)
-    last_at, last_heard = last(everything), last(heard)
+    interactions, ratings, words = count(everything), count(history.rated), count(table.has_words)
+    last_at, last_heard = last(everything), last(history.heard)
     return [
         Voice(int(interactions[n]), int(customers[n]), int(ratings[n]), int(words[n]), last_at[n], last_heard[n])
         for n in range(size)

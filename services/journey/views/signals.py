@@ -71,3 +71,13 @@ async def signals_at(snapshot: Snapshot, positions: Sequence[int]) -> list[Signa
         "SELECT recorded_at, body FROM signal WHERE position = ANY($1::bigint[]) ORDER BY position DESC", positions
     )
     return [Signal(_DECODE(row["body"]), row["recorded_at"]) for row in rows]
+
+
+async def signals_by_rules(snapshot: Snapshot, rules: Sequence[str]) -> list[Signal]:
+    """Return all signals that these rules raised, oldest first."""
+    rows = await snapshot.connection.fetch(
+        "SELECT recorded_at, body FROM signal WHERE rule = ANY($1::text[]) AND position < $2 ORDER BY position",
+        list(rules),
+        snapshot.cut,
+    )
+    return [Signal(_DECODE(row["body"]), row["recorded_at"]) for row in rows]

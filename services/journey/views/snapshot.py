@@ -102,6 +102,10 @@ class Snapshot:
             raise NotFoundError("JOURNEY_MAP_UNKNOWN", f"there is no journey map {map_id!r}{self.then}")
         return MapInForce(found[-1] if found else None)
 
+    def versions_of(self, map_id: str) -> list[PublishedMap]:
+        """Return every version of a map known at `as_of`, oldest first."""
+        return [each for each in self.model.columns.maps_before(self.cut) if each.map.map_id == map_id]
+
     def latest_maps(self) -> list[PublishedMap]:
         """Return the latest version of each map known at `as_of`, by map id."""
         latest = {each.map.map_id: each for each in self.model.columns.maps_before(self.cut)}
