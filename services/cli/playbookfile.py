@@ -193,7 +193,10 @@ class Recovery(_Rule):
 
 
 class Improvement(_Rule):
-    """Opens an improvement when enough customers had the same cause. Every rule that matches counts."""
+    """Opens an improvement when enough customers had the same cause. Every rule that matches counts.
+
+    A signal about everyone counts as one customer, if match.rules names its rule.
+    """
 
     group_by: list[Part] = [Part.TOUCHPOINT, Part.NEED]
     """What makes signals the same cause."""

@@ -19,8 +19,11 @@ from recorrido.actions.v1 import playbook_pb2
 from recorrido.actions.v1 import playbook_service_pb2 as pb
 from recorrido.actions.v1.action_pb2 import OBLIGATION_ACCEPTANCE, PRIORITY_HIGH, PRIORITY_URGENT
 from recorrido.actions.v1.events import Calendar, Playbook, PlaybookPublished, SignalAnswered
+from recorrido.actions.v1.explanation_service_pb2 import ExplainActionRequest
+from recorrido.actions.v1.explanation_service_pb2_grpc import ExplanationServiceStub
 from recorrido.actions.v1.playbook_service_pb2_grpc import PlaybookServiceStub
-from recorrido.journey.v1.events import SignalRaised
+from recorrido.ingest.v1.events import Customer, Interaction, InteractionRecorded
+from recorrido.journey.v1.events import Evidence, SignalRaised
 from services.actions.domain.action import ActionDecider
 from services.actions.handlers.playbooks import PlaybookBook
 from services.actions.handlers.signals import SignalHandlers
@@ -237,6 +240,50 @@ async def test_fifty_customers_with_one_cause_are_one_improvement_with_fifty_rec
     )
     assert improvement.target.metric == "bad_moments"
     assert improvement.reasons[0] == "20 customers within 7 days"
+
+
+async def test_a_signal_about_everyone_opens_an_improvement_where_a_rule_names_it(
+    office: Office, playbooks: Any
+) -> None:
+    where = place()
+    named = improving(where, 1)
+    named.match.rules.extend(["score_worsened", "point_worsened", "coverage_lost"])
+    unnamed = improving(where, 1)
+    unnamed.rule_id = "anything"
+    await publish(playbooks, draft(where, improvements=[named, unnamed]))
+    about = {"customer_id": "", "map_id": "shop", "map_version": 1, "touchpoint_id": where, "need_path": ""}
+    customer = unique("customer")
+    interaction = InteractionRecorded(interaction=Interaction(customer=Customer(customer_id=customer)))
+    stream = stream_name("customer", customer)
+    await office.store.append([StreamAppend(stream, NO_STREAM, [Pending(interaction, uuid.uuid4())])])
+    (recorded,) = await office.store.read(stream)
+    event_id = str(recorded.event_id)
+    seen = Evidence(event_id=event_id, event_type=recorded.type_name, position=str(recorded.position))
+    fell = signal(
+        unique("s"),
+        rule="score_worsened",
+        reasons=("CSAT fell from 81.0 % to 70.2 %",),
+        inputs={"metric": "csat"},
+        evidence=(seen,),
+        **about,
+    )
+    again = signal(unique("s"), rule="score_worsened", inputs={"metric": "csat"}, **about)
+    hurts = signal(unique("s"), rule="point_worsened", inputs={"metric": "pain"}, **{**about, "need_path": "price"})
+    silent = signal(unique("s"), rule="touchpoint_silent", **about)
+    await office.raise_signals(fell, again, hurts, silent)
+    await answers(office, fell, again, hurts)
+    # The same cause again opens nothing while its improvement is open; what no rule names opens nothing at all.
+    listed = (await office.until_listed(2, playbook_id=where)).actions
+    assert {(each.kind, each.playbook_rule, each.customer_id) for each in listed} == {(IMPROVEMENT, "fix-it", "")}
+    score, point = sorted(listed, key=lambda each: each.need_path)
+    assert score.title == "Score worsened at delivery: CSAT fell from 81.0 % to 70.2 %"
+    assert list(score.reasons) == ["CSAT fell from 81.0 % to 70.2 %"]
+    assert (score.target.metric, score.target.touchpoint, score.target.need_path) == ("csat", "delivery", "")
+    assert (point.target.metric, point.target.need_path) == ("pain_share", "price")
+    async with grpc.aio.insecure_channel(office.cluster.address("actions")) as channel:
+        explained = await ExplanationServiceStub(channel).ExplainAction(ExplainActionRequest(action_id=score.action_id))
+    assert event_id in str(explained)
+    assert "(erased)" not in str(explained)
 
 
 async def test_the_guard_refuses_and_says_so(office: Office, playbooks: Any) -> None:

@@ -450,3 +450,80 @@ async def test_the_command_shows_it(shared: Company, tmp_path: Path) -> None:
     assert "loyalty.rules[0].level: 'happy' is no level; there are at_risk, satisfied, loyal, advocate" in refused.err
     assert "loyalty.rules[0].nps_at_least: expected a number, not 'nine'" in refused.err
     assert "name" in (await recorrido(c.cluster, "map", "diff", "shop")).out
+
+
+# -- signals about everyone: they move the present of the shared history, so they come last ----------------------------
+
+
+async def test_a_score_out_of_its_limits_is_one_signal_whatever_is_killed_rebuilt_or_late(shared: Company) -> None:
+    c = shared
+
+    def answered(day: int, n: int, csat: int) -> StreamAppend:
+        customer = f"charted {day} {n}"
+        interaction = Interaction(
+            source="shop",
+            interaction_id=f"{day} {n}",
+            customer=Customer(customer_id=customer),
+            touchpoint="parcel",
+            occurred_at=START + timedelta(days=day, minutes=n),
+            ratings=(Rating(metric=RatingMetric.CSAT, value=csat),),
+        )
+        return StreamAppend(
+            stream_name("customer", customer), ANY, [Pending(InteractionRecorded(interaction=interaction), uuid4())]
+        )
+
+    def days(first: int, last: int, bad: int) -> list[StreamAppend]:
+        """Return 24 answers a day, of which `bad` or one more or less are bad."""
+        return [answered(day, n, 1 if n < bad + day % 3 - 1 else 5) for day in range(first, last) for n in range(24)]
+
+    async def raised(rule: str = "score_worsened") -> Any:
+        return (await c.journey.ListSignals(pb.ListSignalsRequest(rule=rule))).signals
+
+    await c.store.append([*days(100, 150, 6), *days(150, 156, 16)])
+    (signal,) = await until(raised, deadline_s=60)
+    assert (signal.customer_id, signal.touchpoint_id, signal.map_id) == ("", "parcel", "shop")
+    assert "CSAT of Parcel fell from 75" in signal.reasons[0]
+    assert signal.inputs["metric"] == "csat"
+    assert len(signal.evidence_positions) == len(signal.evidence_event_ids) == 10
+    (recorded,) = await c.store.read(stream_name("signal", signal.signal_id))
+    # Nothing in it names a customer: it stays when one is erased.
+    assert b"charted" not in recorded.data
+    assert any(each.event_id == signal.evidence_event_ids[0] for each in await _entries(c, recorded))
+    await c.cluster.kill_and_restart("journey")
+    # It goes on, some of it came late, and the read model is made anew.
+    await c.store.append([*days(156, 160, 16), *(answered(151, 100 + n, 1) for n in range(30))])
+    assert [each.done async for each in c.journey.RebuildReadModel(pb.RebuildReadModelRequest(), wait_for_ready=True)]
+    await c.settled()
+    assert [each.signal_id for each in await raised()] == [signal.signal_id]
+    listed = (await recorrido(c.cluster, "signals", "--rule", "score_worsened")).out
+    assert "CSAT" in listed
+
+
+async def _entries(c: Company, recorded: Any) -> Any:
+    """Return the timeline of the customer of the first event that a signal about everyone names."""
+    evidence = json.loads(recorded.data)["evidence"][0]
+    assert "stream" not in evidence
+    async for at in c.store.read_all(int(evidence["position"]), [InteractionRecorded.type_name], limit=1):
+        customer_id = at.stream.removeprefix("customer-")
+    found = await c.journey.GetCustomerJourney(
+        pb.GetCustomerJourneyRequest(customer_id=customer_id), wait_for_ready=True
+    )
+    return found.entries
+
+
+async def test_a_map_that_drops_what_is_heard_raises_a_signal(shared: Company) -> None:
+    c = shared
+    without = a_map(goals=[], episodes=maps.EpisodeRules())
+    without.stages.pop()
+    version = await publish(c, without)
+
+    async def raised() -> Any:
+        return (await c.journey.ListSignals(pb.ListSignalsRequest(rule="coverage_lost"))).signals
+
+    (signal,) = await until(raised, deadline_s=60)
+    assert (signal.touchpoint_id, signal.inputs["lost"], signal.inputs["dropped_in_version"]) == (
+        "parcel",
+        "dropped",
+        str(version),
+    )
+    assert "Parcel: told of " in signal.reasons[0]

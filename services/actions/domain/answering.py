@@ -42,8 +42,10 @@ class AnswerSignal:
 
     @property
     def stream(self) -> str:
-        # Not named by the customer, so that no list of streams tells who had one.
-        return stream_name("answers", str(derived_id("answers", self.signal.customer_id)))
+        # Not named by the customer, so that no list of streams tells who had one. A signal about everyone is answered
+        # by itself, and counts as one towards a cause.
+        whose = (self.signal.customer_id,) if self.signal.customer_id else ("", self.signal.signal_id)
+        return stream_name("answers", str(derived_id("answers", *whose)))
 
 
 @dataclass(frozen=True, slots=True)

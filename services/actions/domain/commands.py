@@ -192,10 +192,7 @@ class OpenRecovery:
     improvement_id: str = ""
 
     def __post_init__(self) -> None:
-        rules = Rules()
-        rules.text("signal_id", self.signal.signal_id, MAX_ID, required=True)
-        rules.text("customer_id", self.signal.customer_id, MAX_CUSTOMER_ID, required=True)
-        rules.enforce()
+        check_signal(self.signal)
 
     @property
     def action_id(self) -> str:
@@ -231,7 +228,7 @@ class OpenRecovery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenImprovement:
-    """Propose the improvement that removes a cause which so many customers had."""
+    """Propose the improvement that removes a cause: so many customers had it, or a signal about everyone told it."""
 
     action_id: str
     cause_id: str
@@ -252,27 +249,50 @@ class OpenImprovement:
         return self.action_id
 
     def event(self) -> ActionOpened:
-        about = [cut(part, MAX_ID) for part in (self.touchpoint, self.need_path) if part]
+        reasons = signal_reasons(self.signal)
+        touchpoint, need_path, metric = self.touchpoint, self.need_path, "bad_moments"
+        about = [cut(part, MAX_ID) for part in (touchpoint, need_path) if part]
+        title = cut(f"{self.customers} customers: {' and '.join(about) or 'the same cause'}", MAX_TITLE)
+        if about_everyone(self.signal):
+            touchpoint, need_path = self.signal.touchpoint, self.signal.need_path
+            metric = _measure(self.signal)
+            title = signal_title(self.signal, reasons[:1])
+        else:
+            reasons = (f"{self.customers} customers within {self.within_days} days", *reasons)[:MAX_REASONS]
+        touchpoint, need_path = cut(touchpoint, MAX_ID), cut(need_path, MAX_CUSTOMER_ID)
         return ActionOpened(
             action_id=self.action_id,
             kind=ActionKind.IMPROVEMENT,
             signal_id=self.signal.signal_id,
-            title=cut(f"{self.customers} customers: {' and '.join(about) or 'the same cause'}", MAX_TITLE),
-            reasons=(f"{self.customers} customers within {self.within_days} days", *signal_reasons(self.signal))[
-                :MAX_REASONS
-            ],
-            touchpoint=cut(self.touchpoint, MAX_ID),
-            need_path=cut(self.need_path, MAX_CUSTOMER_ID),
+            title=title,
+            reasons=reasons,
+            touchpoint=touchpoint,
+            need_path=need_path,
             request_id=self.request_id,
             occurred_at=self.occurred_at,
             cause_id=self.cause_id,
-            target=Target(
-                metric="bad_moments",
-                touchpoint=cut(self.touchpoint, MAX_ID),
-                need_path=cut(self.need_path, MAX_CUSTOMER_ID),
-            ),
+            target=Target(metric=metric, touchpoint=touchpoint, need_path=need_path) if metric else None,
             **self.terms.fields(),
         )
+
+
+def about_everyone(signal: SignalRaised) -> bool:
+    """Return whether a signal is about a touchpoint, a score or a point of a map, and about no single customer."""
+    return bool(signal.map_id) and not signal.customer_id
+
+
+def check_signal(signal: SignalRaised) -> None:
+    """Check what is needed to open something for a signal. Raises InvalidError with every problem."""
+    rules = Rules()
+    rules.text("signal_id", signal.signal_id, MAX_ID, required=True)
+    rules.text("customer_id", signal.customer_id, MAX_CUSTOMER_ID, required=not about_everyone(signal))
+    rules.enforce()
+
+
+def _measure(signal: SignalRaised) -> str:
+    """Return the measure that shows whether what a signal about everyone told of is mended; empty where none does."""
+    metric = signal.inputs.get("metric", "")
+    return "pain_share" if metric == "pain" else metric if metric in METRICS else ""
 
 
 def recovery_id(signal_id: str) -> str:

@@ -18,7 +18,7 @@ from services.actions.domain.answering import (
     hour_of,
     would_confirm,
 )
-from services.actions.domain.commands import OpenImprovement, OpenRecovery
+from services.actions.domain.commands import OpenImprovement, OpenRecovery, check_signal
 from services.actions.domain.playbooks import Causing, InForce, Recovering, asked
 
 
@@ -60,7 +60,7 @@ class DryRun:
     def consider(self, signal: SignalRaised, recorded_at: datetime) -> Iterator[Opening]:
         """Yield what a signal would have opened. Raises InvalidError where it is nobody's."""
         self.summary.signals += 1
-        OpenRecovery(signal=signal, occurred_at=recorded_at)
+        check_signal(signal)
         wanted = asked(signal, [self._draft])
         if wanted.recovery is None and not wanted.causes:
             self.summary.unmatched += 1

@@ -17,7 +17,7 @@ from recorrido.actions.v1.events import (
 )
 from recorrido.journey.v1.events import SignalRaised
 from services.actions.domain.calendars import BusinessTime, check_calendar, check_period
-from services.actions.domain.commands import Terms
+from services.actions.domain.commands import Terms, about_everyone
 from services.actions.domain.deadlines import scheduled
 from services.actions.domain.rules import MAX_ID, MAX_REASON, MAX_TITLE
 from services.foundation.errors import DiffersError
@@ -245,17 +245,26 @@ class Asked:
 
 
 def asked(signal: SignalRaised, in_force: Sequence[InForce]) -> Asked:
-    """Return what the playbooks, in the order of their ids, make of a signal."""
+    """Return what the playbooks, in the order of their ids, make of a signal.
+
+    One about everyone opens no recovery, as there is nobody to make glad again, and is counted by rules only that name
+    its rule.
+    """
     switched_on = sorted((p for p in in_force if not p.playbook.disabled), key=lambda p: p.playbook.playbook_id)
     recovery = next(
-        (Recovering(by, rule) for by in switched_on for rule in by.playbook.recoveries if matches(rule.match, signal)),
+        (
+            Recovering(by, rule)
+            for by in switched_on
+            for rule in by.playbook.recoveries
+            if not about_everyone(signal) and matches(rule.match, signal)
+        ),
         None,
     )
     causes = [
         _causing(by, rule, signal)
         for by in switched_on
         for rule in by.playbook.improvements
-        if matches(rule.match, signal)
+        if matches(rule.match, signal) and (not about_everyone(signal) or (rule.match is not None and rule.match.rules))
     ]
     return Asked(recovery, causes)
 
@@ -264,7 +273,7 @@ def matches(match: SignalMatch | None, signal: SignalRaised) -> bool:
     match = match or SignalMatch()
     return (
         _any(match.rules, signal.rule)
-        and _any(match.touchpoints, signal.touchpoint)
+        and (_any(match.touchpoints, signal.touchpoint) or _any(match.touchpoints, signal.touchpoint_id))
         and _any(match.need_paths, signal.need_path)
         and _any(match.customer_ids, signal.customer_id)
     )
@@ -275,7 +284,9 @@ def _any(patterns: Sequence[str], text: str) -> bool:
 
 
 def _causing(by: InForce, rule: ImprovementRule, signal: SignalRaised) -> Causing:
-    told = {CausePart.TOUCHPOINT: signal.touchpoint, CausePart.NEED: signal.need_path, CausePart.RULE: signal.rule}
+    # What is found by the map is the same touchpoint by whatever name the last interaction had.
+    place = signal.touchpoint_id if about_everyone(signal) else signal.touchpoint
+    told = {CausePart.TOUCHPOINT: place, CausePart.NEED: signal.need_path, CausePart.RULE: signal.rule}
     parts = [told[part] if part in rule.group_by else "" for part in told]
     # The same cause for every version of the playbook: counting goes on.
     cause_id = str(derived_id("cause", by.playbook.playbook_id, rule.rule_id, *parts))

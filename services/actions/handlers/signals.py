@@ -31,6 +31,8 @@ from services.actions.domain.commands import (
     LinkByCause,
     OpenImprovement,
     OpenRecovery,
+    about_everyone,
+    check_signal,
 )
 from services.actions.domain.playbooks import Asked, Causing, InForce, asked
 from services.actions.handlers.playbooks import PlaybookBook
@@ -106,18 +108,16 @@ class SignalHandlers:
         cases: dict[int, _Case] = {}
         plain: dict[int, _Case] = {}
         for index, delivery in enumerate(deliveries):
-            if delivery.event.map_id and not delivery.event.customer_id:
-                # About a touchpoint of a map, not about anybody: there is nobody to make glad again.
-                continue
             try:
                 # Whatever is opened for it needs these; the rest is cut to its limits.
-                OpenRecovery(signal=delivery.event, occurred_at=delivery.recorded.recorded_at)
+                check_signal(delivery.event)
             except InvalidError as error:
                 answers[index] = Skip(error.message)
                 continue
             in_force = self._book.in_force(delivery.recorded.position)
-            to = cases if in_force else plain
-            to[index] = _Case(delivery, asked(delivery.event, in_force))
+            if in_force or not about_everyone(delivery.event):
+                to = cases if in_force else plain
+                to[index] = _Case(delivery, asked(delivery.event, in_force))
         await self._open_for_each(list(plain.values()))
         await self._answer([case for case in cases.values() if case.asked.recovery or case.asked.causes])
         for index, case in (plain | cases).items():

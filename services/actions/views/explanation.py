@@ -170,8 +170,16 @@ class Explanations:
         because = [each.event_id for each in signal.evidence]
         return (*evidence, _explained(recorded, Role.SIGNAL, summary, because, details))
 
+    async def _read(self, evidence: Evidence) -> Sequence[Recorded]:
+        if evidence.stream:
+            return await self._store.read(evidence.stream, after=evidence.revision - 1, limit=1)
+        # A signal about everyone names no stream.
+        if not evidence.position.isdecimal():
+            return []
+        return [each async for each in self._store.read_all(int(evidence.position), _REGISTRY.type_names, limit=1)]
+
     async def _evidence(self, evidence: Evidence) -> Explained:
-        found = await self._store.read(evidence.stream, after=evidence.revision - 1, limit=1)
+        found = await self._read(evidence)
         said = evidence.event_type == InteractionRecorded.type_name
         role = Role.INTERACTION if said else Role.ANALYSIS
         if not found or str(found[0].event_id) != evidence.event_id or found[0].type_name not in _REGISTRY:

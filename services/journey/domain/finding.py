@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import structs
 
 from recorrido.ingest.v1.events import Customer, Interaction, InteractionRecorded
 from recorrido.journey.v1.events import SignalRaised
@@ -64,6 +65,10 @@ def watched(found: Finding, seen: Sequence[Seen], map_id: str, map_version: int)
     last = seen[-1].event
     assert isinstance(last, InteractionRecorded)
     happened = last.interaction or Interaction()
+    evidence = [each.evidence() for each in seen]
+    if found.customer < 0:
+        # Streams are named by customers, and this outlives them when they are erased: event and position are enough.
+        evidence = [structs.replace(each, stream="", revision=0) for each in evidence]
     return SignalRaised(
         signal_id=found.signal_id,
         rule=found.rule,
@@ -72,7 +77,7 @@ def watched(found: Finding, seen: Sequence[Seen], map_id: str, map_version: int)
         touchpoint=happened.touchpoint if found.customer >= 0 or found.touchpoint_id else "",
         occurred_at=happened.occurred_at,
         reasons=found.reasons,
-        evidence=tuple(each.evidence() for each in seen),
+        evidence=tuple(evidence),
         need_path=found.need_path,
         inputs=found.inputs,
         map_id=map_id,

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from recorrido.inference.v1.events import PointKind
 from recorrido.ingest.v1.events import RatingMetric
 from recorrido.journey.v1.events import SignalRaised
+from services.foundation.scales import SCALES
 from services.journey.domain.charts import LEAST_BASELINE, WEIGHT, WIDTH, Alarm, first_alarm
 from services.journey.domain.finding import NEWS_DAYS, Finding, rows_by_touchpoint, touchpoint_id_of
 from services.journey.domain.history import DAY_US, Flags, Floats, Ints
 from services.journey.domain.reading import Reading
-from services.journey.domain.scores import CES_TOP_BOXES, CSAT_TOP_BOXES, HIGHEST_DETRACTOR, LOWEST_PROMOTER, SCALES
 
 SCORE_WORSENED = "score_worsened"
 SCORE_IMPROVED = "score_improved"
@@ -155,17 +155,15 @@ def _last_signal(
 
 def _scores(reading: Reading, span: _Span) -> Iterator[_Chart]:
     history = reading.history
-    table = history.interactions
-    promotes, detracts = table.nps >= LOWEST_PROMOTER, (table.nps >= 0) & (table.nps <= HIGHEST_DETRACTOR)
-    csat = table.csat > SCALES[RatingMetric.CSAT][1] - CSAT_TOP_BOXES
-    ces = table.ces > SCALES[RatingMetric.CES][1] - CES_TOP_BOXES
-    charted: Sequence[tuple[str, Flags, Floats, Flags]] = (
-        ("nps", table.nps >= 0, _percent(promotes) - _percent(detracts), promotes),
-        ("csat", table.csat >= 0, _percent(csat), csat),
-        ("ces", table.ces >= 0, _percent(ces), ces),
-        ("sentiment", history.analysis >= 0, history.score, history.score > 0),
-    )
-    day = table.occurred // DAY_US
+    charted: list[tuple[str, Flags, Floats, Flags]] = [
+        ("sentiment", history.analysis >= 0, history.score, history.score > 0)
+    ]
+    for question, answers in history.answers.items():
+        good = answers >= SCALES[question].lowest_good
+        # NPS is what promoters are more than detractors, the others are shares.
+        bad = (answers >= 0) & (answers <= SCALES[question].highest_bad) & (question is RatingMetric.NPS)
+        charted.append((question.name.lower(), answers >= 0, _percent(good) - _percent(bad), good))
+    day = history.interactions.occurred // DAY_US
     inside = (day >= span.first) & (day < span.today)
     for metric, asked, value, top in charted:
         for number, rows in rows_by_touchpoint(reading, np.flatnonzero(asked & inside)):

@@ -54,7 +54,7 @@ def findings(
         *silent_touchpoints(reading, now),
         *unheard_touchpoints(reading, now),
         *dropped_touchpoints(reading, versions, now),
-        *shifts(reading, now, raised),
+        *(shifts(reading, now, raised) if reading.map_.map_id else ()),
     ]
 
 

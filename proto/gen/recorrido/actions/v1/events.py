@@ -720,6 +720,7 @@ class SignalMatch(Struct, frozen=True, kw_only=True, omit_defaults=True, rename=
 
     rules: tuple[str, ...] = ()
     touchpoints: tuple[str, ...] = ()
+    """As the source names it, or its id in the map where the signal tells that."""
     need_paths: tuple[str, ...] = ()
     customer_ids: tuple[str, ...] = ()
 
@@ -875,7 +876,8 @@ class ImprovementRule(Struct, frozen=True, kw_only=True, omit_defaults=True, ren
     group_by: tuple[CausePart, ...] = ()
     """What makes signals the same cause. Empty: all that match are one."""
     customers: int = 0
-    """So many customers make it a cause, 1 to 10,000."""
+    """So many customers make it a cause, 1 to 10,000. A signal about no single customer counts as one, and only if
+    `match.rules` names its rule."""
     within_days: int = 0
     """Within so many days (of 24 hours), 1 to 366."""
     priority: Priority = Priority.UNSPECIFIED

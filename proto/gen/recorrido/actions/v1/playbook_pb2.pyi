@@ -232,7 +232,9 @@ class SignalMatch(_message.Message):
     @_builtins.property
     def rules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
-    def touchpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def touchpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As the source names it, or its id in the map where the signal tells that."""
+
     @_builtins.property
     def need_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -308,7 +310,9 @@ class ImprovementRule(_message.Message):
     rule_id: _builtins.str
     """Unique in the playbook. 1 to 64 of a-z, 0-9 and -."""
     customers: _builtins.int
-    """So many customers make it a cause, 1 to 10,000."""
+    """So many customers make it a cause, 1 to 10,000. A signal about no single customer counts as one, and only if
+    `match.rules` names its rule.
+    """
     within_days: _builtins.int
     """Within so many days (of 24 hours), 1 to 366."""
     priority: _action_pb2.Priority.ValueType

@@ -473,6 +473,8 @@ class Evidence(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="ca
     event_id: str = ""
     event_type: str = ""
     stream: str = ""
+    """Empty in a signal about no single customer, for streams are named by customers and it stays when one is erased:
+    its position tells where the event stands."""
     revision: int = 0
     position: str = ""
     """Position in the store: an unsigned number of 64 bits."""
@@ -505,13 +507,13 @@ class SignalRaised(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
 
     signal_id: str = ""
     rule: str = ""
-    """The rule that raised it: bad_moment, recovery_failed, about_to_fall, touchpoint_silent and others in
-    docs/journey.md."""
+    """The rule that raised it: bad_moment, recovery_failed, about_to_fall, touchpoint_silent, coverage_lost,
+    score_worsened, score_improved, point_worsened, point_improved; docs/journey.md tells what they are."""
     rule_version: int = 0
     customer_id: str = ""
     """Empty where it is about no single customer."""
     touchpoint: str = ""
-    """Touchpoint as the source named it."""
+    """Touchpoint as the source named it; where it is about no single customer, in the last of the events it saw."""
     occurred_at: datetime | None = None
     """When the bad moment happened to the customer."""
     reasons: tuple[str, ...] = ()

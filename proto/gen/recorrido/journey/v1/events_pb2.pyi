@@ -93,14 +93,14 @@ class SignalRaised(_message.Message):
     TOUCHPOINT_ID_FIELD_NUMBER: _builtins.int
     signal_id: _builtins.str
     rule: _builtins.str
-    """The rule that raised it: bad_moment, recovery_failed, about_to_fall, touchpoint_silent and others in
-    docs/journey.md.
+    """The rule that raised it: bad_moment, recovery_failed, about_to_fall, touchpoint_silent, coverage_lost,
+    score_worsened, score_improved, point_worsened, point_improved; docs/journey.md tells what they are.
     """
     rule_version: _builtins.int
     customer_id: _builtins.str
     """Empty where it is about no single customer."""
     touchpoint: _builtins.str
-    """Touchpoint as the source named it."""
+    """Touchpoint as the source named it; where it is about no single customer, in the last of the events it saw."""
     need_path: _builtins.str
     """The need at stake, when the customer's words told it."""
     map_id: _builtins.str
@@ -162,6 +162,9 @@ class Evidence(_message.Message):
     event_id: _builtins.str
     event_type: _builtins.str
     stream: _builtins.str
+    """Empty in a signal about no single customer, for streams are named by customers and it stays when one is erased:
+    its position tells where the event stands.
+    """
     revision: _builtins.int
     position: _builtins.str
     """Position in the store: an unsigned number of 64 bits."""
