@@ -6,7 +6,6 @@ The same adapter serves KurrentDB and the embedded node. Appends carry the trace
 
 import asyncio
 import contextlib
-import json
 import sys
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
@@ -442,8 +441,8 @@ def _recorded(event: RecordedEvent) -> Recorded:
 
 def _metadata(raw: bytes) -> dict[str, str]:
     # Events of other writers may carry metadata of any shape; what is not ours is passed over.
-    with contextlib.suppress(ValueError):
-        parsed: Any = json.loads(raw) if raw else {}
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        parsed: Any = msgspec.json.decode(raw) if raw else {}
         if isinstance(parsed, dict):
             return {k: v for k, v in parsed.items() if isinstance(v, str)}
     return {}

@@ -292,7 +292,7 @@ class ProjectionRunner:
 
     async def _apply(self, connection: Any, facts: Sequence[Fact]) -> None:
         with contextlib.ExitStack() as spans:
-            for fact in facts:
+            for fact in facts if telemetry.exported() else ():
                 span = telemetry.start_span(
                     f"project {self._schema}",
                     SpanKind.CONSUMER,

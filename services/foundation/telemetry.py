@@ -34,11 +34,10 @@ METER = metrics.get_meter("recorrido")
 def set_up(service: str, *, log_level: str = "INFO", log_format: str = "console") -> None:
     """Install providers, exporters and log processors for this process. `log_format` is `console` or `json`."""
     resource = Resource.create({"service.name": service, "service.version": version("recorrido")})
-    exported = bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
     # What nobody will see is not recorded, which takes most of a span's time. Its ids are made all the same, and a
     # caller who records is followed.
-    traces = TracerProvider(resource=resource, sampler=ParentBased(ALWAYS_ON if exported else ALWAYS_OFF))
-    if exported:
+    traces = TracerProvider(resource=resource, sampler=ParentBased(ALWAYS_ON if exported() else ALWAYS_OFF))
+    if exported():
         traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         # Without a provider what is measured goes nowhere, and costs next to nothing.
         reader = PeriodicExportingMetricReader(OTLPMetricExporter())
@@ -96,6 +95,11 @@ class _Seldom(logging.Filter):
         if due:
             self._last[key] = record.created
         return due
+
+
+def exported() -> bool:
+    """Return whether spans leave the process: one that nothing continues need not be made where they do not."""
+    return bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
 
 
 def shut_down() -> None:
