@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -15,15 +16,18 @@ from services.foundation import rpc
 from services.foundation.errors import ExhaustedError, InvalidError, UnavailableError, Violation
 from services.foundation.flow import until_set
 from services.foundation.limits import RateLimiter
-from services.foundation.rules import TIME_RULE
-from services.ingest.domain import RecordInteraction
+from services.foundation.rules import TIME_RULE, Rules, on_one_line
+from services.ingest.domain import MAX_VIOLATIONS, RecordInteraction
 from services.ingest.handlers import Accepted, Batch, Recorder, Recording, Refusal, Result
 from services.ingest.kept import keep
 from services.ingest.masking import Masker
+from services.ingest.rejection import MAX_FIELD, MAX_RULE
 
 LOG = structlog.get_logger()
 
 MAX_INTERACTIONS = 1000
+#: Everything could be read.
+NONE: Mapping[int, Sequence[Violation]] = MappingProxyType({})
 _OUTCOMES = frozenset(interaction_pb2.Outcome.values())
 #: Batches of one stream that are accepted and not yet answered.
 STREAM_WINDOW = 8
@@ -55,15 +59,20 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
     ) -> pb.RecordInteractionsResponse:
         """An empty request is answered with no results: an importer's last page may be empty."""
         _check_size(request.interactions)
-        results = await self._record(request.interactions, context)
+        results = await self._record(request.interactions, context, _unreadable(request))
         return pb.RecordInteractionsResponse(results=map(result_message, results))
 
-    async def _record(self, interactions: Sequence[interaction_pb2.Interaction], context: Any) -> list[Result]:
+    async def _record(
+        self,
+        interactions: Sequence[interaction_pb2.Interaction],
+        context: Any,
+        unreadable: Mapping[int, Sequence[Violation]] = NONE,
+    ) -> list[Result]:
         client = rpc.client_of(context)
         wait_s = self._limiter.take(client, len(interactions))
         if wait_s:
             raise ExhaustedError("RATE_LIMITED", f"{client} sends more than its share", wait_s)
-        return await self._recorder.accept(self._batch(interactions, client, rpc.metadata())).results()
+        return await self._recorder.accept(self._batch(interactions, client, rpc.metadata(), unreadable)).results()
 
     async def StreamInteractions(  # noqa: N802 - gRPC's name
         self, requests: AsyncIterator[pb.StreamInteractionsRequest | InvalidError], context: Any
@@ -116,12 +125,19 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         return await self._recorder.accept_when_room(self._batch(request.interactions, client, metadata))
 
     def _batch(
-        self, interactions: Sequence[interaction_pb2.Interaction], client_id: str, metadata: Mapping[str, str]
+        self,
+        interactions: Sequence[interaction_pb2.Interaction],
+        client_id: str,
+        metadata: Mapping[str, str],
+        unreadable: Mapping[int, Sequence[Violation]] = NONE,
     ) -> Batch:
         now = datetime.now(UTC)
         return Batch(
-            commands=[_attempt(interaction, now, self._masker) for interaction in interactions],
-            keep=lambda index: keep(interactions[index], self._masker),
+            commands=[
+                _attempt(interaction, now, self._masker, unreadable.get(index, ()))
+                for index, interaction in enumerate(interactions)
+            ],
+            keep=lambda index: keep(interactions[index], self._masker, unreadable.get(index, ())),
             client_id=client_id,
             metadata=metadata,
         )
@@ -132,16 +148,38 @@ def _check_size(interactions: Sequence[interaction_pb2.Interaction]) -> None:
         raise InvalidError([Violation("interactions", f"at most {MAX_INTERACTIONS}, has {len(interactions)}")])
 
 
-def _attempt(message: interaction_pb2.Interaction, now: datetime, masker: Masker) -> RecordInteraction | InvalidError:
+def _unreadable(request: pb.RecordInteractionsRequest) -> Mapping[int, Sequence[Violation]]:
+    """Return what the sender could not read, by place, as an event can hold it. Raises InvalidError."""
+    rules = Rules()
+    for index, told in request.unreadable.items():
+        rules.require(index < len(request.interactions), f"unreadable[{index}]", "the place of an interaction")
+        few = 1 <= len(told.violations) <= MAX_VIOLATIONS
+        rules.require(few, f"unreadable[{index}].violations", f"1 to {MAX_VIOLATIONS}")
+    rules.enforce()
+    return {
+        index: [Violation(on_one_line(v.field[:MAX_FIELD]), on_one_line(v.rule[:MAX_RULE])) for v in told.violations]
+        for index, told in request.unreadable.items()
+    }
+
+
+def _attempt(
+    message: interaction_pb2.Interaction, now: datetime, masker: Masker, unreadable: Sequence[Violation]
+) -> RecordInteraction | InvalidError:
     try:
-        return command_of(message, now, masker)
+        return command_of(message, now, masker, unreadable)
     except InvalidError as error:
         return error
 
 
-def command_of(message: interaction_pb2.Interaction, now: datetime, masker: Masker) -> RecordInteraction:
-    """Return the command to record what `message` tells. Raises InvalidError."""
-    unreadable = []
+def command_of(
+    message: interaction_pb2.Interaction, now: datetime, masker: Masker, unread: Sequence[Violation] = ()
+) -> RecordInteraction:
+    """Return the command to record what `message` tells; `unread`: what its sender could not read.
+
+    Raises:
+        InvalidError: names every rule that it breaks, and everything unread.
+    """
+    unreadable = list(unread)
     if message.outcome not in _OUTCOMES:
         unreadable.append(Violation("outcome", "one of the known outcomes, or none"))
     try:

@@ -41,8 +41,6 @@ EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
 MAX_VERBATIM_BYTES = 16 * 1024
 MAX_RATINGS = 16
 MAX_ATTRIBUTES = 64
-#: With this attribute an import hands over what it could not read, to be refused and kept until somebody mends it.
-IMPORT_PROBLEM = "import.problem"
 #: More of them help nobody, and an answer has to fit into a message.
 MAX_VIOLATIONS = 64
 
@@ -79,7 +77,7 @@ class RecordInteraction:
         Args:
             interaction: as it was given.
             now: when we learn of it.
-            unreadable: fields whose value the interaction cannot even hold, and why.
+            unreadable: fields whose value the interaction cannot even hold, or its sender could not read, and why.
             mask: takes personal data out of it; what it gives is checked and recorded.
 
         Raises:
@@ -229,8 +227,6 @@ def _referral(referral: Referral) -> Iterator[Violation]:
 
 def _attributes(interaction: Interaction) -> Iterator[Violation]:
     attributes = interaction.attributes
-    if IMPORT_PROBLEM in attributes:
-        yield Violation(f"attributes[{IMPORT_PROBLEM!r}]", f"an import could not read it: {attributes[IMPORT_PROBLEM]}")
     if len(attributes) > MAX_ATTRIBUTES:
         yield Violation("attributes", f"at most {MAX_ATTRIBUTES}, has {len(attributes)}")
     for key, value in islice(attributes.items(), MAX_ATTRIBUTES):

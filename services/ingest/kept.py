@@ -1,6 +1,7 @@
 """What an event can hold of an interaction that was refused, whatever it holds."""
 
 import math
+from collections.abc import Sequence
 from datetime import UTC
 from hashlib import sha256
 from typing import Any
@@ -9,6 +10,7 @@ from msgspec import structs
 
 from recorrido.ingest.v1 import interaction_pb2
 from recorrido.ingest.v1.events import AlteredValue, Interaction, Rating
+from services.foundation.errors import Violation
 from services.ingest.domain import MAX_ATTRIBUTES, MAX_RATINGS, MAX_VERBATIM_BYTES
 from services.ingest.masking import Masker
 from services.ingest.rejection import Kept
@@ -20,15 +22,20 @@ MAX_KEY_BYTES = 256
 MAX_ALTERED = 64
 
 
-def keep(message: interaction_pb2.Interaction, masker: Masker) -> Kept:
-    """Return what can and may be kept of an interaction that was refused; whatever it holds, this does not fail."""
-    came = message.SerializeToString(deterministic=True)
-    altered: list[AlteredValue] = []
+def keep(message: interaction_pb2.Interaction, masker: Masker, unreadable: Sequence[Violation] = ()) -> Kept:
+    """Return what can and may be kept of an interaction that was refused; whatever it holds, this does not fail.
+
+    `unreadable`: fields that its sender could not read. What lacks them is not the whole of what was to be recorded.
+    """
+    came = sha256(message.SerializeToString(deterministic=True))
+    altered = [AlteredValue(field=each.field, note=f"could not be read: {each.rule}") for each in unreadable]
+    for each in altered:
+        came.update(f"\x1f{each.field}\x1f{each.note}".encode())
     readable = interaction_pb2.Interaction()
     readable.CopyFrom(message)
     _clear_unreadable(readable, altered)
     interaction = masker.interaction(_cut(Interaction.from_proto(readable), altered))
-    return Kept(interaction, tuple(altered[:MAX_ALTERED]), sha256(came).hexdigest())
+    return Kept(interaction, tuple(altered[:MAX_ALTERED]), came.hexdigest())
 
 
 def _clear_unreadable(message: interaction_pb2.Interaction, altered: list[AlteredValue]) -> None:

@@ -20,8 +20,8 @@ from services.foundation.rules import MAX_NAME, Rules
 MAX_ID = 64
 MAX_NOTE = 1024
 _MAX_MESSAGE = 4096
-_MAX_FIELD = 200
-_MAX_RULE = 300
+MAX_FIELD = 200
+MAX_RULE = 300
 
 RejectionEvent = InteractionRejected | RejectionResubmitted | RejectionDiscarded
 
@@ -70,7 +70,7 @@ class KeepRejected:
             altered=self.kept.altered,
             reason=self.error.reason,
             message=self.error.message[:_MAX_MESSAGE],
-            violations=tuple(BrokenRule(field=v.field[:_MAX_FIELD], rule=v.rule[:_MAX_RULE]) for v in broken),
+            violations=tuple(BrokenRule(field=v.field[:MAX_FIELD], rule=v.rule[:MAX_RULE]) for v in broken),
             client_id=self.client_id,
         )
 

@@ -29,16 +29,12 @@ def good(row: Row) -> Interaction:
 
 
 def problem(row: Row) -> str:
-    """Return the only problem of a row, after making sure that ingest refuses and so keeps the row."""
+    """Return the only problem of a row that can be sent all the same."""
     assert row.interaction is not None
-    with pytest.raises(InvalidError) as refused:
-        RecordInteraction.of(events.Interaction.from_proto(row.interaction), NOW)
     (told,) = row.problems
     attributes = row.interaction.attributes
     assert (attributes["import.file"], attributes["import.line"]) == ("file.csv", "7")
-    assert attributes["import.problem"] == told[:1024]
-    assert any(told[:900] in violation.rule for violation in refused.value.violations)
-    return told
+    return str(told)
 
 
 def test_the_least_there_can_be() -> None:
@@ -287,15 +283,7 @@ def test_whatever_is_wrong_with_a_row_it_is_refused_and_kept(
 
 def test_all_problems_of_a_row_are_told_at_once() -> None:
     row = row_of(mapping(), customer="", when="never")
-    assert [each.split(":")[0] for each in row.problems] == ["customer_id", "occurred_at"]
-
-
-def test_problems_with_strange_characters_can_be_kept() -> None:
-    row = row_of(mapping(channel="c"), c="\x00\x1b[31m" + "x" * 5000)
-    assert row.interaction is not None
-    kept = row.interaction.attributes["import.problem"]
-    assert kept.isprintable()
-    assert len(kept) <= 1024
+    assert [each.field for each in row.problems] == ["customer_id", "occurred_at"]
 
 
 def test_a_row_that_no_message_could_hold_is_sent_without_its_content() -> None:
@@ -359,10 +347,7 @@ def test_links_are_made_of_rows_that_tell_who_somebody_is() -> None:
         (IdentityKind.IDENTITY_KIND_EMAIL_HASH, hashed, "ana"),
     ]
     assert row_of(told, mail=hashed).links[0].value == hashed
-    assert row_of(told, card="1", customer="").problems == [
-        "link: nothing in customer",
-        "customer_id: nothing in customer",
-    ]
+    assert row_of(told, card="1", customer="").told == "link: nothing in customer; customer_id: nothing in customer"
     only = mapping(more={"links": links, "skip": [{"when": {"event": "signed up"}}]})
     row = row_of(only, card="4711", event="signed up")
     assert (row.interaction, [link.value for link in row.links], row.skipped) == (None, ["4711"], "skip[0]")

@@ -338,12 +338,3 @@ def test_anything_is_either_taken_or_refused_with_its_reasons(anything: Interact
     if not problems:
         # What is taken survives the store as it is.
         assert msgspec.json.decode(msgspec.json.encode(anything), type=Interaction) == anything
-
-
-def test_what_an_import_could_not_read_is_refused_with_its_problem() -> None:
-    told = {"import.file": "orders.csv", "import.line": "7", "import.problem": "line 7 has 3 fields, not 4"}
-    assert broken(attributes=told) == [
-        ("attributes['import.problem']", "an import could not read it: line 7 has 3 fields, not 4")
-    ]
-    del told["import.problem"]
-    assert broken(attributes=told) == []

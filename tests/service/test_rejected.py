@@ -14,6 +14,7 @@ from kurrentdbclient import AsyncKurrentDBClient, StreamState
 from recorrido.ingest.v1 import ingest_service_pb2 as ingest
 from recorrido.ingest.v1 import interaction_pb2
 from recorrido.ingest.v1 import rejection_service_pb2 as pb
+from recorrido.ingest.v1.ingest_service_pb2 import FieldViolation, RecordInteractionsRequest, Unreadable
 from recorrido.ingest.v1.rejection_pb2 import (
     REJECTION_STATE_DISCARDED,
     REJECTION_STATE_OPEN,
@@ -21,7 +22,7 @@ from recorrido.ingest.v1.rejection_pb2 import (
 )
 from services.foundation.events import CAUSATION_ID
 from tests.support.cli import recorrido
-from tests.support.front_door import DUPLICATE, RECORDED, FrontDoor, front_door, of
+from tests.support.front_door import DUPLICATE, RECORDED, REJECTED, FrontDoor, front_door, of
 from tests.support.rpc_errors import info, violations
 from tests.support.wait import until
 
@@ -153,6 +154,29 @@ async def test_what_is_not_whole_needs_a_correction(door: FrontDoor) -> None:
     assert (error.code(), info(error).reason) == (StatusCode.FAILED_PRECONDITION, "REJECTION_ALTERED")
     assert "verbatim.text" in (error.details() or "")
     assert (await resubmit(door, rejection_id, of("wordy", text="shorter"))).result.status == RECORDED
+
+
+async def test_what_its_sender_could_not_read_is_kept_and_needs_a_correction(door: FrontDoor) -> None:
+    unread = [FieldViolation(field="occurred_at\0", rule="'\x1bnever' is no time"), FieldViolation(field="amount")]
+    whole, partly = of("half-read", 1), of("half-read", 2)
+    request = RecordInteractionsRequest(interactions=[whole, partly], unreadable={1: Unreadable(violations=unread)})
+    answers = [(await door.stub.RecordInteractions(request)).results for _ in range(2)]
+    assert [[r.status for r in results] for results in answers] == [[RECORDED, REJECTED], [DUPLICATE, REJECTED]]
+    problem = answers[0][1].problem
+    # Nothing else is wrong with it, and what nobody could store is left out.
+    assert [(v.field, v.rule) for v in problem.violations] == [("occurred_at", "' never' is no time"), ("amount", "")]
+    assert problem.rejection_id == answers[1][1].problem.rejection_id
+    error = await failure(resubmit(door, problem.rejection_id))
+    assert (error.code(), info(error).reason) == (StatusCode.FAILED_PRECONDITION, "REJECTION_ALTERED")
+    assert (await resubmit(door, problem.rejection_id, partly)).result.status == RECORDED
+    assert len((await listed(door, 1, source=partly.source, field="amount")).rejections) == 1
+
+
+async def test_what_could_not_be_read_belongs_to_an_interaction_and_says_what(door: FrontDoor) -> None:
+    told = {0: Unreadable(), 1: Unreadable(violations=[FieldViolation(field="amount", rule="no number")])}
+    request = RecordInteractionsRequest(interactions=[of("unread")], unreadable=told)
+    error = await failure(door.stub.RecordInteractions(request))
+    assert sorted(name for name, _ in violations(error)) == ["unreadable[0].violations", "unreadable[1]"]
 
 
 async def test_who_resubmits_at_the_same_time_records_once(door: FrontDoor) -> None:

@@ -17,7 +17,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.text import Text
 
 from recorrido.ingest.v1.identity_service_pb2_grpc import IdentityServiceStub
-from recorrido.ingest.v1.ingest_service_pb2 import RecordInteractionsRequest, RecordResult, RecordStatus
+from recorrido.ingest.v1.ingest_service_pb2 import (
+    FieldViolation,
+    RecordInteractionsRequest,
+    RecordResult,
+    RecordStatus,
+    Unreadable,
+)
 from recorrido.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 from recorrido.ingest.v1.interaction_pb2 import Interaction
 from services.cli import clients, show
@@ -189,7 +195,8 @@ async def _import(
                 whole = False
                 try:
                     async with Linker(IdentityServiceStub(channel), addresses.ingest) as linker:
-                        await record(ingest, _items(reading, ledger, linker, told), partial(_settle, ledger))
+                        items = _items(reading, ledger, linker, told)
+                        await record(ingest, items, partial(_settle, ledger), _unreadable)
                     told.broken.extend(reading.broken)
                     whole = not reading.broken
                 finally:
@@ -220,7 +227,7 @@ async def _items(
 ) -> AsyncIterator[tuple[Interaction, _Tag]]:
     for number, row in reading.rows():
         if row.problems and row.interaction is None:
-            ledger.settle(number, "rejected", _rejection(row, UNREADABLE, "; ".join(row.problems)))
+            ledger.settle(number, "rejected", _rejection(row, UNREADABLE, row.told))
             continue
         if row.links and not row.problems:
             if row.interaction is not None:
@@ -231,6 +238,12 @@ async def _items(
             ledger.settle(number, "skipped")
         if row.interaction is not None:
             yield row.interaction, _Tag(number, row)
+
+
+def _unreadable(tag: _Tag) -> Unreadable | None:
+    if not tag.row.problems:
+        return None
+    return Unreadable(violations=[FieldViolation(field=each.field, rule=each.why) for each in tag.row.problems])
 
 
 def _linked(ledger: Ledger, number: int, row: Row) -> Callable[[str], None]:
@@ -247,8 +260,7 @@ def _settle(ledger: Ledger, done: Sequence[tuple[_Tag, RecordResult]]) -> None:
     for tag, result in done:
         if tag.row.problems:
             # Ingest refuses and keeps it; why it had to is known here.
-            message = "; ".join(tag.row.problems)
-            ledger.settle(tag.number, "rejected", _rejection(tag.row, UNREADABLE, message))
+            ledger.settle(tag.number, "rejected", _rejection(tag.row, UNREADABLE, tag.row.told))
         elif result.status == RecordStatus.RECORD_STATUS_RECORDED:
             ledger.settle(tag.number, "recorded")
         elif result.status == RecordStatus.RECORD_STATUS_DUPLICATE:
@@ -283,7 +295,7 @@ def _dry_run(
             reading = _Reading(path, mapping, bars)
             for _, row in reading.rows():
                 if row.problems:
-                    rejection = _rejection(row, UNREADABLE, "; ".join(row.problems))
+                    rejection = _rejection(row, UNREADABLE, row.told)
                     told.counts.rejected += 1
                     told.rejection(rejection)
                     if errors_file:

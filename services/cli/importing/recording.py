@@ -20,6 +20,7 @@ from recorrido.ingest.v1.ingest_service_pb2 import (
     RecordInteractionsRequest,
     RecordResult,
     RecordStatus,
+    Unreadable,
 )
 from recorrido.ingest.v1.interaction_pb2 import Interaction
 from recorrido.journey.v1.journey_service_pb2 import GetOverviewRequest, GetOverviewResponse
@@ -104,10 +105,12 @@ async def record(
     ingest: "IngestServiceAsyncStub",
     items: AsyncIterable[tuple[Interaction, Tag]],
     settled: Callable[[Sequence[tuple[Tag, RecordResult]]], None],
+    unreadable: Callable[[Tag], Unreadable | None] = lambda _: None,
     patience_s: float = PATIENCE_S,
 ) -> Summary:
     """Send everything in LANES batches at a time; `settled` is told, batch by batch, what became of the items.
 
+    `unreadable` tells what could not be read of an item; None: it is whole.
     Items are taken as they can be sent, so that however many there are, few are held. A customer is in one lane only:
     batches in flight at the same time do not meet on a stream, and each customer's come in their order.
 
@@ -127,7 +130,7 @@ async def record(
 
     async def drain(lane: Lane[Tag]) -> None:
         while batch := await lane.batches.get():
-            await _record_batch(ingest, batch, summary, settled, patience_s)
+            await _record_batch(ingest, batch, summary, settled, unreadable, patience_s=patience_s)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -171,11 +174,16 @@ async def _record_batch(
     batch: list[tuple[Interaction, Tag]],
     summary: Summary,
     settled: Callable[[Sequence[tuple[Tag, RecordResult]]], None],
+    unreadable: Callable[[Tag], Unreadable | None],
+    *,
     patience_s: float,
 ) -> None:
     pause = Pause(patience_s)
     while batch:
-        request = RecordInteractionsRequest(interactions=[interaction for interaction, _ in batch])
+        request = RecordInteractionsRequest(
+            interactions=[interaction for interaction, _ in batch],
+            unreadable={n: lacks for n, (_, tag) in enumerate(batch) if (lacks := unreadable(tag)) is not None},
+        )
         answer = await patiently(partial(ingest.RecordInteractions, request, timeout=DEADLINE_S), pause)
         again: list[tuple[Interaction, Tag]] = []
         done: list[tuple[Tag, RecordResult]] = []

@@ -28,8 +28,10 @@ from services.cli.importing import times
 from services.cli.importing.formats import segment
 from services.cli.importing.records import RECORD_LIMIT, Record
 
-#: Attributes that tell where a refused interaction comes from. Ingest refuses what has PROBLEM, and keeps it.
-FILE, LINE, PROBLEM, ROW = "import.file", "import.line", "import.problem", "import.row"
+#: Attributes that tell where a refused interaction comes from.
+FILE, LINE, ROW = "import.file", "import.line", "import.row"
+#: Where a record can be read in no part, all of it is told as this field.
+WHOLE = "row"
 
 _AS_JSON = msgspec.json.Encoder(decimal_format="number")
 _ATTRIBUTE_LIMIT = 1024
@@ -38,7 +40,19 @@ _MOST_DIGITS = 400
 _HASH = re.compile(r"[0-9a-f]{64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
-Problems = list[str]
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What of a record could not be read: the interaction's field, and why."""
+
+    field: str
+    why: str
+
+    def __str__(self) -> str:
+        return self.why if self.field == WHOLE else f"{self.field}: {self.why}"
+
+
+Problems = list[Problem]
 Getter = Callable[[Record], Any]
 Reader = Callable[[Record], str]
 Setter = Callable[[Record, Interaction, Problems], None]
@@ -61,15 +75,20 @@ class IdentityLink:
 class Row:
     """What became of a record: an interaction, links, both, or nothing.
 
-    An interaction with problems is what could be read of it; ingest refuses and keeps it. Links with problems are not
-    made.
+    An interaction with problems is what could be read of it; ingest refuses and keeps it when it is told of them. Links
+    with problems are not made.
     """
 
     record: Record
     interaction: Interaction | None = None
     links: Sequence[IdentityLink] = ()
-    problems: Sequence[str] = ()
+    problems: Sequence[Problem] = ()
     skipped: str = ""
+
+    @property
+    def told(self) -> str:
+        """Every problem, on one line."""
+        return "; ".join(map(str, self.problems))
 
 
 class Mapper:
@@ -89,8 +108,8 @@ class Mapper:
 
     def row(self, record: Record) -> Row:
         if record.content is None:
-            kept = _kept(Interaction(source=self._source), record, [record.problem])
-            return Row(record, kept, problems=(record.problem,))
+            kept = _kept(Interaction(source=self._source), record)
+            return Row(record, kept, problems=(Problem(WHOLE, record.problem),))
         links, problems = _links(record, [read for holds, read in self._links if holds(record)])
         skipped = next((reason for holds, reason in self._skips if holds(record)), "")
         if not skipped and self._about_people and record.content["type"] in segment.ABOUT_PEOPLE:
@@ -102,10 +121,10 @@ class Mapper:
         for put in self._setters(applying):
             put(record, interaction, problems)
         if interaction.ByteSize() > RECORD_LIMIT:
-            problems.append(f"is larger than {RECORD_LIMIT:,} bytes")
+            problems.append(Problem(WHOLE, f"is larger than {RECORD_LIMIT:,} bytes"))
             interaction = Interaction(source=self._source)
         if problems:
-            interaction = _kept(interaction, record, problems)
+            interaction = _kept(interaction, record)
         return Row(record, interaction, links=links, problems=problems)
 
     def _setters(self, applying: tuple[int, ...]) -> list[Setter]:
@@ -125,7 +144,7 @@ def _links(
         try:
             links.append(read(record))
         except BadValueError as error:
-            problems.append(f"link: {error}")
+            problems.append(Problem("link", str(error)))
     return links, problems
 
 
@@ -142,9 +161,9 @@ def _link_reader(link: form.Link) -> Callable[[Record], IdentityLink]:
     return identity
 
 
-def _kept(interaction: Interaction, record: Record, problems: Sequence[str]) -> Interaction:
+def _kept(interaction: Interaction, record: Record) -> Interaction:
     """Return what is sent of a row with problems: whatever could be read, and where it comes from."""
-    told = {FILE: record.file, LINE: str(record.line), PROBLEM: "; ".join(problems), ROW: record.raw}
+    told = {FILE: record.file, LINE: str(record.line), ROW: record.raw}
     for key, text in told.items():
         if text:
             interaction.attributes[key] = _CONTROL.sub(" ", text)[:_ATTRIBUTE_LIMIT]
@@ -325,7 +344,7 @@ def _setters(fields: form.Fields) -> Iterator[Setter]:
 
 def _lacking(name: str) -> Setter:
     def put(_record: Record, _interaction: Interaction, problems: Problems) -> None:
-        problems.append(f"{name}: no rule sets it for this row")
+        problems.append(Problem(name, "no rule sets it for this row"))
 
     return put
 
@@ -335,7 +354,7 @@ def _guarded(name: str, put: Callable[[Record, Interaction], None]) -> Setter:
         try:
             put(record, interaction)
         except (BadValueError, ValueError) as error:
-            problems.append(f"{name}: {error}")
+            problems.append(Problem(name, str(error)))
 
     return guarded
 

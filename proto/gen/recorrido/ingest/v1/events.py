@@ -400,8 +400,7 @@ class Interaction(Struct, frozen=True, kw_only=True, omit_defaults=True, rename=
     outcome: Outcome = Outcome.UNSPECIFIED
     referral: Referral | None = None
     attributes: Mapping[str, str] = {}
-    """Anything else worth keeping. At most 64 entries, keys up to 64 and values up to 1,024 characters. An interaction
-    with "import.problem" is refused: with it an import hands over what it could not read, for somebody to mend."""
+    """Anything else worth keeping. At most 64 entries, keys up to 64 and values up to 1,024 characters."""
 
     @classmethod
     def from_proto(cls, message: interaction_pb2.Interaction) -> Self:

@@ -25,33 +25,39 @@ _sym_db = _symbol_database.Default()
 from recorrido.ingest.v1 import interaction_pb2 as recorrido_dot_ingest_dot_v1_dot_interaction__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(recorrido/ingest/v1/ingest_service.proto\x12\x13recorrido.ingest.v1\x1a%recorrido/ingest/v1/interaction.proto\"Q\n\x18RecordInteractionRequest\x12\x35\n\x0binteraction\x18\x01 \x01(\x0b\x32 .recorrido.ingest.v1.Interaction\"N\n\x19RecordInteractionResponse\x12\x31\n\x06result\x18\x01 \x01(\x0b\x32!.recorrido.ingest.v1.RecordResult\"S\n\x19RecordInteractionsRequest\x12\x36\n\x0cinteractions\x18\x01 \x03(\x0b\x32 .recorrido.ingest.v1.Interaction\"P\n\x1aRecordInteractionsResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.recorrido.ingest.v1.RecordResult\"e\n\x19StreamInteractionsRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x36\n\x0cinteractions\x18\x02 \x03(\x0b\x32 .recorrido.ingest.v1.Interaction\"\x91\x01\n\x1aStreamInteractionsResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x32\n\x07results\x18\x02 \x03(\x0b\x32!.recorrido.ingest.v1.RecordResult\x12-\n\x07problem\x18\x03 \x01(\x0b\x32\x1c.recorrido.ingest.v1.Problem\"\x82\x01\n\x0cRecordResult\x12\x31\n\x06status\x18\x01 \x01(\x0e\x32!.recorrido.ingest.v1.RecordStatus\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12-\n\x07problem\x18\x03 \x01(\x0b\x32\x1c.recorrido.ingest.v1.Problem\"y\n\x07Problem\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x37\n\nviolations\x18\x03 \x03(\x0b\x32#.recorrido.ingest.v1.FieldViolation\x12\x14\n\x0crejection_id\x18\x04 \x01(\t\"-\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t*\x82\x01\n\x0cRecordStatus\x12\x1d\n\x19RECORD_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16RECORD_STATUS_RECORDED\x10\x01\x12\x1b\n\x17RECORD_STATUS_DUPLICATE\x10\x02\x12\x1a\n\x16RECORD_STATUS_REJECTED\x10\x03\x32\xf5\x02\n\rIngestService\x12r\n\x11RecordInteraction\x12-.recorrido.ingest.v1.RecordInteractionRequest\x1a..recorrido.ingest.v1.RecordInteractionResponse\x12u\n\x12RecordInteractions\x12..recorrido.ingest.v1.RecordInteractionsRequest\x1a/.recorrido.ingest.v1.RecordInteractionsResponse\x12y\n\x12StreamInteractions\x12..recorrido.ingest.v1.StreamInteractionsRequest\x1a/.recorrido.ingest.v1.StreamInteractionsResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(recorrido/ingest/v1/ingest_service.proto\x12\x13recorrido.ingest.v1\x1a%recorrido/ingest/v1/interaction.proto\"Q\n\x18RecordInteractionRequest\x12\x35\n\x0binteraction\x18\x01 \x01(\x0b\x32 .recorrido.ingest.v1.Interaction\"N\n\x19RecordInteractionResponse\x12\x31\n\x06result\x18\x01 \x01(\x0b\x32!.recorrido.ingest.v1.RecordResult\"\xfb\x01\n\x19RecordInteractionsRequest\x12\x36\n\x0cinteractions\x18\x01 \x03(\x0b\x32 .recorrido.ingest.v1.Interaction\x12R\n\nunreadable\x18\x02 \x03(\x0b\x32>.recorrido.ingest.v1.RecordInteractionsRequest.UnreadableEntry\x1aR\n\x0fUnreadableEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.recorrido.ingest.v1.Unreadable:\x02\x38\x01\"E\n\nUnreadable\x12\x37\n\nviolations\x18\x01 \x03(\x0b\x32#.recorrido.ingest.v1.FieldViolation\"P\n\x1aRecordInteractionsResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.recorrido.ingest.v1.RecordResult\"e\n\x19StreamInteractionsRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x36\n\x0cinteractions\x18\x02 \x03(\x0b\x32 .recorrido.ingest.v1.Interaction\"\x91\x01\n\x1aStreamInteractionsResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x32\n\x07results\x18\x02 \x03(\x0b\x32!.recorrido.ingest.v1.RecordResult\x12-\n\x07problem\x18\x03 \x01(\x0b\x32\x1c.recorrido.ingest.v1.Problem\"\x82\x01\n\x0cRecordResult\x12\x31\n\x06status\x18\x01 \x01(\x0e\x32!.recorrido.ingest.v1.RecordStatus\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12-\n\x07problem\x18\x03 \x01(\x0b\x32\x1c.recorrido.ingest.v1.Problem\"y\n\x07Problem\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x37\n\nviolations\x18\x03 \x03(\x0b\x32#.recorrido.ingest.v1.FieldViolation\x12\x14\n\x0crejection_id\x18\x04 \x01(\t\"-\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t*\x82\x01\n\x0cRecordStatus\x12\x1d\n\x19RECORD_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16RECORD_STATUS_RECORDED\x10\x01\x12\x1b\n\x17RECORD_STATUS_DUPLICATE\x10\x02\x12\x1a\n\x16RECORD_STATUS_REJECTED\x10\x03\x32\xf5\x02\n\rIngestService\x12r\n\x11RecordInteraction\x12-.recorrido.ingest.v1.RecordInteractionRequest\x1a..recorrido.ingest.v1.RecordInteractionResponse\x12u\n\x12RecordInteractions\x12..recorrido.ingest.v1.RecordInteractionsRequest\x1a/.recorrido.ingest.v1.RecordInteractionsResponse\x12y\n\x12StreamInteractions\x12..recorrido.ingest.v1.StreamInteractionsRequest\x1a/.recorrido.ingest.v1.StreamInteractionsResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'recorrido.ingest.v1.ingest_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RECORDSTATUS']._serialized_start=989
-  _globals['_RECORDSTATUS']._serialized_end=1119
+  _globals['_RECORDINTERACTIONSREQUEST_UNREADABLEENTRY']._loaded_options = None
+  _globals['_RECORDINTERACTIONSREQUEST_UNREADABLEENTRY']._serialized_options = b'8\001'
+  _globals['_RECORDSTATUS']._serialized_start=1229
+  _globals['_RECORDSTATUS']._serialized_end=1359
   _globals['_RECORDINTERACTIONREQUEST']._serialized_start=104
   _globals['_RECORDINTERACTIONREQUEST']._serialized_end=185
   _globals['_RECORDINTERACTIONRESPONSE']._serialized_start=187
   _globals['_RECORDINTERACTIONRESPONSE']._serialized_end=265
-  _globals['_RECORDINTERACTIONSREQUEST']._serialized_start=267
-  _globals['_RECORDINTERACTIONSREQUEST']._serialized_end=350
-  _globals['_RECORDINTERACTIONSRESPONSE']._serialized_start=352
-  _globals['_RECORDINTERACTIONSRESPONSE']._serialized_end=432
-  _globals['_STREAMINTERACTIONSREQUEST']._serialized_start=434
-  _globals['_STREAMINTERACTIONSREQUEST']._serialized_end=535
-  _globals['_STREAMINTERACTIONSRESPONSE']._serialized_start=538
-  _globals['_STREAMINTERACTIONSRESPONSE']._serialized_end=683
-  _globals['_RECORDRESULT']._serialized_start=686
-  _globals['_RECORDRESULT']._serialized_end=816
-  _globals['_PROBLEM']._serialized_start=818
-  _globals['_PROBLEM']._serialized_end=939
-  _globals['_FIELDVIOLATION']._serialized_start=941
-  _globals['_FIELDVIOLATION']._serialized_end=986
-  _globals['_INGESTSERVICE']._serialized_start=1122
-  _globals['_INGESTSERVICE']._serialized_end=1495
+  _globals['_RECORDINTERACTIONSREQUEST']._serialized_start=268
+  _globals['_RECORDINTERACTIONSREQUEST']._serialized_end=519
+  _globals['_RECORDINTERACTIONSREQUEST_UNREADABLEENTRY']._serialized_start=437
+  _globals['_RECORDINTERACTIONSREQUEST_UNREADABLEENTRY']._serialized_end=519
+  _globals['_UNREADABLE']._serialized_start=521
+  _globals['_UNREADABLE']._serialized_end=590
+  _globals['_RECORDINTERACTIONSRESPONSE']._serialized_start=592
+  _globals['_RECORDINTERACTIONSRESPONSE']._serialized_end=672
+  _globals['_STREAMINTERACTIONSREQUEST']._serialized_start=674
+  _globals['_STREAMINTERACTIONSREQUEST']._serialized_end=775
+  _globals['_STREAMINTERACTIONSRESPONSE']._serialized_start=778
+  _globals['_STREAMINTERACTIONSRESPONSE']._serialized_end=923
+  _globals['_RECORDRESULT']._serialized_start=926
+  _globals['_RECORDRESULT']._serialized_end=1056
+  _globals['_PROBLEM']._serialized_start=1058
+  _globals['_PROBLEM']._serialized_end=1179
+  _globals['_FIELDVIOLATION']._serialized_start=1181
+  _globals['_FIELDVIOLATION']._serialized_end=1226
+  _globals['_INGESTSERVICE']._serialized_start=1362
+  _globals['_INGESTSERVICE']._serialized_end=1735
 # @@protoc_insertion_point(module_scope)

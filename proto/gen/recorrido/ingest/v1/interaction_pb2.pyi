@@ -225,9 +225,7 @@ class Interaction(_message.Message):
     def referral(self) -> Global___Referral: ...
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Anything else worth keeping. At most 64 entries, keys up to 64 and values up to 1,024 characters. An interaction
-        with "import.problem" is refused: with it an import hands over what it could not read, for somebody to mend.
-        """
+        """Anything else worth keeping. At most 64 entries, keys up to 64 and values up to 1,024 characters."""
 
     def __init__(
         self,
