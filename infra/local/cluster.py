@@ -1,6 +1,7 @@
 """A set of parts that run together on one data directory: what `up` starts, and what tests start."""
 
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 
 from infra.local import directory
 from infra.local import ports as port_numbers
+from infra.local.keys import webhook_keys
 from infra.local.logs import Console
 from infra.local.parts import ROOT, Part, catalogue, settings, with_needs
 from infra.local.ports import Ports
@@ -116,15 +118,14 @@ async def started(
     """
     assert data.is_absolute()
     available = known or catalogue(data, ports)
-    chosen = [
-        replace(part, env={**part.env, **(env or {})}) for part in with_needs(available, list(parts) or list(available))
-    ]
+    wanted = with_needs(available, list(parts) or list(available))
     since = time.time()
 
     def record(managed: Sequence[Managed]) -> None:
         directory.write(data, {"since": since, "parts": [_record(each) for each in managed]})
 
     async with directory.held(data):
+        chosen = [replace(part, env={**part.env, **_own_keys(part, data), **(env or {})}) for part in wanted]
         port_numbers.check(ports, [part.name for part in chosen])
         supervisor = Supervisor(
             chosen,
@@ -160,6 +161,11 @@ async def running(
     async with started(parts, data=data, ports=places, env=env, restarts=restarts, known=known) as cluster:
         await cluster.until_ready()
         yield cluster
+
+
+def _own_keys(part: Part, data: Path) -> dict[str, str]:
+    name = "RECORRIDO_WEBHOOK_KEYS"
+    return {name: webhook_keys(data)} if part.name == "actions" and name not in os.environ else {}
 
 
 def _record(managed: Managed) -> dict[str, Any]:

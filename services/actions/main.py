@@ -17,7 +17,7 @@ from recorrido.actions.v1 import webhook_service_pb2 as webhook_pb
 from recorrido.actions.v1 import webhook_service_pb2_grpc as webhook_grpc
 from services.actions.api import ActionsServicer
 from services.actions.domain.action import ActionDecider
-from services.actions.domain.webhooks import networks
+from services.actions.domain.webhooks import Keyring, networks
 from services.actions.explanation_api import ExplanationServicer
 from services.actions.handlers.commands import ActionCommands
 from services.actions.handlers.falls import Falls
@@ -53,7 +53,13 @@ def _networks(value: str) -> str:
     return value
 
 
+def _keys(value: str) -> str:
+    Keyring.read(value)
+    return value
+
+
 Networks = Annotated[str, AfterValidator(_networks)]
+Keys = Annotated[str, AfterValidator(_keys)]
 
 
 class ActionsSettings(ServiceSettings):
@@ -63,6 +69,12 @@ class ActionsSettings(ServiceSettings):
     falls_every_seconds: float = Field(3600.0, gt=0, description="how often verified improvements are looked at again")
     webhook_allowed_networks: Networks = Field(
         "", description="networks that webhooks may reach although they are not public, such as 10.1.0.0/16,fd00::/8"
+    )
+    webhook_keys: Keys = Field(
+        "",
+        repr=False,
+        description="keys that webhooks' secrets are derived from: base64 of 32 bytes or more, separated by commas,"
+        " the one for new secrets first",
     )
     webhook_timeout_seconds: float = Field(15.0, gt=0, le=30, description="how long a receiver of webhooks may take")
     webhook_retry_seconds: float = Field(5.0, gt=0, description="about how long to wait after a first failed delivery")
@@ -140,17 +152,19 @@ async def _wire_webhooks(settings: ActionsSettings, process: Process, store: Eve
     await filling.prepare()
     receivers = Receivers(networks(settings.webhook_allowed_networks), settings.webhook_timeout_seconds)
     process.on_close(receivers.close)
+    keyring = Keyring.read(settings.webhook_keys)
     webhooks = WebhookHandlers(
         store,
         outbox,
         receivers,
+        keyring,
         clock,
         first_wait_s=settings.webhook_retry_seconds,
         give_up_s=settings.webhook_give_up_seconds,
     )
     process.server.register(
         webhook_grpc.add_WebhookServiceServicer_to_server,
-        WebhookServicer(webhooks, outbox, receivers, clock),
+        WebhookServicer(webhooks, outbox, receivers, keyring, clock),
         webhook_pb.DESCRIPTOR.services_by_name["WebhookService"].full_name,
     )
     process.background("outbox", filling.run(available=process.server.availability("outbox")))

@@ -20,11 +20,11 @@ from services.actions.api import moment
 from services.actions.domain.rules import MAX_ID
 from services.actions.domain.webhooks import (
     MAX_WEBHOOKS,
-    SECRET_BYTES,
+    SALT_BYTES,
     ChangeWebhook,
+    Keyring,
     RegisterWebhook,
     Webhook,
-    secret_of,
 )
 from services.actions.handlers.webhooks import WebhookHandlers
 from services.actions.receivers import Receivers
@@ -42,22 +42,28 @@ class WebhookServicer(pb_grpc.WebhookServiceServicer):
     """`clock` tells the present moment, UTC."""
 
     def __init__(
-        self, handlers: WebhookHandlers, outbox: Outbox, receivers: Receivers, clock: Callable[[], datetime]
+        self,
+        handlers: WebhookHandlers,
+        outbox: Outbox,
+        receivers: Receivers,
+        keyring: Keyring,
+        clock: Callable[[], datetime],
     ) -> None:
         self._handlers = handlers
         self._outbox = outbox
         self._receivers = receivers
+        self._keyring = keyring
         self._clock = clock
 
     async def RegisterWebhook(self, request: pb.RegisterWebhookRequest, _context: Any) -> pb.RegisterWebhookResponse:  # noqa: N802
-        secret = secret_of(secrets.token_bytes(SECRET_BYTES))
         command = RegisterWebhook(
             url=request.url,
             event_types=tuple(request.event_types),
             description=request.description,
             actor=request.actor,
             request_id=request.request_id,
-            secret=secret,
+            key_id=self._keyring.first,
+            salt=secrets.token_hex(SALT_BYTES),
             occurred_at=self._clock(),
         )
         await self._receivers.check(command.url)
@@ -72,13 +78,16 @@ class WebhookServicer(pb_grpc.WebhookServiceServicer):
             description=command.description,
             state=pb.WEBHOOK_STATE_PAUSED if done.state.paused else pb.WEBHOOK_STATE_ACTIVE,
             registered_by=command.actor,
+            key_id=done.state.secret.key_id if done.state.secret else "",
         )
         if registered.occurred_at is not None:
             webhook.registered_at.FromDatetime(registered.occurred_at)
-        return pb.RegisterWebhookResponse(webhook=webhook, secret=secret if done.events else "")
+        return pb.RegisterWebhookResponse(webhook=webhook, secret=self._told(done))
 
     async def ListWebhooks(self, _request: pb.ListWebhooksRequest, _context: Any) -> pb.ListWebhooksResponse:  # noqa: N802
-        return pb.ListWebhooksResponse(webhooks=map(_webhook, await self._outbox.webhooks()))
+        lines = await self._outbox.webhooks()
+        key_ids = await self._handlers.key_ids([line.webhook_id for line in lines])
+        return pb.ListWebhooksResponse(webhooks=map(_webhook, lines, key_ids))
 
     async def PauseWebhook(self, request: pb.PauseWebhookRequest, _context: Any) -> pb.PauseWebhookResponse:  # noqa: N802
         await self._change(WebhookPaused, request)
@@ -95,9 +104,14 @@ class WebhookServicer(pb_grpc.WebhookServiceServicer):
     async def RotateWebhookSecret(  # noqa: N802
         self, request: pb.RotateWebhookSecretRequest, _context: Any
     ) -> pb.RotateWebhookSecretResponse:
-        secret = secret_of(secrets.token_bytes(SECRET_BYTES))
-        done = await self._change(WebhookSecretRotated, request, secret=secret)
-        return pb.RotateWebhookSecretResponse(secret=secret if done.events else "")
+        made_of = {"key_id": self._keyring.first, "salt": secrets.token_hex(SALT_BYTES)}
+        done = await self._change(WebhookSecretRotated, request, **made_of)
+        return pb.RotateWebhookSecretResponse(secret=self._told(done))
+
+    def _told(self, done: Executed[Webhook]) -> str:
+        """Return the secret that was made now; empty where the request only repeats another."""
+        made_of = done.state.secret if done.events else None
+        return self._keyring.secret(made_of) if made_of else ""
 
     async def ReplayWebhook(self, request: pb.ReplayWebhookRequest, _context: Any) -> pb.ReplayWebhookResponse:  # noqa: N802
         more = {"recorded_since": moment(request, "recorded_since"), "delivered_too": request.delivered_too}
@@ -131,7 +145,7 @@ class WebhookServicer(pb_grpc.WebhookServiceServicer):
         )
 
 
-def _webhook(line: WebhookLine) -> pb.Webhook:
+def _webhook(line: WebhookLine, key_id: str) -> pb.Webhook:
     return pb.Webhook(
         webhook_id=line.webhook_id,
         url=line.url,
@@ -142,6 +156,7 @@ def _webhook(line: WebhookLine) -> pb.Webhook:
         registered_by=line.registered_by,
         pending=line.pending,
         abandoned=line.abandoned,
+        key_id=key_id,
     )
 
 

@@ -68,7 +68,7 @@ def list_webhooks(*, as_json: Json = False) -> None:
         if as_json:
             show.print_json(answer)
             return
-        lines = show.table("url~", "types~", "state", "waiting#", "abandoned#", "registered (UTC)", "by", "id")
+        lines = show.table("url~", "types~", "state", "waiting#", "abandoned#", "registered (UTC)", "by", "key", "id")
         for each in answer.webhooks:
             lines.add_row(
                 show.plain(each.url),
@@ -78,6 +78,7 @@ def list_webhooks(*, as_json: Json = False) -> None:
                 show.count(each.abandoned),
                 show.when(each.registered_at),
                 show.plain(each.registered_by),
+                each.key_id or "none: rotate",
                 each.webhook_id,
             )
         show.console().print(lines)

@@ -1,9 +1,12 @@
 """Webhooks as pure functions: the published signature, waiting, addresses, and what the decider says."""
 
+import base64
+import hmac
 import ipaddress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,9 +25,11 @@ from services.actions.domain.webhooks import (
     OVERLAP,
     AbandonDelivery,
     ChangeWebhook,
+    Keyring,
     RegisterWebhook,
     Webhook,
     Webhooks,
+    WebhookSecret,
     is_allowed,
     is_public,
     matches,
@@ -34,6 +39,7 @@ from services.actions.domain.webhooks import (
     wait_s,
 )
 from services.foundation.errors import DiffersError, InvalidError, NotFoundError, RefusedError
+from services.foundation.events import encode
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -119,7 +125,8 @@ REGISTER: dict[str, Any] = {
     "description": "",
     "actor": "maja",
     "request_id": "1",
-    "secret": secret_of(b"1" * 32),
+    "key_id": "k",
+    "salt": "1",
     "occurred_at": NOW,
 }
 
@@ -172,7 +179,7 @@ def test_only_events_of_actions_are_told(name: str) -> None:
 
 def test_a_repetition_changes_nothing_and_another_request_is_told() -> None:
     decider, state = Webhooks(), after(RegisterWebhook(**REGISTER))
-    again = RegisterWebhook(**{**REGISTER, "secret": secret_of(b"2" * 32), "occurred_at": NOW + timedelta(hours=1)})
+    again = RegisterWebhook(**{**REGISTER, "salt": "2", "occurred_at": NOW + timedelta(hours=1)})
     assert decider.decide(again, state) == []
     with pytest.raises(DiffersError):
         decider.decide(RegisterWebhook(**{**REGISTER, "url": "https://example.org"}), state)
@@ -181,7 +188,7 @@ def test_a_repetition_changes_nothing_and_another_request_is_told() -> None:
 
 
 def test_the_cause_of_an_event_is_all_that_is_asked_for() -> None:
-    later, another = {"occurred_at": NOW + timedelta(hours=1)}, {"secret": secret_of(b"2" * 32)}
+    later, another = {"occurred_at": NOW + timedelta(hours=1)}, {"salt": "2"}
     registered = [RegisterWebhook(**{**REGISTER, **more}) for more in ({}, {"url": "https://example.org"}, another)]
     assert len({each.cause for each in registered}) == 3
     assert RegisterWebhook(**{**REGISTER, **later}).cause == registered[0].cause
@@ -207,11 +214,62 @@ def test_pause_resume_delete() -> None:
 
 
 def test_the_secret_before_signs_for_a_day() -> None:
-    second = secret_of(b"2" * 32)
-    state = after(RegisterWebhook(**REGISTER), change(WebhookSecretRotated, "2", secret=second))
-    assert state.secrets(NOW + OVERLAP - timedelta(seconds=1)) == (second, REGISTER["secret"])
-    assert state.secrets(NOW + OVERLAP) == (second,)
-    assert after(RegisterWebhook(**REGISTER)).secrets(NOW) == (REGISTER["secret"],)
+    def salts(state: Webhook, at: datetime) -> list[str]:
+        return [each.salt for each in state.secrets(at)]
+
+    state = after(RegisterWebhook(**REGISTER), change(WebhookSecretRotated, "2", key_id="k", salt="2"))
+    assert salts(state, NOW + OVERLAP - timedelta(seconds=1)) == ["2", "1"]
+    assert salts(state, NOW + OVERLAP) == ["2"]
+    assert salts(after(RegisterWebhook(**REGISTER)), NOW) == ["1"]
+
+
+# -- secrets -------------------------------------------------------------------------------------------------------
+
+OLD, NEW = (base64.b64encode(letter * 32).decode() for letter in (b"o", b"n"))
+
+
+def made_of(key_id: str, webhook_id: str = "w", salt: str = "s") -> WebhookSecret:
+    return WebhookSecret(webhook_id=webhook_id, occurred_at=NOW, key_id=key_id, salt=salt)
+
+
+def test_a_secret_is_derived_from_a_key_that_is_not_stored() -> None:
+    keyring = Keyring.read(OLD)
+    one = made_of(keyring.first)
+    secret = keyring.secret(one)
+    # RFC 5869, 2.3, by hand: one block of HKDF-Expand.
+    expected = hmac.new(b"o" * 32, b"recorrido webhook secret\0w\0s\x01", "sha256").digest()
+    assert secret == "whsec_" + base64.b64encode(expected).decode()
+    others = (made_of(keyring.first, "v"), made_of(keyring.first, salt="t"))
+    assert len({secret, *map(keyring.secret, others)}) == 3
+    stored = encode(one).decode()
+    assert "whsec" not in stored
+    assert secret.removeprefix("whsec_") not in stored
+    assert OLD not in repr(keyring) + stored
+
+
+def test_a_new_key_comes_first_and_the_old_one_is_still_good() -> None:
+    before, both, later = Keyring.read(OLD), Keyring.read(f"{NEW}, {OLD}"), Keyring.read(NEW)
+    old, new = made_of(before.first), made_of(later.first)
+    assert both.first == later.first != before.first
+    assert (both.secret(old), both.secret(new)) == (before.secret(old), later.secret(new))
+    with pytest.raises(RefusedError, match=before.first) as caught:
+        later.secret(old)
+    assert caught.value.reason == "NO_WEBHOOK_KEY"
+    with pytest.raises(RefusedError):
+        _ = Keyring.read("").first
+
+
+def test_a_secret_that_is_older_than_the_keys_is_still_good() -> None:
+    stored = b'{"webhook_id":"w","secret":"whsec_MQ==","occurred_at":"2026-01-01T00:00:00Z"}'
+    assert Keyring(()).secret(msgspec.json.decode(stored, type=WebhookSecret)) == "whsec_MQ=="
+
+
+@pytest.mark.parametrize("text", ["x", "c2hvcnQ=", f"{OLD},c2hvcnQ="])
+def test_keys_that_are_none_are_refused_without_showing_them(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^key [12] ") as caught:
+        Keyring.read(text)
+    assert text not in str(caught.value)
+    assert OLD not in str(caught.value)
 
 
 def test_a_delivery_is_abandoned_once_for_each_time_that_it_is_given_up() -> None:

@@ -182,8 +182,11 @@ async def test_every_change_is_delivered_once_signed_and_in_full(desk: Desk) -> 
         assert again.secret
         assert (repeated.webhook.webhook_id, repeated.secret) == (again.webhook.webhook_id, "")
         assert registered.secret not in str(await desk.webhooks.ListWebhooks(pb.ListWebhooksRequest()))
-        public = [item.data async for item in desk.office.store.read_all(None)]
-        assert not any(registered.secret.encode() in data for data in public)
+        everything = [item.data async for item in desk.office.store.read_all(None)]
+        everything += [item.data for item in await desk.office.store.read(f"webhook-{key}")]
+        hidden = registered.secret.removeprefix("whsec_")
+        assert not any(hidden.encode() in data or base64.b64decode(hidden) in data for data in everything)
+        assert any(b'"salt"' in data for data in everything)
         # Rotated: for a day both sign.
         rotated = await desk.ask("RotateWebhookSecret", key)
         await desk.ask("DeleteWebhook", again.webhook.webhook_id)
@@ -357,6 +360,32 @@ async def test_whoever_dies_loses_nothing(tmp_path: Path) -> None:
         await until(all_told, 90)
         found = await desk.until_state(registered.webhook.webhook_id, DELIVERED, 6)
         assert set(receiver.ids) == {each.delivery_id for each in found}
+
+
+# -- keys ----------------------------------------------------------------------------------------------------------
+
+
+async def test_secrets_go_with_their_key_and_come_back_with_another(tmp_path: Path) -> None:
+    keys = [base64.b64encode(letter * 32).decode() for letter in (b"1", b"2")]
+    async with listening() as receiver:
+        async with desk_of(tmp_path, RECORRIDO_WEBHOOK_KEYS=keys[0]) as desk:
+            registered = await desk.register(receiver.url)
+            key = registered.webhook.webhook_id
+            first = (await desk.line(key)).key_id
+            assert first == registered.webhook.key_id
+        async with desk_of(tmp_path, RECORRIDO_WEBHOOK_KEYS=keys[1]) as desk:
+            await desk.office.open()
+            (delivery,) = await desk.until_state(key, ABANDONED)
+            assert delivery.last_error == f"the key {first} of its secret is not among the service's"
+            assert receiver.got == []
+            rotated = await desk.ask("RotateWebhookSecret", key)
+            assert (await desk.line(key)).key_id not in ("", first)
+            await desk.ask("ReplayWebhook", key)
+            await desk.until_state(key, DELIVERED)
+            assert signed(*receiver.got[0], rotated.secret)
+        async with desk_of(tmp_path, RECORRIDO_WEBHOOK_KEYS="") as desk:
+            for call in (desk.register(receiver.url), desk.ask("RotateWebhookSecret", key)):
+                assert info(await refusal(call)).reason == "NO_WEBHOOK_KEY"
 
 
 # -- whom ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -36,7 +36,8 @@ MAX_URL = 2_048
 MAX_EVENT_TYPES = 50
 MAX_WEBHOOKS = 100
 SECRET_PREFIX = "whsec_"  # noqa: S105 - a prefix
-SECRET_BYTES = 32
+KEY_BYTES = 32
+SALT_BYTES = 16
 #: How long the secret before the present one signs, too.
 OVERLAP = timedelta(days=1)
 LONGEST_WAIT_S = 3600.0
@@ -46,14 +47,19 @@ DELIVERED = {each.type_name: each for each in ActionDecider.types}
 _PREFIX = "recorrido.actions.v1."
 
 
-class WebhookSecret(msgspec.Struct, frozen=True, kw_only=True):
-    """What signs from now on. Its type is nobody's public event, so that it goes nowhere."""
+class WebhookSecret(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What signs from now on. Its type is nobody's public event, so that it goes nowhere.
+
+    The secret itself is not in it, but how to derive it (`Keyring`); only those made before there were keys have it.
+    """
 
     type_name: ClassVar[str] = "recorrido-private.WebhookSecret"
 
     webhook_id: str
-    secret: str
     occurred_at: datetime
+    key_id: str = ""
+    salt: str = ""
+    secret: str = ""
 
 
 WebhookEvent = (
@@ -73,14 +79,15 @@ WebhookEvent = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisterWebhook:
-    """Tell a receiver of actions. `secret` is new; the webhook's id derives from `request_id`."""
+    """Tell a receiver of actions. `key_id` and `salt` make a new secret; the webhook's id derives from `request_id`."""
 
     url: str
     event_types: Sequence[str]
     description: str
     actor: str
     request_id: str
-    secret: str
+    key_id: str
+    salt: str
     occurred_at: datetime
 
     def __post_init__(self) -> None:
@@ -102,8 +109,8 @@ class RegisterWebhook:
 
     @property
     def cause(self) -> str:
-        # With the secret: of two that repeat each other, the one that is not recorded must not hand out its own.
-        return cause_of(self.request_id, self.url, self.event_types, self.description, self.actor, self.secret)
+        # With the salt: of two that repeat each other, the one that is not recorded must not hand out its own secret.
+        return cause_of(self.request_id, self.url, self.event_types, self.description, self.actor, self.salt)
 
     def event(self) -> WebhookRegistered:
         return WebhookRegistered(
@@ -127,8 +134,9 @@ class ChangeWebhook:
     reason: str
     request_id: str
     occurred_at: datetime
-    #: For a rotation: the new secret.
-    secret: str = ""
+    #: For a rotation: what makes the new secret.
+    key_id: str = ""
+    salt: str = ""
     #: For a replay: its own fields.
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -141,7 +149,7 @@ class ChangeWebhook:
 
     @property
     def cause(self) -> str:
-        return cause_of(self.request_id, self.actor, self.reason, self.more, self.secret)
+        return cause_of(self.request_id, self.actor, self.reason, self.more, self.salt)
 
     def event(self) -> Any:
         return self.changed(
@@ -180,16 +188,17 @@ class Webhook:
     url: str = ""
     paused: bool = False
     deleted: bool = False
-    secret: str = ""
-    previous_secret: str = ""
-    rotated_at: datetime | None = None
+    secret: WebhookSecret | None = None
+    previous_secret: WebhookSecret | None = None
     abandoned: frozenset[tuple[str, datetime | None]] = frozenset()
     requests: Mapping[str, WebhookEvent] = field(default_factory=dict)
 
-    def secrets(self, now: datetime) -> Sequence[str]:
-        """Return the secrets that sign at `now`, the present one first."""
-        both = self.previous_secret and self.rotated_at is not None and now < self.rotated_at + OVERLAP
-        return (self.secret, self.previous_secret) if both else (self.secret,)
+    def secrets(self, now: datetime) -> Sequence[WebhookSecret]:
+        """Return what the secrets that sign at `now` are made of, the present one first."""
+        present, before = self.secret, self.previous_secret
+        if present is None:
+            return ()
+        return (present, before) if before and now < present.occurred_at + OVERLAP else (present,)
 
 
 class Webhooks:
@@ -220,7 +229,7 @@ class Webhooks:
             case WebhookDeleted():
                 after = replace(state, deleted=True)
             case WebhookSecret():
-                return replace(state, secret=event.secret, previous_secret=state.secret, rotated_at=event.occurred_at)
+                return replace(state, secret=event, previous_secret=state.secret)
             case DeliveryAbandoned():
                 return replace(state, abandoned=state.abandoned | {(event.delivery_id, event.occurred_at)})
             case _:
@@ -247,7 +256,14 @@ class Webhooks:
             ):
                 raise DiffersError("REQUEST_ID_REUSED", f"request_id {command.request_id} was used for something else")
             return []
-        secret = [WebhookSecret(webhook_id=command.webhook_id, secret=command.secret, occurred_at=command.occurred_at)]
+        secret = [
+            WebhookSecret(
+                webhook_id=command.webhook_id,
+                occurred_at=command.occurred_at,
+                key_id=command.key_id,
+                salt=command.salt,
+            )
+        ]
         if isinstance(command, RegisterWebhook):
             return [event, *secret]
         if not state.webhook_id or state.deleted:
@@ -259,6 +275,50 @@ class Webhooks:
 
 def webhook_stream(webhook_id: str) -> str:
     return stream_name("webhook", webhook_id)
+
+
+# -- secrets -------------------------------------------------------------------------------------------------------
+
+
+class Keyring:
+    """The keys that secrets are derived from, so that who reads the event store learns none.
+
+    A secret is HKDF-Expand (H. Krawczyk and P. Eronen, RFC 5869, 2.3) of a key, over the webhook's id and a salt of its
+    own. The first key makes new secrets; those behind it are still good for what was made with them.
+    """
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self._keys = {hashlib.sha256(b"recorrido webhook key\0" + key).hexdigest()[:8]: key for key in keys}
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Read keys in base64, separated by commas. Raises ValueError, which tells nothing of them."""
+        keys = []
+        for number, each in enumerate(filter(None, (part.strip() for part in text.split(","))), 1):
+            try:
+                keys.append(base64.b64decode(each, validate=True))
+            except ValueError:
+                raise ValueError(f"key {number} is not base64") from None
+            if len(keys[-1]) < KEY_BYTES:
+                raise ValueError(f"key {number} has {len(keys[-1])} bytes, and it takes {KEY_BYTES}")
+        return cls(keys)
+
+    @property
+    def first(self) -> str:
+        """The id of the key for new secrets. Raises RefusedError (NO_WEBHOOK_KEY)."""
+        for key_id in self._keys:
+            return key_id
+        raise RefusedError("NO_WEBHOOK_KEY", "the service was given no key to derive secrets from")
+
+    def secret(self, made_of: WebhookSecret) -> str:
+        """Return the secret. Raises RefusedError (NO_WEBHOOK_KEY) where its key is not here any more."""
+        if not made_of.key_id:
+            return made_of.secret
+        key = self._keys.get(made_of.key_id)
+        if key is None:
+            raise RefusedError("NO_WEBHOOK_KEY", f"the key {made_of.key_id} of its secret is not among the service's")
+        info = f"recorrido webhook secret\0{made_of.webhook_id}\0{made_of.salt}".encode()
+        return secret_of(hmac.digest(key, info + b"\x01", hashlib.sha256))
 
 
 # -- what is sent --------------------------------------------------------------------------------------------------
@@ -275,8 +335,8 @@ def delivery_id(webhook_id: str, event_id: str) -> str:
     return str(derived_id("delivery", webhook_id, event_id))
 
 
-def secret_of(random: bytes) -> str:
-    return SECRET_PREFIX + base64.b64encode(random).decode()
+def secret_of(key: bytes) -> str:
+    return SECRET_PREFIX + base64.b64encode(key).decode()
 
 
 def signature(secrets: Sequence[str], message_id: str, timestamp_s: int, body: bytes) -> str:

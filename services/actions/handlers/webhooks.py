@@ -5,8 +5,9 @@ in the outbox and is claimed for a while: whoever dies in between loses nothing,
 """
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
@@ -19,13 +20,15 @@ from services.actions.domain.webhooks import (
     AbandonDelivery,
     ChangeWebhook,
     Command,
+    Keyring,
     Webhook,
     Webhooks,
+    WebhookSecret,
     signature,
     wait_s,
     webhook_stream,
 )
-from services.foundation.errors import RecorridoError, UnavailableError
+from services.foundation.errors import RecorridoError, RefusedError, UnavailableError
 from services.foundation.events import Recorded
 from services.foundation.eventstore import EventStore
 from services.foundation.execute import Executed, Executor, Intent
@@ -98,6 +101,7 @@ class WebhookHandlers:
         store: EventStore,
         outbox: Outbox,
         receivers: Receivers,
+        keyring: Keyring,
         clock: Callable[[], datetime],
         *,
         first_wait_s: float,
@@ -109,6 +113,7 @@ class WebhookHandlers:
             store: holds webhooks and events.
             outbox: what is to be delivered.
             receivers: sends.
+            keyring: tells the secrets that sign.
             clock: tells the present moment, UTC.
             first_wait_s: about how long to wait after the first failure.
             give_up_s: how long after the first attempt a delivery is abandoned.
@@ -117,6 +122,7 @@ class WebhookHandlers:
         self._executor = Executor(store, Webhooks())
         self._outbox = outbox
         self._receivers = receivers
+        self._keyring = keyring
         self._clock = clock
         self._first_wait_s = first_wait_s
         self._give_up = timedelta(seconds=give_up_s)
@@ -127,6 +133,11 @@ class WebhookHandlers:
     ) -> Executed[Webhook]:
         """Execute a command; raises what the decider refuses with, ConflictError and UnavailableError."""
         return await self._executor.execute(Intent(webhook_stream(webhook_id), command, metadata or {}))
+
+    async def key_ids(self, webhook_ids: Sequence[str]) -> Sequence[str]:
+        """Return which key the secret of each webhook is derived from; empty: of none. Raises UnavailableError."""
+        folded = await asyncio.gather(*(self._executor.load(webhook_stream(each)) for each in webhook_ids))
+        return [each.state.secret.key_id if each.state.secret else "" for each in folded]
 
     async def run(self) -> None:
         """Deliver for ever; while a part is down, wait for it."""
@@ -170,24 +181,36 @@ class WebhookHandlers:
             return
         body, now = content(found[0]), self._clock()
         timestamp = int(now.timestamp())
+        try:
+            # During a rotation the key of the secret before may be gone already.
+            present, *before = webhook.secrets(now)
+            secrets = [self._keyring.secret(present), *self._known(before)]
+        except RefusedError as error:
+            await self._failed(due, 0, error.message)
+            return
         headers = {
             "content-type": "application/cloudevents+json",
             "webhook-id": due.delivery_id,
             "webhook-timestamp": str(timestamp),
-            "webhook-signature": signature(webhook.secrets(now), due.delivery_id, timestamp, body),
+            "webhook-signature": signature(secrets, due.delivery_id, timestamp, body),
         }
         answer = await self._receivers.send(webhook.url, headers, body)
         if not answer.error:
             await self._outbox.delivered(due, answer.status, self._clock())
             return
-        await self._failed(due, answer)
+        await self._failed(due, answer.status, answer.error, answer.retry_after_s)
 
-    async def _failed(self, due: Due, answer: Answer) -> None:
+    def _known(self, secrets: Sequence[WebhookSecret]) -> Iterator[str]:
+        for each in secrets:
+            with contextlib.suppress(RefusedError):
+                yield self._keyring.secret(each)
+
+    async def _failed(self, due: Due, status: int, why: str, retry_after_s: float = 0.0) -> None:
         now, given_up_at = self._clock(), due.first_at + self._give_up
         again_at: datetime | None = now + timedelta(
-            seconds=wait_s(due.attempts, self._first_wait_s, random.random(), answer.retry_after_s)  # noqa: S311 - no secret
+            seconds=wait_s(due.attempts, self._first_wait_s, random.random(), retry_after_s)  # noqa: S311 - no secret
         )
-        if answer.status == _GONE:
+        if status == _GONE:
             await self._pause(due)
         elif now >= given_up_at:
             again_at = None
@@ -197,11 +220,11 @@ class WebhookHandlers:
                 event_id=str(due.event_id),
                 event_type=due.event_type,
                 attempts=due.attempts,
-                error=answer.error,
+                error=why,
                 occurred_at=given_up_at,
             )
             await self.execute(due.webhook_id, AbandonDelivery(abandoned=abandoned))
-        await self._outbox.failed(due, answer.status, answer.error, again_at)
+        await self._outbox.failed(due, status, why, again_at)
 
     async def _pause(self, due: Due) -> None:
         command = ChangeWebhook(

@@ -73,6 +73,7 @@ class Webhook(_message.Message):
     REGISTERED_BY_FIELD_NUMBER: _builtins.int
     PENDING_FIELD_NUMBER: _builtins.int
     ABANDONED_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
     webhook_id: _builtins.str
     url: _builtins.str
     description: _builtins.str
@@ -80,6 +81,10 @@ class Webhook(_message.Message):
     registered_by: _builtins.str
     pending: _builtins.int
     abandoned: _builtins.int
+    key_id: _builtins.str
+    """Which of the service's keys its secret is derived from. Empty: the secret is older than the keys and stands in the
+    event store as it is; rotate it.
+    """
     @_builtins.property
     def event_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -96,10 +101,11 @@ class Webhook(_message.Message):
         registered_by: _builtins.str = ...,
         pending: _builtins.int = ...,
         abandoned: _builtins.int = ...,
+        key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["registered_at", b"registered_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned", b"abandoned", "description", b"description", "event_types", b"event_types", "pending", b"pending", "registered_at", b"registered_at", "registered_by", b"registered_by", "state", b"state", "url", b"url", "webhook_id", b"webhook_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned", b"abandoned", "description", b"description", "event_types", b"event_types", "key_id", b"key_id", "pending", b"pending", "registered_at", b"registered_at", "registered_by", b"registered_by", "state", b"state", "url", b"url", "webhook_id", b"webhook_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -82,7 +82,8 @@ class WebhookServiceServicer:
     """
 
     def RegisterWebhook(self, request, context):
-        """INVALID_ARGUMENT names every problem; FAILED_PRECONDITION: TARGET_NOT_ALLOWED, UNKNOWN_HOST, TOO_MANY_WEBHOOKS.
+        """INVALID_ARGUMENT names every problem; FAILED_PRECONDITION: TARGET_NOT_ALLOWED, UNKNOWN_HOST, TOO_MANY_WEBHOOKS,
+        NO_WEBHOOK_KEY: the service was given no key to derive secrets from.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

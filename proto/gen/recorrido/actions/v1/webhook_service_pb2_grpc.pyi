@@ -34,7 +34,9 @@ class WebhookServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WebhookServiceAsyncStub: ...
     RegisterWebhook: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.RegisterWebhookRequest, _webhook_service_pb2.RegisterWebhookResponse]
-    """INVALID_ARGUMENT names every problem; FAILED_PRECONDITION: TARGET_NOT_ALLOWED, UNKNOWN_HOST, TOO_MANY_WEBHOOKS."""
+    """INVALID_ARGUMENT names every problem; FAILED_PRECONDITION: TARGET_NOT_ALLOWED, UNKNOWN_HOST, TOO_MANY_WEBHOOKS,
+    NO_WEBHOOK_KEY: the service was given no key to derive secrets from.
+    """
     ListWebhooks: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.ListWebhooksRequest, _webhook_service_pb2.ListWebhooksResponse]
     PauseWebhook: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.PauseWebhookRequest, _webhook_service_pb2.PauseWebhookResponse]
     """Nothing is sent until it is resumed; what happens meanwhile waits."""
@@ -53,7 +55,9 @@ class WebhookServiceAsyncStub(WebhookServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RegisterWebhook: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.RegisterWebhookRequest, _webhook_service_pb2.RegisterWebhookResponse]  # type: ignore[assignment]
-    """INVALID_ARGUMENT names every problem; FAILED_PRECONDITION: TARGET_NOT_ALLOWED, UNKNOWN_HOST, TOO_MANY_WEBHOOKS."""
+    """INVALID_ARGUMENT names every problem; FAILED_PRECONDITION: TARGET_NOT_ALLOWED, UNKNOWN_HOST, TOO_MANY_WEBHOOKS,
+    NO_WEBHOOK_KEY: the service was given no key to derive secrets from.
+    """
     ListWebhooks: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.ListWebhooksRequest, _webhook_service_pb2.ListWebhooksResponse]  # type: ignore[assignment]
     PauseWebhook: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.PauseWebhookRequest, _webhook_service_pb2.PauseWebhookResponse]  # type: ignore[assignment]
     """Nothing is sent until it is resumed; what happens meanwhile waits."""
@@ -75,7 +79,9 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _webhook_service_pb2.RegisterWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhook_service_pb2.RegisterWebhookResponse, _abc.Awaitable[_webhook_service_pb2.RegisterWebhookResponse]]:
-        """INVALID_ARGUMENT names every problem; FAILED_PRECONDITION: TARGET_NOT_ALLOWED, UNKNOWN_HOST, TOO_MANY_WEBHOOKS."""
+        """INVALID_ARGUMENT names every problem; FAILED_PRECONDITION: TARGET_NOT_ALLOWED, UNKNOWN_HOST, TOO_MANY_WEBHOOKS,
+        NO_WEBHOOK_KEY: the service was given no key to derive secrets from.
+        """
 
     @_abc_1.abstractmethod
     def ListWebhooks(
