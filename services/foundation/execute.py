@@ -79,8 +79,11 @@ class Executed(Generic[StateT]):
 
 @dataclass(frozen=True, slots=True)
 class Folded(Generic[StateT]):
+    """A stream's state as of `revision`; `last` is the event there, where it is known."""
+
     state: StateT
     revision: int
+    last: UUID | None = None
 
     @property
     def events(self) -> int:
@@ -118,10 +121,11 @@ class Executor(Generic[StateT]):
         """Return the stream's present state and revision (NO_STREAM where there is none)."""
         known = self._known(stream)
         while True:
-            # With the last event that is known, to see that it is still there: a stream may be deleted and begin anew.
+            # With the last event that is known, to see that it is still there: a stream may be deleted and begin anew,
+            # and a store may be restored from a backup, and have another event there since.
             overlap = known.revision != NO_STREAM
             news = await self._store.read(stream, after=known.revision - overlap, limit=PAGE)
-            if overlap and (not news or news[0].revision != known.revision):
+            if overlap and (not news or (news[0].revision, news[0].event_id) != (known.revision, known.last)):
                 self._forget(stream)
                 known = Folded(self._decider.initial(), NO_STREAM)
                 continue
@@ -235,7 +239,7 @@ class Executor(Generic[StateT]):
         return self._cache.get(stream) or Folded(self._decider.initial(), NO_STREAM)
 
     def _fold(self, known: Folded[StateT], news: Sequence[Recorded]) -> Folded[StateT]:
-        state, revision = known.state, known.revision
+        state = known.state
         for recorded in news:
             if recorded.type_name in self._registry:
                 try:
@@ -247,8 +251,7 @@ class Executor(Generic[StateT]):
                     LOG.error("undecodable event passed over", event_id=event_id, error=str(error))  # noqa: TRY400 - the text says it all
                 else:
                     state = self._decider.evolve(state, event)
-            revision = recorded.revision
-        return Folded(state, revision)
+        return Folded(state, news[-1].revision, news[-1].event_id) if news else known
 
     def _presumed(self, intents: Sequence[Intent]) -> dict[str, Folded[StateT]]:
         # Two commands for one stream were presumed at different revisions; only the stream itself can reconcile them.
@@ -265,7 +268,7 @@ class Executor(Generic[StateT]):
         for intent, result in zip(intents, results, strict=True):
             # A presumed state knows only what concerns its own command.
             if result.events and intent.stream not in presumed:
-                self._keep(intent.stream, Folded(result.state, result.revision))
+                self._keep(intent.stream, Folded(result.state, result.revision, result.events[-1].event_id))
 
     def _keep(self, stream: str, folded: Folded[StateT]) -> Folded[StateT]:
         """Return the newer of what is given and what is cached: a slow read must not undo a quicker one."""

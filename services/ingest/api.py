@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -31,16 +32,40 @@ NONE: Mapping[int, Sequence[Violation]] = MappingProxyType({})
 _OUTCOMES = frozenset(interaction_pb2.Outcome.values())
 #: Batches of one stream that are accepted and not yet answered.
 STREAM_WINDOW = 8
+#: Bytes of all streams together that are read and not yet answered.
+STREAM_BYTES = 256 * 1024 * 1024
+#: What a stream that finds no room is told to wait, in seconds.
+RETRY_AFTER_S = 1.0
+
+
+class Room:
+    """Bounds what streams hold together: each may wait as long as it likes, but not beside any number of others."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._held_bytes = 0
+
+    def take(self, size: int) -> None:
+        """Raises ExhaustedError (STREAMS_FULL). What is larger than all the room is taken while nobody holds any."""
+        if self._held_bytes and self._held_bytes + size > self._most_bytes:
+            raise ExhaustedError("STREAMS_FULL", f"streams hold {self._held_bytes} bytes already", RETRY_AFTER_S)
+        self._held_bytes += size
+
+    def give_back(self, size: int) -> None:
+        self._held_bytes -= size
 
 
 class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
     """The front door. `stopping` is set when the process is to end: streams end then."""
 
-    def __init__(self, recorder: Recorder, limiter: RateLimiter, stopping: asyncio.Event, masker: Masker) -> None:
+    def __init__(
+        self, recorder: Recorder, limiter: RateLimiter, stopping: asyncio.Event, masker: Masker, room: Room
+    ) -> None:
         self._recorder = recorder
         self._masker = masker
         self._limiter = limiter
         self._stopping = stopping
+        self._room = room
 
     async def RecordInteraction(  # noqa: N802 - gRPC's name
         self, request: pb.RecordInteractionRequest, context: Any
@@ -81,12 +106,16 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         client, metadata = rpc.client_of(context), rpc.metadata()
         window = asyncio.Semaphore(STREAM_WINDOW)
         accepted: asyncio.Queue[tuple[int, Accepted | InvalidError] | None] = asyncio.Queue()
+        sizes: deque[int] = deque()
 
         async def read() -> None:
             try:
                 async for request in until_set(requests, self._stopping):
                     await window.acquire()
                     sequence = 0 if isinstance(request, InvalidError) else request.sequence
+                    size = 0 if isinstance(request, InvalidError) else request.ByteSize()
+                    self._room.take(size)
+                    sizes.append(size)
                     taken = await self._accept(request, client, metadata)
                     if taken is None:
                         return
@@ -99,12 +128,14 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             while (batch := await accepted.get()) is not None:
                 sequence, taken = batch
                 yield await _answer(sequence, taken)
+                self._room.give_back(sizes.popleft())
                 window.release()
             await reading
         finally:
             reading.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError, ExhaustedError):
                 await reading
+            self._room.give_back(sum(sizes))
         if self._stopping.is_set():
             raise UnavailableError("ingest", "stopping; what is not answered is not accepted")
 

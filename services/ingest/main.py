@@ -26,7 +26,7 @@ from services.foundation.limits import RateLimiter
 from services.foundation.projection import ProjectionRunner
 from services.foundation.run import Process, run
 from services.ingest import masking
-from services.ingest.api import IngestServicer
+from services.ingest.api import STREAM_BYTES, IngestServicer, Room
 from services.ingest.domain import History
 from services.ingest.erasure import Erasures
 from services.ingest.handlers import Recorder, RejectionHandlers
@@ -64,6 +64,7 @@ class IngestSettings(ServiceSettings):
         ",".join(masking.DEFAULT_REGIONS), description="countries whose telephone numbers are known without a prefix"
     )
     queue_items: int = Field(10_000, gt=0, description="interactions that may wait for the store")
+    stream_bytes: int = Field(STREAM_BYTES, gt=0, description="bytes that all streams hold of what is not answered yet")
 
 
 async def wire(settings: IngestSettings, process: Process) -> None:
@@ -89,7 +90,7 @@ def wire_front_door(settings: IngestSettings, process: Process, store: EventStor
     limiter = RateLimiter(settings.rate_limit_per_client, settings.rate_limit_burst)
     process.server.register(
         ingest_service_pb2_grpc.add_IngestServiceServicer_to_server,
-        IngestServicer(recorder, limiter, process.server.stopping, masker),
+        IngestServicer(recorder, limiter, process.server.stopping, masker, Room(settings.stream_bytes)),
         ingest_service_pb2.DESCRIPTOR.services_by_name["IngestService"].full_name,
     )
     process.background("rejections", ProjectionRunner(store, pool, RejectionsProjection()).run())

@@ -456,3 +456,20 @@ async def test_a_store_that_is_away_is_told_and_nothing_doubles_after(tmp_path: 
     finally:
         await store.close()
         node.kill()
+
+
+async def test_what_is_remembered_does_not_count_where_a_backup_has_another_event_in_its_place(tmp_path: Path) -> None:
+    """The store is restored from before the stream began, which then began differently."""
+    with eventstore.running(tmp_path / "later") as node:
+        store = await EventStore.connect(node.uri)
+        executor = Executor(store, Counter())
+        await executor.execute(Intent("tally-restored", Count("a")))
+        node.stop()
+    with eventstore.running(tmp_path / "backup", node.address) as node:
+        other = await EventStore.connect(node.uri)
+        await Executor(other, Counter()).execute(Intent("tally-restored", Count("b")))
+        result = await executor.execute(Intent("tally-restored", Count("a")))
+        assert (result.revision, result.state) == (1, {"a", "b"})
+        assert len(await other.read("tally-restored")) == 2
+        for each in (store, other):
+            await each.close()

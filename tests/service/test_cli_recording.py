@@ -4,14 +4,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from recorrido.ingest.v1.ingest_service_pb2 import RecordResult
 from recorrido.ingest.v1.interaction_pb2 import Interaction, Verbatim
+from recorrido.ingest.v1.rejection_service_pb2 import ListRejectedRequest, ListRejectedResponse
 from recorrido.journey.v1.journey_service_pb2 import GetOverviewResponse
 from services.cli.failures import CommandError
 from services.cli.importing.recording import BATCH_BYTES, BATCH_SIZE, Lane, Settling, record
 from tests.support.front_door import RECORDED, front_door, of
+from tests.support.wait import until
 
 
 async def batches(count: int, text: str = "") -> list[list[int]]:
@@ -115,3 +118,29 @@ async def test_what_found_no_store_for_too_long_is_not_settled(tmp_path: Path) -
         await door.cluster.start("eventstore")
         summary = await record(door.stub, items(), note)
     assert (summary.recorded, sorted(settled)) == (2, [("ana", RECORDED), ("bor", RECORDED)])
+
+
+async def test_what_is_refused_and_could_not_be_kept_is_sent_again(tmp_path: Path) -> None:
+    """Or it would be passed over when the import is resumed, and nobody could ever mend it."""
+    settled: list[RecordResult] = []
+
+    async def items() -> AsyncIterator[tuple[Interaction, str]]:
+        for number in range(600):
+            bad = of(f"customer {number}", number, text="x" * 15_000)
+            bad.touchpoint = ""
+            yield bad, ""
+
+    def note(done: list[tuple[str, RecordResult]]) -> None:
+        settled.extend(result for _, result in done)
+
+    # Batches that come at the same time find no room for what is wrong with them.
+    async with front_door(tmp_path, {"RECORRIDO_QUEUE_ITEMS": "1"}) as door:
+        summary = await record(door.stub, items(), note)
+
+        async def listed() -> bool:
+            answer: ListRejectedResponse = await door.rejections.ListRejected(ListRejectedRequest())
+            return answer.total == 600
+
+        await until(listed, 30, ignoring=(grpc.aio.AioRpcError,))
+    assert (summary.rejected, len(settled)) == ({"INVALID": 600}, 600)
+    assert all(result.problem.rejection_id for result in settled)

@@ -1,6 +1,7 @@
 """Streams of batches: answers in order, nothing ends a stream but its end, and nobody is in another's way."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from google.rpc import error_details_pb2
 from grpc import StatusCode
 
 from recorrido.ingest.v1 import ingest_service_pb2 as pb
@@ -15,7 +17,7 @@ from recorrido.ingest.v1 import interaction_pb2
 from services.foundation.events import CORRELATION_ID
 from services.foundation.telemetry import trace_id_of
 from tests.support.front_door import DUPLICATE, RECORDED, REJECTED, FrontDoor, front_door, of
-from tests.support.rpc_errors import info
+from tests.support.rpc_errors import detail, info
 from tests.support.wait import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -230,3 +232,44 @@ async def test_a_full_queue_is_told_and_nothing_of_the_call_is_taken(tmp_path: P
         assert 10 <= len(taken) < 30
         assert {r.status for r in taken} == {RECORDED}
         assert len(await door.history("queued")) == len(taken)
+
+
+async def test_what_all_streams_hold_is_bounded_and_who_finds_no_room_is_told_when_to_come_again(
+    tmp_path: Path,
+) -> None:
+    # A client's second batch waits for its rate for minutes, and is held all the time.
+    limits = {"RECORRIDO_STREAM_BYTES": "1000000", "RECORRIDO_RATE_LIMIT_PER_CLIENT": "0.1"}
+    words = "x" * 15_000
+    async with front_door(tmp_path, limits) as door:
+
+        def large(sequence: int, customer_id: str) -> pb.StreamInteractionsRequest:
+            return batch(sequence, *(of(customer_id, sequence * 100 + n, text=words) for n in range(40)))
+
+        waiting = door.stub.StreamInteractions(metadata=(("x-client-id", "waits"),))
+        await waiting.write(large(1, "held"))
+        assert (await waiting.read()).sequence == 1
+        await waiting.write(large(2, "held"))
+        names = (f"turned away {number}" for number in itertools.count())
+
+        async def refused() -> tuple[str, grpc.aio.AioRpcError] | None:
+            name = next(names)
+            try:
+                await streamed(door, [large(1, name)], metadata=(("x-client-id", name),))
+            except grpc.aio.AioRpcError as error:
+                return name, error
+            return None
+
+        name, error = await until(refused, deadline_s=20)
+        assert (error.code(), info(error).reason) == (StatusCode.RESOURCE_EXHAUSTED, "STREAMS_FULL")
+        assert detail(error, error_details_pb2.RetryInfo).retry_delay.ToSeconds() == 1
+        assert await door.history(name) == []
+        # Small ones find room beside it, and all do when the one that waits is gone.
+        small = await streamed(door, [batch(1, of("beside"))], metadata=(("x-client-id", "small"),))
+        assert [answer.results[0].status for answer in small] == [RECORDED]
+        waiting.cancel()
+
+        async def taken() -> bool:
+            told = await streamed(door, [large(3, "taken")], metadata=(("x-client-id", "third"),))
+            return [result.status for result in told[0].results] == [RECORDED] * 40
+
+        await until(taken, deadline_s=20, ignoring=(grpc.aio.AioRpcError,))

@@ -295,10 +295,10 @@ async def test_the_lag_is_what_the_store_has_and_the_stream_has_not(tmp_path: Pa
                     # Exact where it is small; else by the density of the first ones, which is even here.
                     return found if abs(found.lag_events - count) <= count * (count > 200) * 0.02 else None
 
-                found = await until(seen, deadline_s=8, ignoring=(grpc.aio.AioRpcError,))
+                found = await until(seen, deadline_s=30, ignoring=(grpc.aio.AioRpcError,))
                 assert found is not None
                 assert found.state == pb.RELAY_STATE_STANDING_BY
-                assert 0 < found.lag_seconds < 30
+                assert 0 < found.lag_seconds < 60
 
         async def none() -> bool:
             found = await status(cluster.address("relay"))

@@ -56,8 +56,8 @@ _AGAIN = {
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
 }
-#: Reasons for which an item is refused now and may be taken later.
-_ITEM_AGAIN = {"CONFLICT", "UNAVAILABLE"}
+#: Reasons for which an item is neither taken nor kept among the rejected, now or later.
+_FOR_GOOD = {"STREAM_CLOSED", "TOO_LARGE"}
 
 
 @dataclass(slots=True)
@@ -188,7 +188,7 @@ async def _record_batch(
         again: list[tuple[Interaction, Tag]] = []
         done: list[tuple[Tag, RecordResult]] = []
         for (interaction, tag), result in zip(batch, answer.results, strict=True):
-            if result.problem.reason in _ITEM_AGAIN:
+            if _open(result):
                 again.append((interaction, tag))
             else:
                 summary.count(interaction, result)
@@ -196,12 +196,19 @@ async def _record_batch(
         settled(done)
         if again and pause.over:
             # Not settled: whoever resumes sends them again.
-            problem = next(r.problem for r in answer.results if r.problem.reason in _ITEM_AGAIN)
-            told = f"ingest: {problem.reason}: {problem.message}"
+            problem = next(r.problem for r in answer.results if _open(r))
+            told = f"ingest: {len(again)} neither recorded nor kept: {problem.reason}: {problem.message}"
             raise CommandError(f"{told}; repeat the command, nothing is recorded twice")
         batch = again
         if batch:
             await pause.wait()
+
+
+def _open(result: RecordResult) -> bool:
+    """Whether ingest has to be asked again: it neither recorded an item nor kept it, as when a part did not answer."""
+    problem = result.problem
+    refused = result.status == RecordStatus.RECORD_STATUS_REJECTED
+    return refused and not problem.rejection_id and problem.reason not in _FOR_GOOD
 
 
 class Pause:
