@@ -18,6 +18,7 @@ from services.journey.domain.history import (
     Ratings,
     RawTouchpoint,
     Scale,
+    Table,
     Vocabulary,
 )
 from services.journey.views.snapshot import microseconds
@@ -118,6 +119,7 @@ def history(*events: Happened | Linked, upto: int | None = None) -> History:
         _table(Links, links).before(cut),
         _table(Marks, []),
         _table(Marks, []),
+        _table(Table, []),
     )
 
 

@@ -156,11 +156,15 @@ class History:
     links: Links
     signals: Marks
     actions: Marks
+    erasures: Table
 
     @property
     def last_recorded(self) -> int:
-        """Return when the last of it was recorded, in microseconds; 0 where there is nothing."""
-        tables = (self.interactions, self.analyses, self.links, self.signals, self.actions)
+        """Return when the last of it was recorded, in microseconds; 0 where there is nothing.
+
+        An erasure was recorded after all that it took away, so this does not go back when the last event is erased.
+        """
+        tables = (self.interactions, self.analyses, self.links, self.signals, self.actions, self.erasures)
         return max((int(table.recorded.max()) for table in tables if len(table)), default=0)
 
     @cached_property
@@ -308,7 +312,7 @@ class History:
     def of_customer(self, customer: int) -> "History":
         """Return the history of one customer, whose number in it is 0, under all their identities.
 
-        It knows nothing of links, signals and actions.
+        It knows nothing of links, signals, actions and erasures.
         """
         theirs = np.zeros(len(self.owners), bool)
         theirs[self.owners == customer] = True
@@ -329,4 +333,5 @@ class History:
             self.links.take(np.empty(0, np.int64)),
             self.signals.take(np.empty(0, np.int64)),
             self.actions.take(np.empty(0, np.int64)),
+            self.erasures.take(np.empty(0, np.int64)),
         )

@@ -10,6 +10,7 @@ too little is a gap, which the chart passes over. After a signal a chart begins 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -127,8 +128,12 @@ def shifts(reading: Reading, now: int, raised: Sequence[SignalRaised]) -> Iterat
     """
     today = now // DAY_US
     span = _Span(today - CHARTED_DAYS, today)
-    settled = {_key(each.map_id, each.inputs["metric"], each.need_path, each.touchpoint_id): each for each in raised}
-    for chart in (*_scores(reading, span), *_points(reading, span)):
+    settled = {
+        _key(each.map_id, each.inputs["metric"], each.need_path, each.touchpoint_id): each
+        for each in raised
+        if {"metric", "run_until"} <= each.inputs.keys()
+    }
+    for chart in chain(_scores(reading, span), _points(reading, span)):
         last = _last_signal(reading, chart, settled)
         shift = _first_news(chart, span, _day(last.inputs["run_until"]) if last else span.first)
         if shift is not None:
@@ -191,8 +196,10 @@ def _points(reading: Reading, span: _Span) -> Iterator[_Chart]:
 
     def different(rows: Ints, length: int) -> Ints:
         """Return how many different customers each subgroup has among `rows`."""
-        pairs = np.unique(span.numbers(day[rows], length) * customers + history.customer[rows])
-        return np.bincount(pairs // max(customers, 1), minlength=span.size(length) + 1)
+        # By sorting; numpy's unique hashes, which takes longer where many are alike.
+        pairs = np.sort(span.numbers(day[rows], length) * customers + history.customer[rows])
+        new = np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]
+        return np.bincount(pairs[new] // max(customers, 1), minlength=span.size(length) + 1)
 
     of_all = {length: different(heard, length) for length in _LENGTHS}
     needs = history.vocabulary.needs

@@ -182,6 +182,7 @@ class Columns:
         self._links = _Growing(Links, _LINKS, "identity_link")
         self._signals = _Growing(Marks, _MARKS, "signal")
         self._actions = _Growing(Marks, _MARKS, "action_change")
+        self._erasures = _Growing(Table, _CLOCK, "erasure")
         self._histories: OrderedDict[int, History] = OrderedDict()
 
     @property
@@ -194,6 +195,7 @@ class Columns:
             self._links,
             self._signals,
             self._actions,
+            self._erasures,
         )
 
     async def refresh(self, connection: Any, position: int, generation: object) -> bool:

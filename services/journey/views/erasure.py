@@ -23,7 +23,7 @@ from services.journey.views.names import Kind
 
 DDL = """
 -- Where an erasure stands in the store. Rows changed then: who keeps any at hand reads them anew.
-CREATE TABLE erasure (position bigint PRIMARY KEY);
+CREATE TABLE erasure (position bigint PRIMARY KEY, recorded_at timestamptz NOT NULL);
 """
 
 #: Tables whose rows speak of names, with the column and the kind of each.
@@ -40,7 +40,9 @@ _SPEAK = (
 async def forget(connection: Any, fact: Fact) -> None:
     """Delete every row that came of the erased events, wherever the history still holds them, and names of nobody."""
     positions = [int(position) for position in fact.event.erased_positions]
-    await connection.execute("INSERT INTO erasure VALUES ($1) ON CONFLICT DO NOTHING", fact.recorded.position)
+    await connection.execute(
+        "INSERT INTO erasure VALUES ($1, $2) ON CONFLICT DO NOTHING", fact.recorded.position, fact.recorded.recorded_at
+    )
     spoken: dict[Kind, set[int]] = {Kind.CUSTOMER: set(), Kind.PROFILE: set()}
     for table, column, kind in _SPEAK:
         rows = await connection.fetch(
