@@ -12,6 +12,7 @@ from services.foundation.rebuild import rebuild
 from services.foundation.run import Process, run
 from services.foundation.sharing import SharedRunner
 from services.journey.api import JourneyService
+from services.journey.domain.quoting import Quoting
 from services.journey.handlers import MapHandlers, SignalHandlers, WatchHandlers
 from services.journey.views.projection import JourneyProjection
 from services.journey.views.snapshot import ReadModel
@@ -20,6 +21,9 @@ from services.journey.watch import watch
 
 class Settings(ServiceSettings):
     postgres_dsn: PostgresDsn = Field(description="PostgreSQL that holds the read models")
+    quote_verbatims: Quoting = Field(
+        Quoting.UNLESS_REFUSED, description="whose words may be examples: unless_refused, if_permitted or never"
+    )
 
 
 async def wire(settings: Settings, process: Process) -> None:
@@ -42,7 +46,12 @@ async def wire(settings: Settings, process: Process) -> None:
     process.background("watch", watch(pool, read_model, WatchHandlers(store)))
     process.server.register(
         add_JourneyServiceServicer_to_server,
-        JourneyService(MapHandlers(store), read_model, lambda: rebuild(store, pool, JourneyProjection, SharedRunner)),
+        JourneyService(
+            MapHandlers(store),
+            read_model,
+            lambda: rebuild(store, pool, JourneyProjection, SharedRunner),
+            settings.quote_verbatims,
+        ),
         pb.DESCRIPTOR.services_by_name["JourneyService"].full_name,
     )
 

@@ -34,6 +34,7 @@ from services.journey.domain.history import DAY_US, History, Scale
 from services.journey.domain.intervals import Sample
 from services.journey.domain.loyalty import DEFAULT_RULES, levels, loyalty, standing
 from services.journey.domain.placement import Placements
+from services.journey.domain.quoting import Quoting, quotable
 from services.journey.domain.reading import Reading
 from services.journey.domain.watching import ABOUT_TO_FALL, TOUCHPOINT_SILENT, findings
 from services.journey.views.ladder import ladder
@@ -288,6 +289,32 @@ def test_points_tell_severity_trend_and_money(seed: int) -> None:
         assert point.trend is not None
         assert point.trend.since == pytest.approx(len(told[0]) / len(of[0]))
         assert point.trend.before == pytest.approx(len(told[1]) / len(of[1]))
+
+
+def test_who_does_not_permit_it_is_counted_and_not_quoted() -> None:
+    pain = (-0.8, PointKind.PAIN, "price")
+    events = [
+        Happened("yes", 1, words=pain, told={"may_quote": "Yes"}),
+        Happened("device", 2, words=pain, told={"may_quote": "no"}),
+        Happened("unasked", 3, words=pain, told={"may_quote": "perhaps"}),
+        Happened("changed", 4, words=pain, told={"may_quote": "no"}),
+        Happened("changed", 5, words=pain, told={"may_quote": "true"}),
+    ]
+    before, linked = history(*events), history(*events, Linked("device", "yes"))
+
+    def quoted(found: History, quoting: Quoting, now: History) -> list[int]:
+        (point,) = points(
+            reading(found), Selection(), kinds=KINDS, limit=9, moment=at(9), quotable=quotable(now, quoting)
+        ).points
+        assert (point.mentions, point.touchpoint_id) == (5, "checkout")
+        return [position // 10 for position in point.example_positions]
+
+    assert quoted(before, Quoting.UNLESS_REFUSED, before) == [5, 4, 3, 1]
+    assert quoted(before, Quoting.IF_PERMITTED, before) == [5, 4, 1]
+    assert quoted(before, Quoting.NEVER, before) == []
+    # What was told last by whoever is linked counts for all their words, and what is known now as of any time.
+    assert quoted(linked, Quoting.UNLESS_REFUSED, linked) == [5, 4, 3]
+    assert quoted(before, Quoting.UNLESS_REFUSED, linked) == [5, 4, 3]
 
 
 @SEEDS

@@ -724,7 +724,7 @@ async def test_of_an_erased_customer_statistics_stay_and_the_rows_are_those_of_a
             customer=Customer(customer_id=customer_id),
             touchpoint="parcel",
             occurred_at=START,
-            verbatim=Verbatim(text=f"{name} words"),
+            verbatim=Verbatim(text=f"{name} words, {customer_id}@example.com"),
             ratings=(Rating(metric=RatingMetric.CSAT, value=1.0),),
             attributes=told if customer_id == "ana" else {},
         )
@@ -757,12 +757,12 @@ async def test_of_an_erased_customer_statistics_stay_and_the_rows_are_those_of_a
 
         then = history.recorded[-1].recorded_at
         all_scores, found, examples = await told_now()
-        assert set(examples[0]) == {"ana's words", "bor's words"}
+        assert set(examples[0]) == {"ana's words, [email]", "bor's words, [email]"}
         history.add(CustomerAnonymized(receipt_id="r", erased_positions=tuple(erased), interactions=(left,)), "erased")
         await project(pool, history.recorded[-1:])
         for as_of in (None, then):
             assert (await told_now(as_of))[:2] == (all_scores, found)
-            assert (await told_now(as_of))[2] == [("bor's words",)]
+            assert (await told_now(as_of))[2] == [("bor's words, [email]",)]
         async with read_model.snapshot() as snapshot:
             with pytest.raises(NotFoundError):
                 await customer_journey(snapshot, snapshot.map_in_force(""), "ana", page_size=9, page_token="")

@@ -17,6 +17,7 @@ from services.journey.api.requests import Checks
 from services.journey.domain.mapcheck import violations
 from services.journey.domain.mapdiff import changes
 from services.journey.domain.maps import PublishJourneyMap
+from services.journey.domain.quoting import Quoting, quotable
 from services.journey.handlers import MapHandlers
 from services.journey.views.coverage import coverage
 from services.journey.views.flow import CaseOf, Cases, Flow, FlowFilter, Level, flow
@@ -45,11 +46,16 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
     """Passes over the whole history run in a thread: others are answered meanwhile."""
 
     def __init__(
-        self, maps: MapHandlers, read_model: ReadModel, rebuild: Callable[[], AsyncIterator[Progress]]
+        self,
+        maps: MapHandlers,
+        read_model: ReadModel,
+        rebuild: Callable[[], AsyncIterator[Progress]],
+        quoting: Quoting,
     ) -> None:
         self._maps = maps
         self._read_model = read_model
         self._rebuild = rebuild
+        self._quoting = quoting
 
     # -- maps ----------------------------------------------------------------------------------------------------------
 
@@ -216,6 +222,8 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
                 limit=limit,
                 moment=snapshot_moment(snapshot, snapshot.history),
                 trend_days=trend_days,
+                # Who refuses now is not quoted as of any time.
+                quotable=quotable(snapshot.present, self._quoting),
             )
             examples = await words(snapshot.connection, found.points)
         return pb.ListPointsResponse(

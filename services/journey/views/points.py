@@ -1,5 +1,6 @@
 """Experience points: what hurts, what customers wish for, what delights, where, and what it costs."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 
 from recorrido.inference.v1.events import PointKind
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded, RatingMetric, Verbatim
+from services.foundation.masking import Masker, Pii
 from services.journey.domain import intervals
 from services.journey.domain.history import DAY_US, Flags, Index, Ints
 from services.journey.domain.intervals import Interval, Sample
@@ -26,6 +28,7 @@ _LOOKED_THROUGH = 5
 #: Drivers given of each metric.
 _DRIVERS = 10
 
+_MASK = Masker(tuple(Pii))
 _DECODE = msgspec.json.Decoder(InteractionRecorded).decode
 
 
@@ -44,8 +47,8 @@ class Trend:
 class Point:
     """`share` is the part of all customers who said anything in words, 0 to 1; `mean_sentiment` is -1 to 1.
 
-    `touchpoint_id` is empty, and the name the raw one, where the map does not place it. `example_rows` are interactions
-    of the history, newest first, whose words may be shown.
+    `touchpoint_id` is empty, and the name the raw one, where the map does not place it. `example_positions`
+    are of interactions, newest first, whose words may be shown.
     """
 
     kind: PointKind
@@ -98,8 +101,12 @@ def points(
     limit: int,
     moment: int,
     trend_days: int = DEFAULT_TREND_DAYS,
+    quotable: Flags | None = None,
 ) -> Points:
-    """Return the points of `kinds` by need and touchpoint, as they stand at `moment` (microseconds)."""
+    """Return the points of `kinds` by need and touchpoint, as they stand at `moment` (microseconds).
+
+    `quotable` tells of each number of a customer id whether its words may be examples; None: they may.
+    """
     history = reading.history
     table = history.interactions
     chosen = selection.interactions(reading)
@@ -115,7 +122,16 @@ def points(
         ranked.append((-len(customers), -len(members), key, members, customers))
     ranked.sort(key=lambda each: each[:3])
     found = [
-        _point(reading, key, members, customers, heard=len(heard), trends=trends, money=money)
+        _point(
+            reading,
+            key,
+            members,
+            customers,
+            heard=len(heard),
+            trends=trends,
+            money=money,
+            shown=members if quotable is None else members[quotable[table.customer[members]]],
+        )
         for _, _, key, members, customers in ranked[:limit]
     ]
     return Points(found, drivers(reading, chosen), len(heard))
@@ -152,14 +168,22 @@ def _groups(reading: Reading, rows: Ints) -> list[tuple[_Key, Ints]]:
 
 
 def _point(
-    reading: Reading, key: _Key, members: Ints, customers: Index, *, heard: int, trends: "_Trends", money: Any
+    reading: Reading,
+    key: _Key,
+    members: Ints,
+    customers: Index,
+    *,
+    heard: int,
+    trends: "_Trends",
+    money: Any,
+    shown: Ints,
 ) -> Point:
     history = reading.history
     number, need_path, touchpoint_id, raw_name = key
     kind = PointKind.from_number(number)
     score = history.score[members]
     strength = np.clip(score if kind is PointKind.DELIGHT else -score, 0, 1)
-    newest = members[np.argsort(history.interactions.occurred[members], kind="stable")][::-1][:_LOOKED_THROUGH]
+    newest = shown[np.argsort(history.interactions.occurred[shown], kind="stable")][::-1][:_LOOKED_THROUGH]
     at_stake = {currency: int(total[customers].sum()) for currency, total in money.items()}
     positions = history.interactions.position[members]
     analysed = history.analyses.position[history.analysis[members]]
@@ -236,12 +260,15 @@ def drivers(reading: Reading, chosen: Flags) -> list[Driver]:
 
 
 async def words(connection: Any, wanted: Sequence[Point]) -> list[tuple[str, ...]]:
-    """Return the examples of each point, newest first, EXAMPLES at most; of an erased customer nothing is left."""
+    """Return the examples of each point, newest first, EXAMPLES at most; of an erased customer nothing is left.
+
+    More people read them than the customer wrote to, so personal data is masked, also where the front door keeps it.
+    """
     rows = await connection.fetch(
         "SELECT position, body FROM interaction WHERE position = ANY($1::bigint[]) AND has_words",
         [position for point in wanted for position in point.example_positions],
     )
-    texts = {row["position"]: _text(row["body"]) for row in rows}
+    texts = await asyncio.to_thread(lambda: {row["position"]: _MASK.text(_text(row["body"])) for row in rows})
     return [
         tuple([text for position in point.example_positions if (text := texts.get(position))][:EXAMPLES])
         for point in wanted

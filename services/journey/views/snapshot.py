@@ -86,6 +86,11 @@ class Snapshot:
     def history(self) -> History:
         return self.model.columns.history(self.cut)
 
+    @property
+    def present(self) -> History:
+        """Return what is known now, whatever `as_of`."""
+        return self.model.columns.history(self.position + 1)
+
     def history_before(self, cut: int) -> History:
         """Return what was known before both `cut` and this snapshot's."""
         return self.model.columns.history(min(cut, self.cut))

@@ -1909,7 +1909,7 @@ class Point(_message.Message):
     """
     @_builtins.property
     def examples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """At most three, newest first."""
+        """At most three, newest first: of customers who may be quoted, personal data masked (docs/privacy.md)."""
 
     @_builtins.property
     def interval(self) -> Global___Interval:
