@@ -50,6 +50,7 @@ check: $(DEV_READY) ## Lint, types, layers, contracts, and whether generated cod
 	$(BIN)/buf breaking --against $(BASELINE)
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python proto/asyncapi.py --check
+	$(BIN)/python docs/generate.py --check
 
 .PHONY: format
 format: $(DEV_READY) ## Format the code and fix what can be fixed by itself
@@ -60,6 +61,10 @@ format: $(DEV_READY) ## Format the code and fix what can be fixed by itself
 proto: $(DEV_READY) ## Generate proto/gen and docs/asyncapi.yaml from the contracts
 	$(BIN)/python proto/generate.py
 	$(BIN)/python proto/asyncapi.py
+
+.PHONY: docs
+docs: $(DEV_READY) ## Write what the pages tell of the code: commands, settings, life cycles
+	$(BIN)/python docs/generate.py
 
 .PHONY: baseline
 baseline: $(DEV_READY) ## Take the contracts as they are for what may not be broken; at a release

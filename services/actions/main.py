@@ -68,7 +68,8 @@ class ActionsSettings(ServiceSettings):
     postgres_dsn: PostgresDsn = Field(description="PostgreSQL for the list of actions")
     falls_every_seconds: float = Field(3600.0, gt=0, description="how often verified improvements are looked at again")
     webhook_allowed_networks: Networks = Field(
-        "", description="networks that webhooks may reach although they are not public, such as 10.1.0.0/16,fd00::/8"
+        "",
+        description="networks that webhooks may reach though not public, also over http, such as 10.1.0.0/16,fd00::/8",
     )
     webhook_keys: Keys = Field(
         "",

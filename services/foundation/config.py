@@ -36,8 +36,10 @@ class ServiceSettings(BaseSettings):
         description="connection string of KurrentDB or of the embedded event store"
     )
     nats_url: Annotated[str, _starts_with("nats://", "tls://")] = Field(description="NATS server with JetStream")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="DEBUG, INFO, WARNING or ERROR: the least that is told"
+    )
+    log_format: Literal["console", "json"] = Field("console", description="console for people, json for programs")
     drain_seconds: float = Field(5.0, gt=0, le=600, description="how long running calls may take after a stop signal")
 
 

@@ -63,8 +63,10 @@ class IngestSettings(ServiceSettings):
     mask_phone_regions: Annotated[str, AfterValidator(_readable(masking.regions_of))] = Field(
         ",".join(masking.DEFAULT_REGIONS), description="countries whose telephone numbers are known without a prefix"
     )
-    queue_items: int = Field(10_000, gt=0, description="interactions that may wait for the store")
-    stream_bytes: int = Field(STREAM_BYTES, gt=0, description="bytes that all streams hold of what is not answered yet")
+    queue_items: int = Field(10_000, gt=0, description="interactions that may wait for the store; beyond it QUEUE_FULL")
+    stream_bytes: int = Field(
+        STREAM_BYTES, gt=0, description="bytes that all streams hold of what is not answered; beyond it STREAMS_FULL"
+    )
 
 
 async def wire(settings: IngestSettings, process: Process) -> None:
