@@ -396,7 +396,7 @@ def test_everyone_stands_where_their_own_events_put_them(seed: int, rules: Loyal
             )
             if expected is not None:
                 alone = found.of_customer(number)
-                told = loyalty(alone, rules, 0, alone.by_time, at(day))
+                told = loyalty(alone, rules, at(day))
                 assert (told.level, told.rule) == (expected, rule)
                 assert bool(told.reasons) == bool(rule)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recorrido.inference.v1.events import PointKind, Sentiment
-from recorrido.ingest.v1.events import Channel, Outcome, RatingMetric
+from recorrido.ingest.v1.events import Channel, Outcome, RatingMetric, ReferralDirection
 from services.foundation.scales import SCALES
 from services.journey.domain.signals import HIGHEST_BAD_SENTIMENT
 
@@ -145,6 +145,23 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class Told:
+    """Interactions that tell of one thing, in the order in which they happened.
+
+    `rank` is the place of each among all interactions in that order, `row` its row, `customer` whose it is.
+    """
+
+    rank: Ints
+    row: Ints
+    customer: Index
+
+    def between(self, start: int, end: int) -> "Told":
+        """Return those of rank `start` to `end` - 1."""
+        first, last = (int(n) for n in np.searchsorted(self.rank, [start, end]))
+        return Told(self.rank[first:last], self.row[first:last], self.customer[first:last])
+
+
+@dataclass(frozen=True)
 class History:
     """What was known before the store position `cut`."""
 
@@ -192,7 +209,7 @@ class History:
         """Return when the first interaction of each customer happened; the largest number where there is none."""
         first = np.full(len(self.owners), np.iinfo(np.int64).max)
         backwards = self.by_time[::-1]
-        first[self.customer[backwards]] = self.interactions.occurred[backwards]
+        first[self.customer[backwards]] = self.times[::-1]
         return first
 
     @cached_property
@@ -303,6 +320,33 @@ class History:
     def by_time(self) -> Ints:
         """Return the rows of interactions in the order in which they happened."""
         return np.argsort(self.interactions.occurred, kind="stable")
+
+    @cached_property
+    def times(self) -> Ints:
+        """Return when interactions happened, in that order."""
+        return self.interactions.occurred[self.by_time]
+
+    @cached_property
+    def told(self) -> Mapping[str, Told]:
+        """Return which interactions answered NPS and CSAT, were bad and glad moments, purchases, recommendations.
+
+        Few of all do, so who looks at many times passes over these.
+        """
+        table = self.interactions
+        telling = {
+            "nps": table.nps >= 0,
+            "csat": table.csat >= 0,
+            "bad": self.bad,
+            "glad": self.glad,
+            "purchase": table.amount > 0,
+            "referral": table.referral == ReferralDirection.GIVEN.number,
+        }
+        found = {}
+        for name, flags in telling.items():
+            rank = np.flatnonzero(flags[self.by_time])
+            row = self.by_time[rank]
+            found[name] = Told(rank, row, self.customer[row])
+        return found
 
     @cached_property
     def order(self) -> Ints:

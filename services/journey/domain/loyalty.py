@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recorrido.ingest.v1.events import ReferralDirection
 from recorrido.journey.v1.events import LoyaltyLevel, LoyaltyRule, LoyaltyRules
-from services.journey.domain.history import DAY_US, Flags, History, Ints
+from services.journey.domain.history import DAY_US, Flags, History, Ints, Told
 
 DEFAULT_WINDOW_DAYS = 365
 
@@ -30,9 +29,6 @@ DEFAULT_RULES = LoyaltyRules(
         LoyaltyRule(level=LoyaltyLevel.SATISFIED, csat_at_least=4),
     )
 )
-
-#: What a rule may ask.
-CONDITIONS = tuple(name for name in LoyaltyRule.__struct_fields__ if name != "level")
 
 
 @dataclass(frozen=True)
@@ -60,59 +56,46 @@ def rules_of(rules: LoyaltyRules | None) -> LoyaltyRules:
     return rules if rules is not None and rules.rules else DEFAULT_RULES
 
 
-def standing(history: History, rules: LoyaltyRules, moment: int, rows: Ints | None = None) -> Standing:
-    """Return how customers stood at `moment` (microseconds), by what happened up to it and within the window.
-
-    `rows`: only these interactions, in the order in which they happened (None: all).
-    """
-    order = history.by_time if rows is None else rows
-    table = history.interactions
-    occurred = table.occurred[order]
+def standing(history: History, rules: LoyaltyRules, moment: int) -> Standing:
+    """Return how customers stood at `moment` (microseconds), by what happened up to it and within the window."""
     window = (rules.window_days or DEFAULT_WINDOW_DAYS) * DAY_US
-    start, end = (int(n) for n in np.searchsorted(occurred, [moment - window, moment], side="right"))
+    start, end = (int(n) for n in np.searchsorted(history.times, [moment - window, moment], side="right"))
     customers = len(history.owners)
-    known = history.first_seen <= moment
-    inside = order[start:end]
-    customer = history.customer[inside]
-    # A pass over the window for what some rule asks, and none for what no rule does.
-    asked = {name for rule in rules.rules for name in CONDITIONS if getattr(rule, name) is not None}
+    told = {name: each.between(start, end) for name, each in history.told.items()}
 
-    def latest(column: NDArray[np.int8], name: str) -> tuple[NDArray[np.int8], Ints]:
+    def latest(name: str, column: NDArray[np.int8]) -> tuple[NDArray[np.int8], Ints]:
         row = np.full(customers, -1, np.int64)
-        if not asked & {f"{name}_at_least", f"{name}_at_most"} or not len(inside):
-            return np.full(customers, -1, np.int8), row
-        told = np.flatnonzero(column[inside] >= 0)
-        row[customer[told]] = inside[told]
-        return np.where(row < 0, np.int8(-1), column[row]), row
+        # Of several of a customer the last one assigned stays: that is the latest.
+        row[told[name].customer] = told[name].row
+        answer = np.full(customers, -1, np.int8)
+        answer[row >= 0] = column[row[row >= 0]]
+        return answer, row
 
-    def those(telling: Flags, name: str) -> Ints:
-        return np.flatnonzero(telling[inside]) if f"{name}_at_least" in asked else np.empty(0, np.int64)
+    def of_each(several: Told) -> Ints:
+        return np.bincount(several.customer, minlength=customers)
 
-    bad = those(history.bad, "open_bad_moments")
     last_glad = np.full(customers, -1, np.int64)
-    glad = those(history.glad, "open_bad_moments")
-    last_glad[customer[glad]] = glad
-    still_open = bad[bad > last_glad[customer[bad]]]
-    purchased = those(table.amount > 0, "purchases")
-    referred = those(table.referral == ReferralDirection.GIVEN.number, "referrals")
+    last_glad[told["glad"].customer] = told["glad"].rank
+    bad = told["bad"]
+    still_open = bad.rank > last_glad[bad.customer]
     last_seen = np.full(customers, moment, np.int64)
-    if "inactive_days_at_least" in asked:
-        last_seen[history.customer[order[:end]]] = occurred[:end]
-    nps, nps_row = latest(table.nps, "nps")
-    csat, csat_row = latest(table.csat, "csat")
+    if any(rule.inactive_days_at_least is not None for rule in rules.rules):
+        last_seen[history.customer[history.by_time[:end]]] = history.times[:end]
+    nps, nps_row = latest("nps", history.interactions.nps)
+    csat, csat_row = latest("csat", history.interactions.csat)
     return Standing(
-        known=known,
+        known=history.first_seen <= moment,
         nps=nps,
         csat=csat,
         nps_row=nps_row,
         csat_row=csat_row,
-        open_bad_moments=np.bincount(customer[still_open], minlength=customers),
-        purchases=np.bincount(customer[purchased], minlength=customers),
-        referrals=np.bincount(customer[referred], minlength=customers),
+        open_bad_moments=np.bincount(bad.customer[still_open], minlength=customers),
+        purchases=of_each(told["purchase"]),
+        referrals=of_each(told["referral"]),
         inactive_days=(moment - last_seen) / DAY_US,
-        open_bad=inside[still_open],
-        purchased=inside[purchased],
-        referred=inside[referred],
+        open_bad=bad.row[still_open],
+        purchased=told["purchase"].row,
+        referred=told["referral"].row,
     )
 
 
@@ -162,9 +145,10 @@ class Loyalty:
     rows: tuple[int, ...]
 
 
-def loyalty(history: History, rules: LoyaltyRules, customer: int, rows: Ints, moment: int) -> Loyalty:
-    """Return where one customer stands, whose interactions are `rows` in the order in which they happened."""
-    at = standing(history, rules, moment, rows)
+def loyalty(history: History, rules: LoyaltyRules, moment: int) -> Loyalty:
+    """Return where the one customer stands whose history this is."""
+    customer = 0
+    at = standing(history, rules, moment)
     level, decided = levels(at, rules)
     number = int(decided[customer])
     if number == 0:
@@ -187,7 +171,11 @@ def loyalty(history: History, rules: LoyaltyRules, customer: int, rows: Ints, mo
     )
     because([rule.purchases_at_least], _times(int(at.purchases[customer]), "purchase"), at.purchased.tolist())
     because([rule.referrals_at_least], _times(int(at.referrals[customer]), "recommendation"), at.referred.tolist())
-    because([rule.inactive_days_at_least], f"not seen for {at.inactive_days[customer]:.0f} days", rows[-1:].tolist())
+    because(
+        [rule.inactive_days_at_least],
+        f"not seen for {at.inactive_days[customer]:.0f} days",
+        history.by_time[-1:].tolist(),
+    )
     return Loyalty(LoyaltyLevel.from_number(int(level[customer])), number, tuple(reasons), tuple(evidence))
 
 

@@ -11,7 +11,7 @@ from recorrido.ingest.v1.events import ReferralDirection
 from recorrido.journey.v1.events import LoyaltyLevel
 from services.foundation.errors import InvalidError, Violation
 from services.journey.domain import intervals
-from services.journey.domain.history import HOUR_US, Flags, History, Ints
+from services.journey.domain.history import HOUR_US, Flags, History, Ints, Told
 from services.journey.domain.intervals import Interval
 from services.journey.domain.loyalty import levels, rules_of, standing
 from services.journey.domain.reading import Reading
@@ -170,21 +170,19 @@ def _period(reading: Reading, start: int, end: int, before: NDArray[np.int8], af
         ],
         rose=int(rose.sum()),
         fell=int(fell.sum()),
-        rose_at=_last_at(reading, history.glad, rose, start, end),
-        fell_at=_last_at(reading, history.bad, fell, start, end),
+        rose_at=_last_at(reading, history.told["glad"], rose, start, end),
+        fell_at=_last_at(reading, history.told["bad"], fell, start, end),
     )
 
 
-def _last_at(reading: Reading, telling: Flags, meant: Flags, start: int, end: int) -> list[TouchpointCount]:
+def _last_at(reading: Reading, telling: Told, meant: Flags, start: int, end: int) -> list[TouchpointCount]:
     """Return at which touchpoints the last telling interaction of each of these customers was, within a period."""
     history = reading.history
-    order = history.by_time
-    occurred = history.interactions.occurred
-    first, last = (int(n) for n in np.searchsorted(occurred[order], [start, end], side="right"))
-    rows = order[first:last]
-    rows = rows[telling[rows] & meant[history.customer[rows]]]
+    first, last = (int(n) for n in np.searchsorted(history.times, [start, end], side="right"))
+    inside = telling.between(first, last)
+    theirs = meant[inside.customer]
     row_of = np.full(len(history.owners), -1, np.int64)
-    row_of[history.customer[rows]] = rows
+    row_of[inside.customer[theirs]] = inside.row[theirs]
     last_rows = row_of[row_of >= 0]
     raws = history.vocabulary.touchpoints
     # Those on no map stand behind those of the map, by raw touchpoint.
@@ -206,22 +204,18 @@ def _recovery(history: History, inside: Flags, end: int) -> ServiceRecovery | No
     What counts is the customer's gladness afterwards, not that somebody answered (C. W. L. Hart, J. L. Heskett and
     W. E. Sasser, "The Profitable Art of Service Recovery", Harvard Business Review, July 1990).
     """
-    order = history.by_time
-    occurred = history.interactions.occurred
-    upto = order[: int(np.searchsorted(occurred[order], end, side="right"))]
-    customers = len(history.owners)
-    bad = upto[history.bad[upto] & inside[upto]]
-    if not len(bad):
+    upto = int(np.searchsorted(history.times, end, side="right"))
+    bad, glad = (history.told[name].between(0, upto) for name in ("bad", "glad"))
+    meant = inside[bad.row]
+    if not meant.any():
         return None
-    place = np.empty(len(history.interactions), np.int64)
-    place[order] = np.arange(len(order))
-    last_bad = np.full(customers, -1, np.int64)
-    last_bad[history.customer[bad]] = bad
-    glad = upto[history.glad[upto]]
-    hurt_row = last_bad[history.customer[glad]]
-    after = glad[(hurt_row >= 0) & (place[glad] > place[hurt_row])]
+    occurred = history.interactions.occurred
+    customers = len(history.owners)
+    last_bad, rank = (np.full(customers, -1, np.int64) for _ in range(2))
+    last_bad[bad.customer[meant]], rank[bad.customer[meant]] = bad.row[meant], bad.rank[meant]
+    after = (last_bad[glad.customer] >= 0) & (glad.rank > rank[glad.customer])
     first_glad = np.full(customers, -1, np.int64)
-    first_glad[history.customer[after[::-1]]] = after[::-1]
+    first_glad[glad.customer[after][::-1]] = glad.row[after][::-1]
     recovered = np.flatnonzero(first_glad >= 0)
     hours = (occurred[first_glad[recovered]] - occurred[last_bad[recovered]]) / HOUR_US
     had = int((last_bad >= 0).sum())

@@ -282,7 +282,7 @@ async def _about(snapshot: Snapshot, whole: _Whole, entries: Sequence[Entry], to
     table = history.interactions
     moment = snapshot_moment(snapshot, whole.everyone)
     rules = rules_of(reading.map_.loyalty)
-    stands = loyalty(history, rules, 0, whole.order, moment)
+    stands = loyalty(history, rules, moment)
     evidence = stands.rows[-_NEWEST:]
     felt = experience(history.felt, whole.order)
     episodes = _episodes(whole)
