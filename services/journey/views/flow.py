@@ -328,6 +328,12 @@ def _quantiles(values: Floats) -> tuple[float, float]:
     return float(median), float(p90)
 
 
+def _members(code: Ints, size: int) -> list[Ints]:
+    """Return which have each code, 0 to `size` - 1, in their order."""
+    order = np.argsort(code.astype(np.min_scalar_type(size)), kind="stable")
+    return np.split(order, np.cumsum(np.bincount(code, minlength=size))[:-1])
+
+
 def _grouped(code: Ints, case: Ints, size: int) -> tuple[Ints, Ints]:
     """Return in which order members stand by code, and in how many different cases each code occurs."""
     # Members come case by case, and a stable sort leaves it so within each code.
@@ -400,11 +406,12 @@ def _drop_offs(cases: Cases, steps: _Steps, mine: Ints, in_cases: Ints) -> dict[
     bad = cases.reading.history.bad[cases.order[cases.last[lost]]]
     after = cases.next_of(lost)
     found = {}
-    for n in np.unique(where).tolist():
-        there = where == n
-        count, by = int(there.sum()), int(in_cases[n])
-        back = lost[there & (after >= 0)]
-        later = after[there & (after >= 0)]
+    for n, there in enumerate(_members(where, len(cases.labels))):
+        if not len(there):
+            continue
+        count, by = len(there), int(in_cases[n])
+        returned = there[after[there] >= 0]
+        back, later = lost[returned], after[returned]
         places = np.bincount(cases.code[cases.order[cases.begins[later]]], minlength=len(cases.labels))
         most = heapq.nlargest(_TARGETS, np.flatnonzero(places).tolist(), key=lambda place: places[place])
         found[n] = DropOff(
