@@ -7,10 +7,11 @@ and a PostgreSQL of its own:
 
 - projection: the very projection, in a process of its own, from the store into PostgreSQL, against bare COPY of the
   same rows by the same client in the same portions, one durable transaction each, into tables with the same indexes;
-  and how fast the store alone is read by the same client.
+  and its two parts: the store read by the same client, and events that are at hand folded into PostgreSQL.
 - start: the service, from its start until its first answer over everything.
 - questions over gRPC, one after the other: while nothing happens, and while an interaction is recorded before each of
-  them, which is the worst case, as nothing that was derived from the history before holds any more.
+  them, which is the worst case, as nothing that was derived from the history before holds any more. The CPU time of the
+  service tells what they cost on a machine that has other things to do.
 - memory: the most that the projection had, and that the service has had (resident set).
 
 The last table compares the sizes. `--sizes 100000,1000000,10000000` goes ten times farther (some 20 GB of disk).
@@ -19,6 +20,7 @@ The last table compares the sizes. `--sizes 100000,1000000,10000000` goes ten ti
 import argparse
 import asyncio
 import json
+import os
 import random
 import resource
 import statistics
@@ -74,6 +76,8 @@ PORTION = 500
 CALLERS = 3
 #: Events of one transaction of the projection, and so of bare COPY.
 BATCH = 1_000
+#: Events that are folded from memory.
+AT_HAND = 50_000
 #: Tables that hold a row for most events: what bare COPY writes.
 TABLES = ("name", "interaction", "rating", "analysis", "identity_link")
 
@@ -269,6 +273,23 @@ async def read_alone(store: EventStore) -> tuple[int, float]:
     return count, count / (time.perf_counter() - begun)
 
 
+async def folded(store: EventStore, pool: Any) -> float:
+    """Return how many events a second are projected that are at hand: the first ones of the history."""
+    view = JourneyProjection()
+    view.name = "journey_bench"
+    runner = SharedRunner(store, pool, view)
+    await runner.prepare()
+    await runner.last()
+    types = Registry(view.types).type_names
+    events = [each async for each in store.read_all(None, types, limit=AT_HAND)]
+    begun = time.perf_counter()
+    for at in range(0, len(events), BATCH):
+        await runner.write(events[at : at + BATCH])
+    took = time.perf_counter() - begun
+    await pool.execute("DROP SCHEMA journey_bench CASCADE")
+    return len(events) / took
+
+
 async def copied(pool: Any) -> float:
     """Return how long COPY takes for the rows that the projection wrote, in the same portions."""
     spent = 0.0
@@ -305,10 +326,14 @@ async def copied(pool: Any) -> float:
 
 @dataclass
 class Asked:
-    """How long a question took, each time, in seconds: while nothing happened, and after something had."""
+    """How long a question took, each time, in seconds: while nothing happened, and after something had.
+
+    `cpu`: what the service spent on the latter.
+    """
 
     still: list[float] = field(default_factory=list)
     moving: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -350,6 +375,7 @@ async def asked(
     record: Callable[[], Awaitable[None]],
     times: int,
     *,
+    pid: int,
     console: Console,
 ) -> dict[str, Asked]:
     taken: dict[str, Asked] = {}
@@ -363,7 +389,9 @@ async def asked(
                 bar.update(task, advance=1)
             for _ in range(times):
                 await record()
+                before = cpu_s(pid)
                 taken[name].moving.append(await timed(ask))
+                taken[name].cpu.append(cpu_s(pid) - before)
                 bar.update(task, advance=1)
     return taken
 
@@ -391,6 +419,12 @@ def peak_mib(pid: int) -> float:
     """Return the largest resident set that a process has had."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) / 1024
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 #: What PostgreSQL is asked while questions are answered: by whose event, whose position, whose name.
@@ -436,6 +470,7 @@ class Figures:
     filled: float = 0.0
     read: float = 0.0
     projected: float = 0.0
+    folded: float = 0.0
     bare: float = 0.0
     projection_cpu_us: float = 0.0
     projection_mib: float = 0.0
@@ -469,6 +504,8 @@ async def measure(interactions: int, given: argparse.Namespace, console: Console
             figures.projected = figures.events / done["seconds"]
             figures.projection_cpu_us, figures.projection_mib = 1e6 * done["cpu_s"] / figures.events, done["peak_mib"]
             console.print(f"projected {figures.projected:,.0f} events/s, at most {figures.projection_mib:,.0f} MiB")
+            figures.folded = await folded(store, pool)
+            console.print(f"folded from memory {figures.folded:,.0f} events/s")
             figures.bare = figures.events / await copied(pool)
             console.print(f"bare COPY {figures.bare:,.0f} events/s: ratio {figures.ratio:.2f}")
             begun = time.perf_counter()
@@ -484,6 +521,7 @@ async def measure(interactions: int, given: argparse.Namespace, console: Console
                     questions(stub, source, since),
                     lambda: recorded(store, pool, source),
                     given.queries,
+                    pid=cluster.pid("journey"),
                     console=console,
                 )
             figures.service_mib = peak_mib(cluster.pid("journey"))
@@ -495,12 +533,13 @@ async def measure(interactions: int, given: argparse.Namespace, console: Console
 
 def _questions_table(figures: Figures) -> Table:
     table = Table("question, in ms", title=f"{figures.interactions:,} interactions")
-    for name in ("p50", "p99", "p50 after a change", "p99 after a change", "wanted p99"):
+    for name in ("p50", "p99", "p50 after a change", "p99 after a change", "CPU p50 after a change", "wanted p99"):
         table.add_column(name, justify="right")
     for name, taken in figures.questions.items():
         table.add_row(
             name,
             *(f"{1000 * percentile(each, share):.1f}" for each in (taken.still, taken.moving) for share in (0.5, 0.99)),
+            f"{1000 * statistics.median(taken.cpu):.0f}",
             f"{1000 * WANTED_S[name]:.0f}" if name in WANTED_S else "",
         )
     return table
@@ -517,6 +556,8 @@ def _sizes_table(several: Sequence[Figures]) -> Table:
         "bare COPY of the rows, events/s": lambda f: f.bare,
         "projected to bare COPY": lambda f: f.ratio,
         "store read alone, events/s": lambda f: f.read,
+        "folded from memory, events/s": lambda f: f.folded,
+        "folded from memory to bare COPY": lambda f: f.folded / f.bare,
         "projection, CPU µs an event": lambda f: f.projection_cpu_us,
         "projection, peak MiB": lambda f: f.projection_mib,
         "service, start to first answer, s": lambda f: f.start_s,
