@@ -170,6 +170,7 @@ def test_measures() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=2, max_size=30))
+@settings(deadline=None)
 def test_kappa_agrees_with_scikit_learn(pairs: list[tuple[str, str]]) -> None:
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
     if len({*first, *second}) > 1:
