@@ -193,8 +193,9 @@ class ProjectionRunner:
             except (UnavailableError, *POSTGRES_DOWN) as error:
                 LOG.warning("projection waits", projection=self._schema, error=repr(error)[:200])
                 available(False)
-            except asyncpg.SerializationError as error:
-                LOG.warning("another instance moved the checkpoint, starting over", error=str(error))
+            except asyncpg.TransactionRollbackError as error:
+                # Another instance moved the checkpoint, or two waited for each other's rows.
+                LOG.warning("projection starts over", projection=self._schema, error=str(error))
             await asyncio.sleep(0.25)
 
     async def _project(self, available: Callable[[bool], None]) -> None:

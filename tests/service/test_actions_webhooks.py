@@ -11,14 +11,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import asyncpg
 import grpc
 import pytest
 import pytest_asyncio
 from aiohttp import web
 
 from recorrido.actions.v1 import webhook_service_pb2 as pb
+from recorrido.actions.v1.events import ActionCommented
 from recorrido.actions.v1.webhook_service_pb2_grpc import WebhookServiceStub
+from services.actions.views import outbox
+from services.foundation.events import Pending, stream_name
+from services.foundation.eventstore import NO_STREAM, StreamAppend
 from tests.support.cli import recorrido
 from tests.support.cluster import running
 from tests.support.office import Office, connected, refusal, unique
@@ -362,6 +368,47 @@ async def test_whoever_dies_loses_nothing(tmp_path: Path) -> None:
         assert set(receiver.ids) == {each.delivery_id for each in found}
 
 
+async def test_a_large_replay_runs_beside_deliveries_and_other_replays(desk: Desk) -> None:
+    """Several parts of it, from several sides at once: everything comes again, and nobody waits in a circle."""
+    count = 2 * outbox.PART + 100
+    async with desk.hooked(event_types=["recorrido.actions.v1.ActionCommented"]) as (receiver, key):
+        events = [ActionCommented(action_id=unique("a"), actor="x", text="x", request_id="1") for _ in range(count)]
+        for at in range(0, count, 250):
+            await desk.office.store.append(
+                [
+                    StreamAppend(stream_name("action", each.action_id), NO_STREAM, [Pending(each, uuid4())])
+                    for each in events[at : at + 250]
+                ]
+            )
+
+        async def all_told(times: int) -> bool:
+            line = await desk.line(key)
+            return line.pending == 0 and len(receiver.got) >= times * count
+
+        await until(lambda: all_told(1), 60, every_s=0.1)
+        assert len(set(receiver.ids)) == len(receiver.ids) == count
+        # While what was asked for first is sent, it is asked for again.
+        await desk.ask("ReplayWebhook", key, delivered_too=True)
+        await receiver.until_got(count + 200)
+        await asyncio.gather(*(desk.ask("ReplayWebhook", key, delivered_too=True) for _ in range(3)))
+        await until(lambda: all_told(2), 60, every_s=0.1)
+        assert len(set(receiver.ids)) == count
+        (first, *_) = receiver.ids
+        assert receiver.ids.count(first) >= 2
+    # What is left of a webhook that was deleted goes, some at a time.
+
+    async def dropped() -> bool:
+        sql = "SELECT count(*) FROM actions_webhooks.delivery WHERE webhook_id = $1"
+        connection = await asyncpg.connect(desk.office.cluster.environment["RECORRIDO_POSTGRES_DSN"])
+        try:
+            return bool(await connection.fetchval(sql, key) == 0)
+        finally:
+            await connection.close()
+
+    await until(dropped, 30, every_s=0.2)
+    assert desk.office.cluster.restarts("actions") == 0
+
+
 # -- keys ----------------------------------------------------------------------------------------------------------
 
 
@@ -383,9 +430,6 @@ async def test_secrets_go_with_their_key_and_come_back_with_another(tmp_path: Pa
             await desk.ask("ReplayWebhook", key)
             await desk.until_state(key, DELIVERED)
             assert signed(*receiver.got[0], rotated.secret)
-        async with desk_of(tmp_path, RECORRIDO_WEBHOOK_KEYS="") as desk:
-            for call in (desk.register(receiver.url), desk.ask("RotateWebhookSecret", key)):
-                assert info(await refusal(call)).reason == "NO_WEBHOOK_KEY"
 
 
 # -- whom ----------------------------------------------------------------------------------------------------------

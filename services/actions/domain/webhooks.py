@@ -41,6 +41,8 @@ SALT_BYTES = 16
 #: How long the secret before the present one signs, too.
 OVERLAP = timedelta(days=1)
 LONGEST_WAIT_S = 3600.0
+#: After it was claimed, a delivery is begun within so long, or given back.
+CLAIMED_S = 10.0
 
 #: What is delivered, by full name.
 DELIVERED = {each.type_name: each for each in ActionDecider.types}

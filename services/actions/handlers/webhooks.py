@@ -7,6 +7,7 @@ in the outbox and is claimed for a while: whoever dies in between loses nothing,
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from msgspec import json
 
 from recorrido.actions.v1.events import DeliveryAbandoned, WebhookPaused
 from services.actions.domain.webhooks import (
+    CLAIMED_S,
     AbandonDelivery,
     ChangeWebhook,
     Command,
@@ -37,8 +39,14 @@ LOG = structlog.get_logger()
 
 #: Deliveries to one receiver at the same time.
 AT_ONCE = 8
+#: Deliveries that are claimed together for a receiver who answers each within about `_QUICK_S`; for a slower one, no
+#: more than are sent at once, so that what is claimed is sent while it is ours.
+BATCH = 64
+_QUICK_S = 0.5
+#: After so many it is noted what was delivered. Whoever dies before delivers them again.
+_NOTED = 16
 LOOK_EVERY_S = 0.25
-PRUNE_EVERY_S = 3600.0
+PRUNE_EVERY = timedelta(minutes=5)
 _GONE = 410
 #: Who pauses a webhook whose receiver is gone.
 RECEIVER = "receiver"
@@ -59,6 +67,8 @@ class Due(Protocol):
     def stream(self) -> str: ...
     @property
     def revision(self) -> int: ...
+    @property
+    def position(self) -> int: ...
     @property
     def attempts(self) -> int: ...
     @property
@@ -81,16 +91,32 @@ class Outbox(Protocol):
 
     async def busy(self, now: datetime) -> Sequence[str]: ...
     async def claim(self, webhook_id: str, now: datetime, count: int) -> Sequence[Any]: ...
-    async def delivered(self, due: Any, status: int, now: datetime) -> None: ...
+    async def release(self, dues: Sequence[Any], now: datetime) -> None: ...
+    async def delivered(self, dues: Sequence[tuple[Any, int]], now: datetime) -> None: ...
     async def failed(self, due: Any, status: int, error: str, again_at: datetime | None) -> None: ...
     async def forget(self, due: Any) -> None: ...
-    async def prune(self, now: datetime) -> None: ...
+    async def work_off(self) -> None: ...
+    async def prune(self, now: datetime) -> bool: ...
 
 
 class Receivers(Protocol):
     """Who is told."""
 
     async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer: ...
+
+
+class _Claimed:
+    """Deliveries that were claimed together: what is not begun `before` (monotonic) will not be ours any more."""
+
+    def __init__(self, webhook: Webhook, dues: Sequence[Due], before: float) -> None:
+        self.webhook = webhook
+        self.dues = dues
+        self.before = before
+        self.waiting = iter(dues)
+        self.events: Mapping[UUID, Recorded] = {}
+        #: With the status of each answer, until it is noted.
+        self.delivered: list[tuple[Due, int]] = []
+        self.late: list[Due] = []
 
 
 class WebhookHandlers:
@@ -151,8 +177,8 @@ class WebhookHandlers:
                             worker = asyncio.create_task(self._work(webhook_id))
                             self._workers[webhook_id] = worker
                             worker.add_done_callback(lambda _, key=webhook_id: self._workers.pop(key, None))  # type: ignore[misc]
-                    if pruned is None or now - pruned > timedelta(seconds=PRUNE_EVERY_S):
-                        await self._outbox.prune(now)
+                    await self._outbox.work_off()
+                    if (pruned is None or now - pruned > PRUNE_EVERY) and not await self._outbox.prune(now):
                         pruned = now
                 except UnavailableError as error:
                     LOG.warning("webhooks wait", error=error.message)
@@ -165,21 +191,67 @@ class WebhookHandlers:
 
     async def _work(self, webhook_id: str) -> None:
         try:
-            webhook = (await self._executor.load(webhook_stream(webhook_id))).state
-            while found := await self._outbox.claim(webhook_id, self._clock(), AT_ONCE):
-                await asyncio.gather(*(self._deliver(webhook, due) for due in found))
+            count = AT_ONCE
+            while found := await self._outbox.claim(webhook_id, self._clock(), count):
+                started = time.monotonic()
+                webhook = (await self._executor.load(webhook_stream(webhook_id))).state
+                await self._deliver_all(_Claimed(webhook, found, started + CLAIMED_S))
+                quick = time.monotonic() - started < _QUICK_S * len(found) / AT_ONCE
+                count = BATCH if quick else AT_ONCE
         except RecorridoError as error:
             LOG.warning("webhook waits", webhook_id=webhook_id, error=error.message)
         except Exception:
             LOG.exception("webhook failed, trying again", webhook_id=webhook_id)
 
-    async def _deliver(self, webhook: Webhook, due: Due) -> None:
-        found = await self._store.read(due.stream, after=due.revision - 1, limit=1)
-        if not found or found[0].event_id != due.event_id:
-            # Erased with its customer.
-            await self._outbox.forget(due)
-            return
-        body, now = content(found[0]), self._clock()
+    async def _deliver_all(self, claimed: "_Claimed") -> None:
+        """Deliver some at once, and give back what was not begun in time."""
+        claimed.events = await self._events(claimed.dues)
+        senders = [asyncio.create_task(self._send(claimed)) for _ in range(min(AT_ONCE, len(claimed.dues)))]
+        try:
+            await asyncio.wait(senders)
+        finally:
+            for sender in senders:
+                sender.cancel()
+            ended = await asyncio.gather(*senders, return_exceptions=True)
+            await self._note(claimed)
+        if claimed.late:
+            await self._outbox.release(claimed.late, self._clock())
+        for each in ended:
+            if each is not None:
+                raise each
+
+    async def _send(self, claimed: "_Claimed") -> None:
+        for due in claimed.waiting:
+            if time.monotonic() >= claimed.before:
+                claimed.late.append(due)
+            elif status := await self._deliver(claimed.webhook, due, claimed.events.get(due.event_id)):
+                claimed.delivered.append((due, status))
+                if len(claimed.delivered) >= _NOTED:
+                    await self._note(claimed)
+
+    async def _note(self, claimed: "_Claimed") -> None:
+        noted, claimed.delivered = claimed.delivered, []
+        if noted:
+            await self._outbox.delivered(noted, self._clock())
+
+    async def _events(self, dues: Sequence[Due]) -> dict[UUID, Recorded]:
+        """Return the events of deliveries that stand close together in the history."""
+        if len(dues) == 1:
+            return {}
+        types = {due.event_type for due in dues}
+        events = self._store.read_all(min(due.position for due in dues), types, limit=len(dues))
+        return {recorded.event_id: recorded async for recorded in events}
+
+    async def _deliver(self, webhook: Webhook, due: Due, known: Recorded | None) -> int:
+        """Try once; return the status where it succeeded, else 0."""
+        if known is None:
+            found = await self._store.read(due.stream, after=due.revision - 1, limit=1)
+            if not found or found[0].event_id != due.event_id:
+                # Erased with its customer.
+                await self._outbox.forget(due)
+                return 0
+            known = found[0]
+        body, now = content(known), self._clock()
         timestamp = int(now.timestamp())
         try:
             # During a rotation the key of the secret before may be gone already.
@@ -187,7 +259,7 @@ class WebhookHandlers:
             secrets = [self._keyring.secret(present), *self._known(before)]
         except RefusedError as error:
             await self._failed(due, 0, error.message)
-            return
+            return 0
         headers = {
             "content-type": "application/cloudevents+json",
             "webhook-id": due.delivery_id,
@@ -196,9 +268,9 @@ class WebhookHandlers:
         }
         answer = await self._receivers.send(webhook.url, headers, body)
         if not answer.error:
-            await self._outbox.delivered(due, answer.status, self._clock())
-            return
+            return answer.status
         await self._failed(due, answer.status, answer.error, answer.retry_after_s)
+        return 0
 
     def _known(self, secrets: Sequence[WebhookSecret]) -> Iterator[str]:
         for each in secrets:

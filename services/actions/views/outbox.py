@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import asyncpg
+
 from recorrido.actions.v1.events import (
     WebhookDeleted,
     WebhookPaused,
@@ -18,7 +20,7 @@ from recorrido.actions.v1.events import (
     WebhookResumed,
 )
 from recorrido.ingest.v1.events import CustomerAnonymized
-from services.actions.domain.webhooks import DELIVERED, delivery_id, matches
+from services.actions.domain.webhooks import CLAIMED_S, DELIVERED, delivery_id, matches
 from services.foundation.errors import UnavailableError
 from services.foundation.events import Event
 from services.foundation.projection import POSTGRES_DOWN, Fact, ProjectionRunner
@@ -26,7 +28,9 @@ from services.foundation.projection import POSTGRES_DOWN, Fact, ProjectionRunner
 #: How long what was delivered is kept, to be shown and to be sent again.
 KEPT = timedelta(days=30)
 #: How much longer than an attempt may take it is left to who tries it.
-_GRACE = timedelta(seconds=10)
+_GRACE = timedelta(seconds=CLAIMED_S)
+#: How many deliveries are sent again, or dropped, in one statement: few enough to be done in a moment.
+PART = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,38 @@ class DeliveryLine:
     delivered_at: datetime | None
 
 
+#: What people asked for and concerns any number of deliveries; it is worked off a part at a time. REPLAY: what was
+#: abandoned (or delivered too), of events recorded since a moment and before `position`, is sent again. DROP: the
+#: deliveries of a webhook that was deleted go.
+_CHORES = """
+        CREATE TABLE IF NOT EXISTS actions_webhooks.chore (
+            position bigint PRIMARY KEY,
+            webhook_id text NOT NULL,
+            what text NOT NULL,
+            delivered_too boolean NOT NULL,
+            recorded_since timestamptz,
+            asked_at timestamptz NOT NULL,
+            done_to bigint NOT NULL DEFAULT -1
+        );
+    """
+_REPLAY = """
+    WITH part AS (
+        SELECT delivery_id, position FROM actions_webhooks.delivery
+        WHERE webhook_id = $1 AND position > $2 AND position < $3
+          AND (state = 'ABANDONED' OR ($4 AND state = 'DELIVERED'))
+          AND ($5::timestamptz IS NULL OR recorded_at >= $5)
+        ORDER BY position, delivery_id LIMIT $7 FOR UPDATE)
+    UPDATE actions_webhooks.delivery d SET state = 'PENDING', attempts = 0, first_at = NULL, next_at = $6
+    FROM part WHERE d.delivery_id = part.delivery_id RETURNING part.position"""
+_DROP = """
+    WITH part AS (
+        SELECT delivery_id, position FROM actions_webhooks.delivery WHERE webhook_id = $1
+        ORDER BY position, delivery_id LIMIT $2 FOR UPDATE)
+    DELETE FROM actions_webhooks.delivery d USING part WHERE d.delivery_id = part.delivery_id RETURNING part.position"""
+
+
 class OutboxProjection:
-    """Tables `webhook` and `delivery`."""
+    """Tables `webhook`, `delivery` and `chore`."""
 
     name = "actions_webhooks"
     types: Sequence[type[Event]] = (
@@ -88,7 +122,8 @@ class OutboxProjection:
         WebhookReplayed,
         CustomerAnonymized,
     )
-    ddl = """
+    ddl = (
+        """
         CREATE TABLE webhook (
             webhook_id text PRIMARY KEY,
             url text NOT NULL,
@@ -122,6 +157,8 @@ class OutboxProjection:
         CREATE INDEX ON delivery (position);
         CREATE INDEX ON delivery (delivered_at) WHERE state = 'DELIVERED';
     """
+        + _CHORES
+    )
 
     async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
         rows = await connection.fetch("SELECT webhook_id, event_types FROM webhook")
@@ -187,32 +224,38 @@ async def _change(connection: Any, fact: Fact, webhooks: dict[str, tuple[str, ..
         case WebhookDeleted():
             webhooks.pop(event.webhook_id, None)
             await connection.execute("DELETE FROM webhook WHERE webhook_id = $1", event.webhook_id)
-            await connection.execute("DELETE FROM delivery WHERE webhook_id = $1", event.webhook_id)
+            await connection.execute("DELETE FROM chore WHERE webhook_id = $1", event.webhook_id)
+            # Nobody claims them any more.
+            await _add_chore(connection, fact, "DROP", delivered_too=True)
         case WebhookReplayed():
-            await connection.execute(
-                """UPDATE delivery SET state = 'PENDING', attempts = 0, first_at = NULL, next_at = $2
-                   WHERE webhook_id = $1 AND (state = 'ABANDONED' OR ($3 AND state = 'DELIVERED'))
-                     AND ($4::timestamptz IS NULL OR recorded_at >= $4) AND position < $5""",
-                event.webhook_id,
-                fact.recorded.recorded_at,
-                event.delivered_too,
-                event.recorded_since,
-                fact.recorded.position,
-            )
+            await _add_chore(connection, fact, "REPLAY", event.recorded_since, delivered_too=event.delivered_too)
         case CustomerAnonymized():
             await connection.execute(
-                "DELETE FROM delivery WHERE position = ANY($1::bigint[])",
+                """DELETE FROM delivery WHERE delivery_id IN (
+                       SELECT delivery_id FROM delivery WHERE position = ANY($1::bigint[])
+                       ORDER BY position, delivery_id FOR UPDATE)""",
                 [int(each) for each in event.erased_positions],
             )
+
+
+async def _add_chore(
+    connection: Any, fact: Fact, what: str, since: datetime | None = None, *, delivered_too: bool
+) -> None:
+    await connection.execute(
+        "INSERT INTO chore VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
+        *(fact.recorded.position, fact.event.webhook_id, what, delivered_too, since, fact.recorded.recorded_at),
+    )
 
 
 class OutboxRunner(ProjectionRunner):
     """Keeps the outbox filled, and the tables that are there."""
 
     async def prepare(self) -> None:
-        """Make the tables where there are none. Raises UnavailableError."""
+        """Make the tables where there are none, and those that came later. Raises UnavailableError."""
         try:
             there = await self._pool.fetchval("SELECT to_regnamespace($1) IS NOT NULL", self._schema)
+            if there:
+                await self._pool.execute(_CHORES)
         except POSTGRES_DOWN as error:
             raise UnavailableError("PostgreSQL", repr(error)) from error
         if not there:
@@ -231,7 +274,7 @@ class Outbox:
     async def _fetch(self, sql: str, *values: Any) -> Sequence[Any]:
         try:
             rows: Sequence[Any] = await self._pool.fetch(sql, *values)
-        except POSTGRES_DOWN as error:
+        except (*POSTGRES_DOWN, asyncpg.TransactionRollbackError) as error:
             raise UnavailableError("PostgreSQL", type(error).__name__) from error
         return rows
 
@@ -264,14 +307,28 @@ class Outbox:
         )
         return sorted((Due(*row) for row in rows), key=lambda due: due.position)
 
-    async def delivered(self, due: Due, status: int, now: datetime) -> None:
+    async def release(self, dues: Sequence[Due], now: datetime) -> None:
+        """Give back what was claimed and not tried."""
+        await self._settle("attempts = d.attempts - 1, next_at = $4", [(due, 0) for due in dues], now)
+
+    async def delivered(self, dues: Sequence[tuple[Due, int]], now: datetime) -> None:
+        """Note what was delivered, each with the status of the answer."""
+        set_ = "state = 'DELIVERED', delivered_at = $4, last_status = settled.status, last_error = ''"
+        await self._settle(set_, dues, now)
+
+    async def _settle(self, set_: str, dues: Sequence[tuple[Due, int]], now: datetime) -> None:
+        # Who changes several rows takes them by their position, so that nobody waits for anybody in a circle.
         await self._fetch(
-            """UPDATE actions_webhooks.delivery SET state = 'DELIVERED', delivered_at = $3, last_status = $4,
-                      last_error = '' WHERE delivery_id = $1 AND attempts = $2""",
-            due.delivery_id,
-            due.attempts,
+            f"""WITH settled AS (
+                    SELECT d.delivery_id, claimed.status FROM actions_webhooks.delivery d
+                    JOIN unnest($1::text[], $2::int[], $3::int[]) AS claimed (delivery_id, attempts, status)
+                      ON d.delivery_id = claimed.delivery_id AND d.attempts = claimed.attempts
+                    ORDER BY d.position, d.delivery_id FOR UPDATE OF d)
+                UPDATE actions_webhooks.delivery d SET {set_} FROM settled WHERE d.delivery_id = settled.delivery_id""",  # noqa: S608 - texts of ours
+            [due.delivery_id for due, _ in dues],
+            [due.attempts for due, _ in dues],
+            [status for _, status in dues],
             now,
-            status,
         )
 
     async def failed(self, due: Due, status: int, error: str, again_at: datetime | None) -> None:
@@ -291,11 +348,29 @@ class Outbox:
         """Drop a delivery whose event was erased."""
         await self._fetch("DELETE FROM actions_webhooks.delivery WHERE delivery_id = $1", due.delivery_id)
 
-    async def prune(self, now: datetime) -> None:
-        """Drop what was delivered long ago."""
-        await self._fetch(
-            "DELETE FROM actions_webhooks.delivery WHERE state = 'DELIVERED' AND delivered_at < $1", now - KEPT
+    async def work_off(self) -> None:
+        """Do a part of what people asked for that concerns many deliveries, where there is anything."""
+        try:
+            async with self._pool.acquire() as connection, connection.transaction():
+                chore = await connection.fetchrow(
+                    "SELECT * FROM actions_webhooks.chore ORDER BY position LIMIT 1 FOR UPDATE SKIP LOCKED"
+                )
+                if chore is not None:
+                    await _work_off(connection, chore)
+        except (*POSTGRES_DOWN, asyncpg.TransactionRollbackError) as error:
+            raise UnavailableError("PostgreSQL", type(error).__name__) from error
+
+    async def prune(self, now: datetime) -> bool:
+        """Drop some of what was delivered long ago; return whether there was any."""
+        rows = await self._fetch(
+            """DELETE FROM actions_webhooks.delivery WHERE delivery_id IN (
+                   SELECT delivery_id FROM actions_webhooks.delivery
+                   WHERE state = 'DELIVERED' AND delivered_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED)
+               RETURNING 1""",
+            now - KEPT,
+            PART,
         )
+        return bool(rows)
 
     async def webhooks(self) -> Sequence[WebhookLine]:
         """Return all webhooks, oldest first."""
@@ -316,6 +391,7 @@ class Outbox:
                       last_error, delivered_at
                FROM actions_webhooks.delivery
                WHERE webhook_id = $1 AND ($2 = '' OR state = $2) AND ($3::bigint = 0 OR position < $3)
+                 AND EXISTS (SELECT FROM actions_webhooks.webhook w WHERE w.webhook_id = $1)
                ORDER BY position DESC LIMIT $4""",
             webhook_id,
             state,
@@ -323,3 +399,17 @@ class Outbox:
             count,
         )
         return [DeliveryLine(*row) for row in rows]
+
+
+async def _work_off(connection: Any, chore: Any) -> None:
+    if chore["what"] == "DROP":
+        done = await connection.fetch(_DROP, chore["webhook_id"], PART)
+    else:
+        which = (chore["webhook_id"], chore["done_to"], chore["position"], chore["delivered_too"])
+        done = await connection.fetch(_REPLAY, *which, chore["recorded_since"], chore["asked_at"], PART)
+    if len(done) < PART:
+        await connection.execute("DELETE FROM actions_webhooks.chore WHERE position = $1", chore["position"])
+    else:
+        done_to = max(row["position"] for row in done)
+        sql = "UPDATE actions_webhooks.chore SET done_to = $2 WHERE position = $1"
+        await connection.execute(sql, chore["position"], done_to)
