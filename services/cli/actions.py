@@ -1,11 +1,8 @@
 """What is done about it: `actions list|show|open|accept|…|watch`."""
 
 import asyncio
-import getpass
 import json
-import os
 import sys
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from inspect import Parameter, Signature
@@ -23,7 +20,7 @@ from recorrido.actions.v1 import actions_service_pb2 as pb
 from recorrido.actions.v1.action_pb2 import ActionKind, ActionResult, ActionState, Priority, Target
 from services.cli import clients, show
 from services.cli.clients import DEADLINE_S, Addresses
-from services.cli.options import Json, Limit, moment, run
+from services.cli.options import Actor, Json, Limit, RequestId, moment, run
 
 app = typer.Typer(help="Recoveries and improvements: what is done about it.", no_args_is_help=True)
 
@@ -44,20 +41,7 @@ Channel = StrEnum("Channel", "PHONE EMAIL CHAT MESSAGE LETTER IN_PERSON SOCIAL")
 Result = StrEnum("Result", "HELPED NO_CHANGE WORSE UNREACHABLE")
 
 
-def _me() -> str:
-    return os.environ.get("RECORRIDO_ACTOR") or getpass.getuser()
-
-
-ActionId = Annotated[str, typer.Argument(metavar="ID")]
-Actor = Annotated[str, typer.Option(default_factory=_me, help="Who does it; RECORRIDO_ACTOR, else you.")]
-RequestId = Annotated[
-    str,
-    typer.Option(
-        default_factory=lambda: str(uuid.uuid4()),
-        show_default=False,
-        help="Repeating one changes nothing the second time.",
-    ),
-]
+ActionId = Annotated[str, typer.Argument(metavar="ID", help="The action; `actions list` tells it.")]
 Revision = Annotated[int | None, typer.Option(min=0, help="Only if nobody changed it since this revision.")]
 Reason = Annotated[str, typer.Option(help="Why.")]
 DueAt = Annotated[
@@ -367,7 +351,7 @@ for _each in _CHANGES:
 
 @app.command("link")
 def link_actions(
-    action_ids: Annotated[list[str], typer.Argument(metavar="RECOVERY…")],
+    action_ids: Annotated[list[str], typer.Argument(metavar="RECOVERY…", help="Their ids; `actions list` tells them.")],
     *,
     improvement: Annotated[str, typer.Option("--to", metavar="ID", help="The improvement; empty takes them away.")],
     reason: Reason = "",

@@ -26,7 +26,7 @@ ModelVersion = Annotated[
 
 
 def analyze(
-    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT…")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT…", help="What somebody said.")] = None,
     *,
     file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A text per line, of any number; '-' is standard input.")

@@ -10,17 +10,16 @@ import typer
 from recorrido.inference.v1 import analysis_pb2 as meaning
 from recorrido.inference.v1 import inference_service_pb2 as pb
 from services.cli import clients, show
-from services.cli.actions import Actor, RequestId
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.failures import CommandError
-from services.cli.options import Json, run
+from services.cli.options import Actor, Json, RequestId, run
 
 WITHIN_S = 3600.0
 
 Customer = Annotated[str, typer.Argument(metavar="CUSTOMER", help="The id that the interaction is recorded under.")]
 
 
-def _one_of(enum: Any) -> Any:
+def _one_of(enum: Any, told: str) -> Any:
     """Return an option for a value of an enum, which is told by its name in lower case."""
     known = show.names(enum.DESCRIPTOR)
 
@@ -29,7 +28,7 @@ def _one_of(enum: Any) -> Any:
             raise typer.BadParameter(f"{text!r} is none of {', '.join(known)}")
         return int(known[text.lower()])
 
-    return typer.Option(parser=read, metavar="|".join(known))
+    return typer.Option(parser=read, metavar="|".join(known), help=told)
 
 
 def correct(
@@ -37,15 +36,15 @@ def correct(
     event_id: Annotated[str, typer.Argument(metavar="EVENT", help="The interaction's event id; `analyses` tells it.")],
     *,
     language: Annotated[str | None, typer.Option(metavar="CODE", help="ISO 639-1.")] = None,
-    sentiment: Annotated[int | None, _one_of(meaning.Sentiment)] = None,
-    point: Annotated[int | None, _one_of(meaning.PointKind)] = None,
+    sentiment: Annotated[int | None, _one_of(meaning.Sentiment, "How it feels.")] = None,
+    point: Annotated[int | None, _one_of(meaning.PointKind, "Whether it hurts, is wished for, or delights.")] = None,
     need: Annotated[
         str | None, typer.Option(metavar="PATH", help="As `taxonomy` tells it; empty: no need is told.")
     ] = None,
-    emotion: Annotated[int | None, _one_of(meaning.Emotion)] = None,
-    intent: Annotated[int | None, _one_of(meaning.Intent)] = None,
-    effort: Annotated[int | None, _one_of(meaning.Effort)] = None,
-    urgency: Annotated[int | None, _one_of(meaning.Urgency)] = None,
+    emotion: Annotated[int | None, _one_of(meaning.Emotion, "The emotion behind it.")] = None,
+    intent: Annotated[int | None, _one_of(meaning.Intent, "What the customer is after.")] = None,
+    effort: Annotated[int | None, _one_of(meaning.Effort, "Whether it was easy.")] = None,
+    urgency: Annotated[int | None, _one_of(meaning.Urgency, "Whether it can wait.")] = None,
     comment: Annotated[str, typer.Option(help="Why.")] = "",
     actor: Actor,
     request_id: RequestId,

@@ -1,9 +1,6 @@
 """Who is behind a device, a card or an anonymous id: `identity link|unlink|show`."""
 
-import getpass
 import hashlib
-import os
-import uuid
 from enum import StrEnum
 from typing import Annotated
 
@@ -14,7 +11,7 @@ from recorrido.ingest.v1.identity_pb2 import Identity, IdentityKind
 from recorrido.ingest.v1.identity_service_pb2_grpc import IdentityServiceStub
 from services.cli import show
 from services.cli.clients import DEADLINE_S, Addresses, channel
-from services.cli.options import AsOf, Json, run
+from services.cli.options import Actor, AsOf, Json, RequestId, run
 
 app = typer.Typer(
     help="Names under which a customer is seen: devices, cards, hashed e-mail addresses, anonymous ids.",
@@ -43,21 +40,6 @@ Value = Annotated[
     str, typer.Argument(metavar="VALUE", help="Its id or number; an e-mail address is hashed before it is sent.")
 ]
 Customer = Annotated[str, typer.Argument(metavar="CUSTOMER", help="The customer's own id.")]
-Actor = Annotated[
-    str,
-    typer.Option(
-        default_factory=lambda: os.environ.get("RECORRIDO_ACTOR") or getpass.getuser(),
-        help="Who says so; RECORRIDO_ACTOR, else you.",
-    ),
-]
-RequestId = Annotated[
-    str,
-    typer.Option(
-        default_factory=lambda: str(uuid.uuid4()),
-        show_default=False,
-        help="Repeating one changes nothing the second time.",
-    ),
-]
 
 
 def identity(kind: Kind, value: str) -> Identity:

@@ -5,7 +5,6 @@ A file holds the fields of `recorrido.journey.v1.JourneyMap` by their proto name
 """
 
 import difflib
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,10 +21,9 @@ from recorrido.ingest.v1.interaction_pb2 import Channel
 from recorrido.journey.v1 import journey_service_pb2 as pb
 from recorrido.journey.v1.journey_map_pb2 import JourneyMap, LoyaltyLevel, Metric
 from services.cli import clients, mapdrawing, show
-from services.cli.actions import Actor
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.failures import CommandError
-from services.cli.options import AsOf, Json, run
+from services.cli.options import Actor, AsOf, Json, RequestId, run
 
 if TYPE_CHECKING:
     from recorrido.journey.v1.journey_service_pb2_grpc import JourneyServiceAsyncStub
@@ -170,13 +168,14 @@ def publish(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A YAML file, or the name of a shipped map.")],
     *,
     actor: Actor,
+    request_id: RequestId,
     as_json: Json = False,
 ) -> None:
     """Publish a map, or a new version of it."""
     path = Path(file)
     shipped = SHIPPED / f"{file}.yaml"
     journey_map = load(shipped if not path.exists() and shipped.exists() else path)
-    request = pb.PublishJourneyMapRequest(map=journey_map, actor=actor, request_id=str(uuid.uuid4()))
+    request = pb.PublishJourneyMapRequest(map=journey_map, actor=actor, request_id=request_id)
 
     async def work() -> None:
         async with clients.journey(Addresses.configured()) as journey:
@@ -219,7 +218,7 @@ def list_maps(*, as_json: Json = False) -> None:
 
 @app.command("show")
 def show_map(
-    map_id: Annotated[str, typer.Argument(metavar="ID")],
+    map_id: Annotated[str, typer.Argument(metavar="ID", help="The map; `map list` tells it.")],
     *,
     version: Annotated[int, typer.Option(min=0, help="0 is the latest.")] = 0,
     as_json: Json = False,
@@ -241,7 +240,7 @@ def show_map(
 
 @app.command()
 def diff(
-    map_id: Annotated[str, typer.Argument(metavar="ID")],
+    map_id: Annotated[str, typer.Argument(metavar="ID", help="The map; `map list` tells it.")],
     *,
     from_version: Annotated[int, typer.Option("--from", min=0, help="0 is the one before.")] = 0,
     to_version: Annotated[int, typer.Option("--to", min=0, help="0 is the latest.")] = 0,

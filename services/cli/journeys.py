@@ -31,7 +31,7 @@ class Point(StrEnum):
 
 
 def customer(
-    customer_id: Annotated[str, typer.Argument(metavar="ID")],
+    customer_id: Annotated[str, typer.Argument(metavar="ID", help="The customer's own id, or that of an identity.")],
     *,
     as_of: AsOf = None,
     map_id: MapId = "",
@@ -107,7 +107,7 @@ def _loyalty(found: pb.Loyalty) -> str:
 
 
 def watch(
-    customer_id: Annotated[str, typer.Argument(metavar="ID")],
+    customer_id: Annotated[str, typer.Argument(metavar="ID", help="The customer's own id, or that of an identity.")],
     *,
     map_id: MapId = "",
     count: Annotated[int, typer.Option(min=0, help="End after so many updates; 0 goes on until Ctrl-C.")] = 0,

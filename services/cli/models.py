@@ -6,15 +6,13 @@ from typing import Annotated, Any
 
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from recorrido.inference.v1 import inference_service_pb2 as pb
 from recorrido.inference.v1.analysis_pb2 import Aspect
 from services.cli import clients, show
-from services.cli.actions import Actor
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.failures import CommandError
-from services.cli.options import From, Json, To, run
+from services.cli.options import Actor, From, Json, To, run
 
 #: A history may be long; a call that was cut off is made again.
 WITHIN_S = 3600.0
@@ -71,8 +69,8 @@ async def _models(*, as_json: bool) -> None:
 
 @app.command()
 def compare(
-    base: Annotated[str, typer.Argument(metavar="BASE")],
-    other: Annotated[str, typer.Argument(metavar="OTHER")],
+    base: Annotated[str, typer.Argument(metavar="BASE", help="A model version; `models` tells it.")],
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="Another.")],
     *,
     from_: From = None,
     to: To = None,
@@ -199,17 +197,8 @@ def _finish(last: Any, *, as_json: bool) -> None:
 
 async def _follow(call: AsyncIterable[Any], name: str, told: Callable[[Any], str], *, quiet: bool) -> Any:
     """Show how far a call is while it lasts; return its last message."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[told]}"),
-        TimeElapsedColumn(),
-        console=show.console(stderr=True),
-        disable=quiet,
-    )
     last = None
-    with bar:
+    with show.progress(quiet=quiet) as bar:
         task = bar.add_task(name, total=None, told="")
         async for last in call:
             bar.update(task, total=max(last.end_position, 1), completed=last.position, told=told(last))

@@ -1,6 +1,9 @@
 """Options that several commands share."""
 
 import asyncio
+import getpass
+import os
+import uuid
 from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -10,6 +13,21 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as proto JSON.")]
 MapId = Annotated[str, typer.Option("--map", metavar="ID", help="The journey map; without it, the one published last.")]
+Actor = Annotated[
+    str,
+    typer.Option(
+        default_factory=lambda: os.environ.get("RECORRIDO_ACTOR") or getpass.getuser(),
+        help="Who does it; RECORRIDO_ACTOR, else you.",
+    ),
+]
+RequestId = Annotated[
+    str,
+    typer.Option(
+        default_factory=lambda: str(uuid.uuid4()),
+        show_default=False,
+        help="Repeating one changes nothing the second time.",
+    ),
+]
 Limit = Annotated[int, typer.Option(min=1, help="How many at most.")]
 
 

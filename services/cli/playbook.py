@@ -1,7 +1,6 @@
 """Playbooks as YAML files: `playbook publish|list|show|dry-run|schema`."""
 
 import sys
-import uuid
 from typing import Annotated
 
 import typer
@@ -12,9 +11,8 @@ from recorrido.actions.v1 import playbook_service_pb2 as pb
 from recorrido.actions.v1.action_pb2 import ActionKind, Priority
 from recorrido.actions.v1.playbook_pb2 import ImprovementRule, Period, RecoveryRule, ServiceLevel
 from services.cli import clients, playbookfile, show
-from services.cli.actions import Actor
 from services.cli.clients import DEADLINE_S, Addresses
-from services.cli.options import From, Json, To, run
+from services.cli.options import Actor, From, Json, RequestId, To, run
 
 app = typer.Typer(help="Playbooks: which signals open what, for whom, and by when.", no_args_is_help=True)
 
@@ -30,6 +28,7 @@ def publish(
         int | None, typer.Option(min=0, help="Only if this is the present version; 0: if there is none.")
     ] = None,
     actor: Actor,
+    request_id: RequestId,
     as_json: Json = False,
 ) -> None:
     """Publish a playbook, or a new version of it; it acts on signals from now on."""
@@ -37,7 +36,7 @@ def publish(
         playbook=playbookfile.load(file),
         actor=actor,
         reason=reason,
-        request_id=str(uuid.uuid4()),
+        request_id=request_id,
         expected_version=expected_version,
     )
 
@@ -84,7 +83,7 @@ def list_playbooks(*, as_json: Json = False) -> None:
 
 @app.command("show")
 def show_playbook(
-    playbook_id: Annotated[str, typer.Argument(metavar="ID")],
+    playbook_id: Annotated[str, typer.Argument(metavar="ID", help="The playbook; `playbook list` tells it.")],
     *,
     version: Annotated[int, typer.Option(min=0, help="0 is the present one.")] = 0,
     as_json: Json = False,

@@ -23,7 +23,7 @@ _STYLES = {
     impact_pb2.IMPACT_VERDICT_TOO_EARLY: "yellow",
 }
 
-ActionId = Annotated[str, typer.Argument(metavar="ACTION")]
+ActionId = Annotated[str, typer.Argument(metavar="ACTION", help="The action; `actions list` tells it.")]
 
 
 def impact(

@@ -1,7 +1,5 @@
 """What the front door refused: `rejected list|show|resubmit|discard`."""
 
-import getpass
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +18,7 @@ from recorrido.ingest.v1.rejection_service_pb2_grpc import RejectionServiceStub
 from services.cli import show
 from services.cli.clients import DEADLINE_S, Addresses, channel
 from services.cli.failures import CommandError
-from services.cli.options import Json, Limit, moment, run
+from services.cli.options import Actor, Json, Limit, moment, run
 
 app = typer.Typer(help="Interactions that were refused: why, and what becomes of them.", no_args_is_help=True)
 
@@ -33,14 +31,7 @@ class State(StrEnum):
     DISCARDED = "discarded"
 
 
-RejectionId = Annotated[str, typer.Argument(metavar="ID")]
-Actor = Annotated[
-    str,
-    typer.Option(
-        default_factory=lambda: os.environ.get("RECORRIDO_ACTOR") or getpass.getuser(),
-        help="Who does it; RECORRIDO_ACTOR, else you.",
-    ),
-]
+RejectionId = Annotated[str, typer.Argument(metavar="ID", help="The rejection; `rejected list` tells it.")]
 
 
 @app.command("list")

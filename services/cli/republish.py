@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from recorrido.relay.v1 import relay_service_pb2 as pb
 from recorrido.relay.v1.relay_service_pb2_grpc import RelayServiceStub
@@ -123,15 +122,7 @@ def republish(
 
 async def _republish(request: pb.RepublishRequest, *, as_json: bool) -> None:
     told: Sequence[pb.RepublishResponse] = ()
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[messages]:,} messages"),
-        TimeElapsedColumn(),
-        console=show.console(stderr=True),
-        disable=as_json,
-    )
+    bar = show.progress(quiet=as_json)
     if not as_json:
         bar.console.print(
             f"Replay {request.replay_id}: should it be cut off, the same with --as goes on.", markup=False
@@ -139,13 +130,13 @@ async def _republish(request: pb.RepublishRequest, *, as_json: bool) -> None:
     async with channel("relay", Addresses.configured().relay) as opened:
         stub: RelayServiceAsyncStub = RelayServiceStub(opened)
         with bar:
-            task = bar.add_task("Republishing", total=None, messages=0)
+            task = bar.add_task("Republishing", total=None, told="")
             async for progress in stub.Republish(request, timeout=_WITHIN_S):
                 told = (*told[:1], progress)
                 first = told[0].position
                 span = max(progress.end_position - first, 1)
                 done = span if progress.complete else progress.position - first
-                bar.update(task, total=span, completed=done, messages=progress.messages)
+                bar.update(task, total=span, completed=done, told=f"{progress.messages:,} messages")
     last = told[-1]
     if as_json:
         show.print_json(last)

@@ -11,6 +11,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -76,6 +77,19 @@ def table(*columns: str, title: str = "") -> Table:
             overflow="ellipsis",
         )
     return empty
+
+
+def progress(*, quiet: bool) -> Progress:
+    """Return how far something is, on stderr; each task's field `told` says more."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[told]}"),
+        TimeElapsedColumn(),
+        console=console(stderr=True),
+        disable=quiet,
+    )
 
 
 def filled(lines: Table) -> Table:

@@ -9,13 +9,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from recorrido.actions.v1 import webhook_service_pb2 as pb
 from recorrido.actions.v1.webhook_service_pb2_grpc import WebhookServiceStub
 from services.cli import clients, show
-from services.cli.actions import Actor, Reason, RequestId
+from services.cli.actions import Reason
 from services.cli.clients import DEADLINE_S, Addresses
-from services.cli.options import Json, Limit, moment, run
+from services.cli.options import Actor, Json, Limit, RequestId, moment, run
 
 app = typer.Typer(help="Who is told of actions by HTTP.", no_args_is_help=True)
 
-WebhookId = Annotated[str, typer.Argument(metavar="ID")]
+WebhookId = Annotated[str, typer.Argument(metavar="ID", help="The webhook; `webhook list` tells it.")]
 
 
 class State(StrEnum):
@@ -32,7 +32,7 @@ async def _ask(call: str, request: Any) -> Any:
 
 @app.command()
 def register(
-    url: Annotated[str, typer.Argument(metavar="URL")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where events are sent to, https.")],
     *,
     event_type: Annotated[
         list[str] | None, typer.Option("--type", help="Only this type of event, * at its end; may be repeated.")
