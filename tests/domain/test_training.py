@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
 
@@ -24,6 +25,7 @@ from infra.triton.train import (
     heads,
     linear,
     metrics,
+    soup,
 )
 from infra.triton.train.evaluate import Ngrams
 from infra.triton.train.ngrams import targets
@@ -356,3 +358,26 @@ def test_a_line_that_is_no_correction_is_refused_with_its_place(tmp_path: Path, 
     file.write_bytes(exported("fine", point="POINT_KIND_PAIN", corrected=["ASPECT_POINT"]) + content)
     with pytest.raises(corpus.CorpusError, match=message):
         corrections.taught([], [file], KNOWN)
+
+
+def test_the_mean_of_models_is_the_mean_of_their_products() -> None:
+    rng = np.random.default_rng(5)
+
+    def member() -> dict[str, NDArray[np.float32]]:
+        shapes = {"l0.q.up": (8, 3), "l0.q.down": (3, 6), "l0.q.b": (8,)}
+        return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+    members = [member(), member()]
+    products = [each["l0.q.up"] @ each["l0.q.down"] for each in members]
+    whole = soup.mean(members, rank=6)
+    np.testing.assert_allclose(whole["l0.q.up"] @ whole["l0.q.down"], np.mean(products, axis=0), atol=1e-5)
+    np.testing.assert_allclose(whole["l0.q.b"], (members[0]["l0.q.b"] + members[1]["l0.q.b"]) / 2, atol=1e-6)
+    lower = soup.mean(members, rank=3)
+    assert lower["l0.q.up"].shape == (8, 3)
+    assert lower["l0.q.down"].shape == (3, 6)
+    # No matrix of that rank is nearer: the distance is what the smaller singular values leave.
+    left = np.linalg.svd(np.mean(products, axis=0), compute_uv=False)[3:]
+    distance = np.linalg.norm(lower["l0.q.up"] @ lower["l0.q.down"] - np.mean(products, axis=0))
+    assert distance == pytest.approx(float(np.sqrt((left**2).sum())), rel=1e-3)
+    alone = soup.mean([members[0]], rank=3)
+    np.testing.assert_allclose(alone["l0.q.up"] @ alone["l0.q.down"], products[0], atol=1e-5)

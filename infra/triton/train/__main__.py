@@ -18,8 +18,8 @@ import numpy as np
 
 from infra.triton import taxonomy as needs
 from infra.triton.encoder import adapter, build, pretrained, tokenizer
-from infra.triton.train import baseline, calibrate, card, corpus, corrections, evaluate, fit, heads
-from infra.triton.train.network import Head, Network
+from infra.triton.train import baseline, calibrate, card, corpus, corrections, evaluate, fit, heads, soup
+from infra.triton.train.network import RANK, Head, Network
 
 ROOT = Path(__file__).resolve().parents[3]
 MODELS = Path(__file__).parents[1] / "models" / "feedback"
@@ -37,9 +37,6 @@ def train(arguments: argparse.Namespace, rows: list[corpus.Verbatim], taxonomy: 
     source = pretrained.read(pretrained.find())
     words = fit.Words(tokenizer.build(source.vocabulary), source.vocabulary.pad)
     questions = [Head(name, heads.labels(name, taxonomy), heads.tree(name, taxonomy)) for name in heads.NAMES]
-    network = Network(source, questions, arguments.seed)
-    if arguments.start:
-        network.continue_from(adapter.load(arguments.start).arrays)
     lessons = corrections.taught(rows, arguments.corrections, taxonomy)
     seen, watched = lessons.rows, [row for row in rows if row.calibrates]
     say(f"{len(seen)} verbatims to train on, {len(watched)} to calibrate with")
@@ -48,12 +45,20 @@ def train(arguments: argparse.Namespace, rows: list[corpus.Verbatim], taxonomy: 
             f"{lessons.used} texts carry a person's correction; left out: {lessons.judging} corrections of texts that "
             f"judge or calibrate, {lessons.unknown} that say nothing known"
         )
-    settings = fit.Settings(arguments.seed, arguments.epochs, arguments.threads, arguments.rate)
-
-    def keep() -> None:
-        np.savez(arguments.output / "checkpoint.npz", **network.deltas())  # type: ignore[arg-type]
-
-    curve = fit.fit(network, words, taxonomy, (seen, watched), settings, say=say, keep=keep)
+    curve: list[dict[str, Any]] = []
+    members: list[soup.Arrays] = [adapter.load(folder).arrays for folder in arguments.average]
+    for run in range(arguments.runs):
+        network = Network(source, questions, arguments.seed + run)
+        if arguments.start:
+            network.continue_from(adapter.load(arguments.start).arrays)
+        settings = fit.Settings(arguments.seed + run, arguments.epochs, arguments.threads, arguments.rate)
+        say(f"run {run + 1} of {arguments.runs}")
+        checkpoint = arguments.output / f"checkpoint-{run + 1}.npz"
+        followed = fit.fit(network, words, taxonomy, (seen, watched), settings, say=say, keep=checkpoint)
+        curve += [{**each, "epoch": run * arguments.epochs + each["epoch"]} for each in followed]
+        members.append(network.deltas())
+    network = Network(source, questions, arguments.seed)
+    network.continue_from(members[0] if len(members) == 1 else soup.mean(members, RANK))
     logits = fit.predict(network, words.encode([row.text for row in watched]), words.pad)
     temperatures = calibrate.temperatures(logits, watched, taxonomy)
     learnt = adapter.Adapter(
@@ -70,6 +75,7 @@ def train(arguments: argparse.Namespace, rows: list[corpus.Verbatim], taxonomy: 
                 "seed": arguments.seed,
                 "epochs": arguments.epochs,
                 "rate": arguments.rate,
+                "averaged": len(members),
                 "rows": len(seen),
                 "corrections": lessons.used,
             },
@@ -160,9 +166,18 @@ def promote(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=2, help="trainings, each from the next seed; their mean is taken")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--rate", type=float, default=8e-4, help="highest learning rate; less to continue with")
     parser.add_argument("--start", type=Path, help="continue from the adapter in this folder, as with new rows")
+    parser.add_argument(
+        "--average",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="an earlier adapter that goes into the mean too; may be repeated",
+    )
     parser.add_argument(
         "--corrections",
         type=Path,

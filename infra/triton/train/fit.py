@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,11 +149,12 @@ def fit(
     settings: Settings,
     *,
     say: Callable[[str], None],
-    keep: Callable[[], None],
+    keep: Path,
 ) -> list[dict[str, float]]:
     """Train on the first part of `split`, follow on the second; returns a row of figures per epoch.
 
-    `keep` is called after each epoch. A network that begins from an earlier training has its needs started already.
+    What was learnt is written to `keep` after each epoch. A network that begins from an earlier training has its needs
+    started already.
     """
     torch.manual_seed(settings.seed)
     torch.set_num_threads(settings.threads)
@@ -198,7 +200,7 @@ def fit(
             {"epoch": epoch, "loss": epoch_loss / len(made), "watched_loss": watched_loss}
             | {name: _score(name, outcome[name], watched, taxonomy) for name in ("sentiment", "point", "need")}
         )
-        keep()
+        np.savez(keep, **network.deltas())  # type: ignore[arg-type]
         elapsed = time.monotonic() - started
         left = elapsed / epoch * (settings.epochs - epoch)
         figures = ", ".join(f"{name} {value:.3f}" for name, value in curve[-1].items() if name != "epoch")
