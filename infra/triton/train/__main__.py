@@ -129,6 +129,10 @@ def report_on(arguments: argparse.Namespace, rows: list[corpus.Verbatim], servic
             question: evaluate.bootstrap(new[question].truth, old[question].guess, new[question].guess, arguments.seed)
             for question in JUDGED
         }
+    thresholds = adapter.load(arguments.output).meta["thresholds"]
+    report["told"] = {
+        question: _told(each, thresholds, question) for question, each in answered["candidate"]["all"].items()
+    }
     card.pictures(arguments.output / "card", answered["candidate"]["all"], report)
     return report
 
@@ -140,6 +144,16 @@ def _figures(answered: evaluate.Answered) -> dict[str, float]:
         "accuracy": round(float(np.mean(np.array(answered.truth) == np.array(answered.guess))), 4),
         "calibration_error": round(answered.calibration_error, 4),
     }
+
+
+def _told(answered: evaluate.Answered, thresholds: dict[str, Any], question: str) -> dict[str, float]:
+    """From where an answer is told, the share of answers that are, and the share of those that is right."""
+    head, _, level = question.partition("_")
+    threshold = thresholds[head][int(level) - 1] if level else thresholds[head]
+    sure = answered.confidence >= threshold
+    correct = np.array(answered.truth) == np.array(answered.guess)
+    right = float(correct[sure].mean()) if sure.any() else 0.0
+    return {"from": threshold, "share": round(float(sure.mean()), 4), "right": round(right, 4)}
 
 
 def refusal(report: dict[str, Any]) -> str:

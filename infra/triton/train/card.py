@@ -25,8 +25,8 @@ int8 graph. Version 1, linear heads over hashed n-grams, stays beside it.
 **What it is for.** Counting what many customers say, and finding what to read first. Do not act on one customer from
 its answer alone; a person's correction should win. Below its thresholds it says that it is unsure.
 
-**Trained on** verbatims written for this project (`infra/triton/data`) and the taxonomy's names and definitions,
-nothing else. Held-out rows share no group of author and theme with training rows; temperatures and thresholds were set
+**Trained on** verbatims written for this project (`infra/triton/data`), the taxonomy's names and definitions, and
+{corrections} texts that people corrected; nothing else. Held-out rows share no group of author and theme with training rows; temperatures and thresholds were set
 on a third group of rows, neither trained on nor judged by.
 """
 
@@ -35,8 +35,8 @@ _LIMITS = """## Limits
 - The language head knows its languages only. Texts in another script are told as unsure; another language in Latin
   script may be taken for a known one, most often for a relative of it.
 - Needs rest on some dozen examples per leaf; read level 3 as a hint, level 1 as a count.
-- Emotion, intent, effort and urgency: not all rows carry such labels (see the table). Rare answers (disgust,
-  trust, refer, leave, high urgency) have few rows to learn from and to be judged by.
+- Of emotion, intent, effort and urgency, rare answers (disgust, fear, anticipation, refer, leave, high urgency) have
+  few rows to learn from and to be judged by. Readers agree least on emotion (docs/model.md).
 - Confidence is calibrated on the project's own verbatims; on other kinds of text (tweets, forums) it is too high.
 - The verbatims are written for training, in many voices but by few hands. Real customers vary more.
 - Of a text of more than 128 tokens the model reads the beginning and the end.
@@ -46,7 +46,7 @@ _LIMITS = """## Limits
 def render(report: Mapping[str, Any], rows: Sequence[Verbatim], taxonomy: Taxonomy, meta: Mapping[str, Any]) -> str:
     """Markdown of what `__main__.report_on` measured."""
     parts = [
-        _HEAD,
+        _HEAD.format(corrections=meta["training"]["corrections"] or "no"),
         _data(rows, taxonomy),
         _held_out(report),
         _against(report),
@@ -128,13 +128,22 @@ def _calibration(report: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
     figures = report["held_out"]["candidate"]["all"]
     lines = []
     for question in _QUESTIONS:
-        head, _, level = question.partition("_")
-        threshold = meta["thresholds"][head]
-        value = threshold[int(level) - 1] if level else threshold
+        head = question.partition("_")[0]
         error = f"{figures[question]['calibration_error']:.3f}"
         adjusted = f"{meta['adjusted'][head]:.1f}" if head in meta["adjusted"] else ""
-        lines.append([question, error, f"{meta['temperatures'][head]:.2f}", adjusted, f"{value:.2f}"])
-    table = _table(["question", "expected calibration error", "temperature", "adjusted by", "told from"], lines)
+        told = report["told"][question]
+        shares = f"{told['share']:.0%}", f"{told['right']:.0%}"
+        lines.append([question, error, f"{meta['temperatures'][head]:.2f}", adjusted, f"{told['from']:.2f}", *shares])
+    header = [
+        "question",
+        "expected calibration error",
+        "temperature",
+        "adjusted by",
+        "told from",
+        "told",
+        "of it right",
+    ]
+    table = _table(header, lines)
     text = (
         "Ten bins, on the held-out rows; all else in the table was set on other rows. Adjusted by: how much of a\n"
         "label's log frequency is taken off before the answer is chosen (Menon et al. 2021), to find rare ones too."
