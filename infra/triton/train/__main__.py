@@ -180,7 +180,12 @@ def promote(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=2, help="trainings, each from the next seed; their mean is taken")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        default=2,
+        help="trainings, each from the next seed; their mean is taken. 0: of --average alone",
+    )
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--rate", type=float, default=8e-4, help="highest learning rate; less to continue with")
     parser.add_argument("--start", type=Path, help="continue from the adapter in this folder, as with new rows")
@@ -205,6 +210,8 @@ def main() -> None:
     parser.add_argument("--external", type=Path, help="folder of public sets to evaluate on; never trained on")
     parser.add_argument("--evaluate-only", action="store_true", help="judge and promote the candidate that is there")
     arguments = parser.parse_args()
+    if not arguments.runs and not arguments.average:
+        parser.error("--runs 0 needs an adapter to --average")
     started = time.monotonic()
     arguments.output.mkdir(parents=True, exist_ok=True)
     taxonomy = needs.load()
@@ -215,7 +222,8 @@ def main() -> None:
             curve = train(arguments, rows, taxonomy)
         except (corpus.CorpusError, OSError) as error:
             sys.exit(f"error: {error}")
-        curve_file.write_text(json.dumps(curve, indent=1))
+        if curve:
+            curve_file.write_text(json.dumps(curve, indent=1))
     set_decisions(arguments.output, rows, taxonomy)
     report = report_on(arguments, rows, in_service())
     report["curve"] = json.loads(curve_file.read_text())

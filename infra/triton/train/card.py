@@ -26,8 +26,8 @@ int8 graph. Version 1, linear heads over hashed n-grams, stays beside it.
 its answer alone; a person's correction should win. Below its thresholds it says that it is unsure.
 
 **Trained on** verbatims written for this project (`infra/triton/data`), the taxonomy's names and definitions, and
-{corrections} texts that people corrected; nothing else. Held-out rows share no group of author and theme with training rows; temperatures and thresholds were set
-on a third group of rows, neither trained on nor judged by.
+{corrections} texts that people corrected; nothing else. Held-out rows share no group of author and theme with training
+rows; temperatures and thresholds were set on a third group of rows, neither trained on nor judged by.
 """
 
 _LIMITS = """## Limits
