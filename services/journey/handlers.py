@@ -179,6 +179,10 @@ class WatchHandlers:
         self._registry = Registry((InteractionRecorded,))
         self._raised: set[str] = set()
 
+    async def head(self) -> int:
+        """Return the position of the last event in the store."""
+        return await self._store.head()
+
     async def raise_all(self, reading: Reading, found: Sequence[Finding], map_version: int) -> int:
         """Raise the signals of what was found that were not raised before; return how many are new."""
         new = {each.signal_id: each for each in found if each.signal_id not in self._raised}

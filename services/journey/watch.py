@@ -8,14 +8,15 @@ import structlog
 from services.foundation.errors import RecorridoError
 from services.foundation.projection import POSTGRES_DOWN
 from services.journey.domain.shifts import SHIFT_RULES
-from services.journey.domain.watching import findings
+from services.journey.domain.watching import findings, is_import
 from services.journey.handlers import WatchHandlers
 from services.journey.views.signals import signals_by_rules
 from services.journey.views.snapshot import ReadModel
 
 LOG = structlog.get_logger()
 
-#: Seconds between two looks, where anything was recorded in between.
+#: Seconds between two looks, where anything was recorded in between. While a history is imported, there are none until
+#: nothing more comes for so long.
 EVERY_S = 5.0
 
 
@@ -39,17 +40,20 @@ async def watch(pool: Any, read_model: ReadModel, handlers: WatchHandlers) -> No
 
 
 async def _look(read_model: ReadModel, handlers: WatchHandlers) -> None:
-    seen = -1
+    looked, last, head = -1, -1, await handlers.head()
     while True:
         async with read_model.snapshot() as snapshot:
             in_force = snapshot.map_in_force("")
             reading = snapshot.reading(in_force)
             versions = snapshot.versions_of(in_force.map_id)
             shifts = [each.raised for each in await signals_by_rules(snapshot, SHIFT_RULES)]
-        if snapshot.cut != seen:
+        # A part of a history that is read or imported just now tells of a present that never was.
+        whole = snapshot.position >= head and (snapshot.cut == last or not is_import(reading.history, last))
+        if whole and snapshot.cut != looked:
             found = await asyncio.to_thread(findings, reading, versions, shifts)
             raised = await handlers.raise_all(reading, found, in_force.version)
             if raised:
                 LOG.info("signals raised", found=len(found), new=raised)
-            seen = snapshot.cut
+            looked = snapshot.cut
+        last, head = snapshot.cut, await handlers.head()
         await asyncio.sleep(EVERY_S)

@@ -36,7 +36,7 @@ from services.journey.domain.loyalty import DEFAULT_RULES, levels, loyalty, stan
 from services.journey.domain.placement import Placements
 from services.journey.domain.quoting import Quoting, quotable
 from services.journey.domain.reading import Reading
-from services.journey.domain.watching import ABOUT_TO_FALL, TOUCHPOINT_SILENT, findings
+from services.journey.domain.watching import ABOUT_TO_FALL, TOUCHPOINT_SILENT, findings, is_import
 from services.journey.views.ladder import ladder
 from services.journey.views.money import share_of_wallet
 from services.journey.views.overview import overview
@@ -549,6 +549,17 @@ def test_a_touchpoint_is_silent_when_chance_does_not_explain_it() -> None:
     assert (rule, touchpoint) == (TOUCHPOINT_SILENT, "delivery")
     assert found_by(*busy[:15], Happened("b", 36)) == []
     assert found_by(*busy, Happened("b", 90)) == []
+
+
+def test_what_was_long_ago_when_it_was_recorded_is_an_import() -> None:
+    live = [Happened("a", 1000 + n) for n in range(50)]
+    old = [Happened("a", n) for n in range(60)]
+    found = history(*live, *old)
+    assert is_import(found, 510)
+    assert not is_import(history(*live), -1)
+    # Nothing new is no import, and so are some late events among many that are not.
+    assert not is_import(found, 10 * 111)
+    assert not is_import(history(*live, *old[:40]), -1)
 
 
 def test_regular_touchpoints_raise_few_false_alarms() -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recorrido.journey.v1.events import LoyaltyLevel, SignalRaised
 from services.journey.domain.finding import NEWS_DAYS, Finding, position_of, rows_by_touchpoint, touchpoint_id_of
-from services.journey.domain.history import DAY_US, Ints
+from services.journey.domain.history import DAY_US, History, Ints
 from services.journey.domain.loyalty import levels, rules_of, standing
 from services.journey.domain.maps import PublishedMap
 from services.journey.domain.placement import Placements
@@ -32,10 +32,20 @@ FALLING_ANSWERS = 3
 #: Interactions within so many days tell how often a touchpoint is heard; fewer tell nothing.
 RATE_DAYS = 90
 LEAST_INTERACTIONS = 20
+#: What is older than this, in days, when it is recorded, is imported history, if most of what comes is.
+IMPORT_AGE_DAYS = 2
 #: How likely a silence may be before it is one.
 SILENCE_BY_CHANCE = 0.001
 #: Interactions that a signal about a touchpoint names.
 EVIDENCE = 10
+
+
+def is_import(history: History, since: int) -> bool:
+    """Return whether what was recorded from the position `since` on is history rather than what happens now."""
+    table = history.interactions
+    new = slice(int(np.searchsorted(table.position, since)), None)
+    age = table.recorded[new] - table.occurred[new]
+    return bool(len(age)) and float(np.median(age)) > IMPORT_AGE_DAYS * DAY_US
 
 
 def findings(
