@@ -100,6 +100,35 @@ def test_a_cause_is_what_it_is_grouped_by() -> None:
     assert cause([CausePart.TOUCHPOINT]) != cause([CausePart.TOUCHPOINT], touchpoint="store")
 
 
+def test_a_signal_about_everyone_opens_no_recovery_and_is_counted_where_its_rule_is_named() -> None:
+    rules = (
+        ImprovementRule(rule_id="any", customers=1, within_days=7),
+        ImprovementRule(
+            rule_id="scores",
+            match=SignalMatch(rules=("score_*",), touchpoints=("parcel",)),
+            customers=1,
+            within_days=7,
+            group_by=(CausePart.TOUCHPOINT,),
+        ),
+    )
+    everyone = {"rule": "score_worsened", "customer_id": "", "map_id": "shop", "touchpoint_id": "parcel"}
+    book = playbook(improvements=rules)
+    found = asked(signal(touchpoint="raw one", **everyone), [book])
+    assert found.recovery is None
+    assert [each.rule.rule_id for each in found.causes] == ["scores"]
+    # The same touchpoint of the map is the same cause, by whatever name its sources call it.
+    other = asked(signal(touchpoint="raw two", **everyone), [book])
+    assert other.causes[0].cause_id == found.causes[0].cause_id
+    run = DryRun(book)
+    (opening,) = run.consider(signal(1, **everyone), NOW)
+    assert opening.event.kind is ActionKind.IMPROVEMENT
+    assert (opening.event.title, opening.event.target) == ("Score worsened at delivery", None)
+    assert list(run.consider(signal(2, **everyone), NOW)) == []
+    (opening,) = run.consider(signal(3, **{**everyone, "touchpoint_id": "till"}, touchpoint="parcel"), NOW)
+    assert opening.event.touchpoint == "parcel"
+    assert (run.summary.recoveries, run.summary.improvements) == (0, 2)
+
+
 # -- publishing ----------------------------------------------------------------------------------------------------
 
 

@@ -228,6 +228,34 @@ def test_what_comes_in_late_counts_where_it_happened_and_raises_nothing_twice() 
     assert [f for f in shifted(reading([*events, *good])) if f.rule == SCORE_WORSENED] == []
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_looking_every_day_finds_what_the_chart_of_the_whole_history_tells(seed: int) -> None:
+    """Each point depends on those before it only: so whoever looks when, restarted or not, raises the same signals."""
+    dice = random.Random(seed)
+    events = []
+    for first, satisfied in ((0, 0.8), (50, 0.6), (100, 0.8), (150, 0.55)):
+        events += days(first, first + 50, satisfied + dice.uniform(-0.05, 0.05), seed=seed)
+    of_day = [e.csat == 5 for e in events]
+    day = np.array([int(e.day) for e in events])
+    counts = np.bincount(day)
+    means = 100 * np.bincount(day, of_day) / counts
+    expected, begin = [], 0
+    while (alarm := first_alarm(means[begin:], counts[begin:])) is not None:
+        expected.append(begin + alarm.at)
+        begin += alarm.at + 1
+    known: list[SignalRaised] = []
+    for today in range(20, 211, 5):
+        # Somebody comes by on the day of the look, so that the day before is over.
+        read = reading([*[e for e in events if e.day < today], Happened("today", today)])
+        # Sometimes whoever looks does not yet see what was raised just now.
+        seen = known[: len(known) - 1] if dice.random() < 0.2 else known
+        new = {each.signal_id: raised(each, read) for each in shifted(read, seen)}
+        known += [new[key] for key in new if key not in {each.signal_id for each in known}]
+    ends = [(np.datetime64(each.inputs["run_until"]) - np.datetime64(START.date())).astype(int) - 1 for each in known]
+    assert len(expected) >= 3
+    assert ends == expected
+
+
 def test_a_touchpoint_that_was_renamed_keeps_its_chart() -> None:
     events = [*days(0, 60, 0.85), *days(60, 76, 0.6)]
     read = reading(events)

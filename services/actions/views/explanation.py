@@ -151,7 +151,8 @@ class Explanations:
             if recorded.type_name == CauseConfirmed.type_name:
                 event: CauseConfirmed = _REGISTRY.decode(recorded)
                 because = [str(each.event_id) for each in shown if each.revision < recorded.revision]
-                text = f"{event.customers} customers had the cause"
+                one = "one signal was enough for the cause"
+                text = f"{event.customers} customers had the cause" if event.customers > 1 else one
                 events.append(_explained(recorded, Role.CAUSE, text, because, {"cause_id": cause_id}))
         return events, signals, len(counts) - len(shown)
 
