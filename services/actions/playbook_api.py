@@ -1,7 +1,7 @@
 """PlaybookService: protobuf to domain and back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -11,7 +11,7 @@ from recorrido.actions.v1 import playbook_service_pb2_grpc as pb_grpc
 from recorrido.actions.v1.events import Playbook
 from services.actions.api import moment, timestamp
 from services.actions.domain.dry_run import Opening, Summary
-from services.actions.domain.playbooks import PublishPlaybook
+from services.actions.domain.playbooks import FIRST, PublishPlaybook
 from services.actions.handlers.playbooks import PlaybookBook, Published
 from services.actions.views.dry_runs import DryRuns
 from services.foundation import rpc
@@ -38,8 +38,8 @@ class PlaybookServicer(pb_grpc.PlaybookServiceServicer):
             occurred_at=self._clock(),
         )
         expected = request.expected_version if request.HasField("expected_version") else None
-        published = await self._book.publish(command, metadata=rpc.metadata(), expected_version=expected)
-        return pb.PublishPlaybookResponse(published=_published(published))
+        published, notices = await self._book.publish(command, metadata=rpc.metadata(), expected_version=expected)
+        return pb.PublishPlaybookResponse(published=_published(published), notices=notices)
 
     async def GetPlaybook(self, request: pb.GetPlaybookRequest, _context: Any) -> pb.GetPlaybookResponse:  # noqa: N802
         published = await self._book.get(request.playbook_id, request.version)
@@ -53,13 +53,16 @@ class PlaybookServicer(pb_grpc.PlaybookServiceServicer):
     ) -> AsyncIterator[pb.DryRunPlaybookResponse]:
         # `from` is a word of Python.
         draft = Playbook.from_proto(request.playbook)
-        found = self._dry_runs.run(draft, moment(request, "from"), moment(request, "to"), request.max_openings)
+        book = await self._book.all()
+        others = [] if request.alone else [published.in_force for published in book]
+        found = self._dry_runs.run(draft, others, moment(request, "from"), moment(request, "to"), request.max_openings)
         async for each in until_set(found, self._stopping):
             match each:
                 case Opening():
                     yield pb.DryRunPlaybookResponse(opening=_opening(each))
                 case Summary():
-                    yield pb.DryRunPlaybookResponse(summary=_summary(each))
+                    told = (FIRST,) if not book else ()
+                    yield pb.DryRunPlaybookResponse(summary=_summary(each, told))
                 case (signals, at):
                     yield pb.DryRunPlaybookResponse(progress=pb.DryRunProgress(signals=signals, at=timestamp(at)))
 
@@ -95,7 +98,7 @@ def _opening(opening: Opening) -> pb.DryRunOpening:
     return message
 
 
-def _summary(summary: Summary) -> pb.DryRunSummary:
+def _summary(summary: Summary, notices: Sequence[str]) -> pb.DryRunSummary:
     hour, count = summary.busiest_hour()
     return pb.DryRunSummary(
         signals=summary.signals,
@@ -104,6 +107,9 @@ def _summary(summary: Summary) -> pb.DryRunSummary:
         improvements=summary.improvements,
         cooled_down=summary.cooled_down,
         refused_by_guard=summary.refused_by_guard,
+        by_others=summary.by_others,
+        taken_by_others=summary.taken_by_others,
+        notices=notices,
         busiest_hour=timestamp(hour) if hour else None,
         busiest_count=count,
         rules=[

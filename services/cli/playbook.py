@@ -48,6 +48,8 @@ def publish(
         else:
             published = answer.published
             show.console().print(f"{published.playbook.playbook_id}: version {published.version} is in force")
+            for notice in answer.notices:
+                show.console(stderr=True).print(f"note: {notice}", soft_wrap=True)
 
     run(work())
 
@@ -148,10 +150,11 @@ def dry_run(
     start: From = None,
     end: To = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many openings to show; all are counted.")] = 20,
+    alone: Annotated[bool, typer.Option("--alone", help="Without the other playbooks that are published.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a draft would have opened, when and why, over the signals of the past; nothing is recorded."""
-    request = pb.DryRunPlaybookRequest(playbook=playbookfile.load(file), to=end, max_openings=limit)
+    request = pb.DryRunPlaybookRequest(playbook=playbookfile.load(file), to=end, max_openings=limit, alone=alone)
     if start is not None:
         # `from` is a word of Python.
         getattr(request, "from").CopyFrom(start)
@@ -197,6 +200,8 @@ def _summarize(out: Console, summary: pb.DryRunSummary) -> None:
         (summary.unmatched, "match no rule"),
         (summary.cooled_down, "came while the customer was left alone"),
         (summary.refused_by_guard, "would have been refused by the guard"),
+        (summary.taken_by_others, "match a rule of it, and one of another playbook before"),
+        (summary.by_others, "recoveries would have been opened by other playbooks"),
     ):
         if count:
             out.print(f"{show.count(count)} {what}")
@@ -207,6 +212,8 @@ def _summarize(out: Console, summary: pb.DryRunSummary) -> None:
         rules.add_row(rule.playbook_rule, show.count(rule.matched), show.count(rule.opened))
     if summary.rules:
         out.print(rules)
+    for notice in summary.notices:
+        out.print(f"note: {notice}", soft_wrap=True)
 
 
 @app.command("schema")

@@ -129,6 +129,7 @@ class Match(_Strict):
     touchpoints: Patterns = []
     need_paths: Patterns = []
     customer_ids: Patterns = []
+    """Beginnings of ids that end in `*`; no customer is named alone, as no erasure would find it here."""
 
     def message(self) -> pb.SignalMatch:
         return pb.SignalMatch(**self.model_dump())

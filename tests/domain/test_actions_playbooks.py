@@ -34,7 +34,16 @@ from services.actions.domain.answering import (
     PassGuard,
 )
 from services.actions.domain.dry_run import DryRun, Opening
-from services.actions.domain.playbooks import InForce, Playbooks, PlaybookState, PublishPlaybook, asked, matches
+from services.actions.domain.playbooks import (
+    FIRST,
+    InForce,
+    Playbooks,
+    PlaybookState,
+    PublishPlaybook,
+    asked,
+    matches,
+    notices,
+)
 from services.foundation.errors import DiffersError, InvalidError
 
 NOW = datetime(2026, 3, 2, 9, 15, tzinfo=UTC)
@@ -153,6 +162,19 @@ def test_a_version_is_published_where_it_differs() -> None:
 def test_the_cause_of_a_version_is_all_that_is_published() -> None:
     assert publishing().cause == publishing().cause
     assert len({publishing().cause, publishing("r-2").cause, publishing(name="Better").cause}) == 3
+
+
+def test_who_publishes_is_told_that_less_is_opened_from_now_on() -> None:
+    on, off = playbook("a"), playbook("b", disabled=True)
+    assert notices([], on) == (FIRST,)
+    assert notices([off], on) == notices([on], off) == notices([on, off], playbook("a")) == ()
+    assert notices([off], playbook("a", disabled=True)) == ("no playbook is switched on: no signal opens anything",)
+
+
+def test_no_playbook_names_a_customer_whom_an_erasure_would_not_find() -> None:
+    with pytest.raises(InvalidError) as caught:
+        publishing(recoveries=(RecoveryRule(rule_id="call", match=SignalMatch(customer_ids=("b2b-*", "ana"))),))
+    assert [v.field for v in caught.value.violations] == ["playbook.recoveries[0].match.customer_ids[1]"]
 
 
 def test_a_playbook_without_rules_is_none() -> None:
@@ -306,6 +328,27 @@ def test_a_dry_run_opens_what_would_be_opened() -> None:
     assert summary.opened == {"call": 4, "fix": 1}
     with pytest.raises(InvalidError):
         list(run.consider(signal(10, customer_id=""), NOW))
+
+
+def test_a_dry_run_leaves_alone_whom_another_playbook_calls() -> None:
+    on_stores = (RecoveryRule(rule_id="store", match=SignalMatch(touchpoints=("store",)), cool_down_days=14),)
+    beside, later = playbook("b", recoveries=on_stores), playbook("z")
+    run = DryRun(playbook("care"), [beside, later, playbook("care", max_per_hour=1)])
+    happened = [("ana", "store"), ("ana", "delivery"), ("ben", "delivery"), ("ben", "store"), ("eva", "store")]
+    openings: list[Opening] = []
+    for number, (customer, place) in enumerate(happened):
+        openings += run.consider(
+            signal(number, customer_id=customer, touchpoint=place), NOW + timedelta(minutes=number)
+        )
+    # Ana was called for the store; Ben is, and is then left alone by the other playbook.
+    assert [(each.signal.customer_id, each.event.playbook_id) for each in openings] == [("ben", "care")]
+    summary = run.summary
+    assert (summary.recoveries, summary.cooled_down, summary.by_others, summary.taken_by_others) == (1, 1, 2, 3)
+    assert summary.matched == {"call": 2}
+    alone = DryRun(playbook("care"))
+    for number, (customer, place) in enumerate(happened):
+        list(alone.consider(signal(number, customer_id=customer, touchpoint=place), NOW))
+    assert (alone.summary.recoveries, alone.summary.cooled_down, alone.summary.by_others) == (3, 2, 0)
 
 
 @settings(max_examples=50, deadline=None)

@@ -25,6 +25,7 @@ from recorrido.actions.v1.playbook_service_pb2_grpc import PlaybookServiceStub
 from recorrido.ingest.v1.events import Customer, Interaction, InteractionRecorded
 from recorrido.journey.v1.events import Evidence, SignalRaised
 from services.actions.domain.action import ActionDecider
+from services.actions.domain.playbooks import FIRST
 from services.actions.handlers.playbooks import PlaybookBook
 from services.actions.handlers.signals import SignalHandlers
 from services.foundation import bus
@@ -352,6 +353,12 @@ async def test_a_dry_run_tells_what_would_have_been_opened_and_records_nothing(o
     assert summary.cooled_down == 2
     assert summary.busiest_count == 5
     assert not (await office.list(touchpoint=where)).total
+    # One that is asked before it takes its signals.
+    await publish(playbooks, draft("a-" + where, recoveries=draft(where).recoveries))
+    beside = [each async for each in playbooks.DryRunPlaybook(request)][-1].summary
+    assert (beside.recoveries, beside.taken_by_others, beside.by_others, beside.improvements) == (0, 8, 6, 1)
+    request.alone = True
+    assert [each async for each in playbooks.DryRunPlaybook(request)][-1].summary == summary
     wrong = await refusal(playbooks.DryRunPlaybook(pb.DryRunPlaybookRequest(playbook=draft("No"))).read())
     assert wrong.code() is CODE.INVALID_ARGUMENT
 
@@ -388,7 +395,13 @@ async def test_signals_delivered_again_after_a_kill_come_to_the_same(tmp_path: P
     async with running(["relay", "actions"], data=tmp_path) as cluster, connected(cluster) as office:
         async with grpc.aio.insecure_channel(cluster.address("actions")) as channel:
             stub = PlaybookServiceStub(channel)
-            await publish(stub, draft(where, improvements=[improving(where, 5)]))
+            first = draft(where, improvements=[improving(where, 5)])
+            tried = [each async for each in stub.DryRunPlaybook(pb.DryRunPlaybookRequest(playbook=first))]
+            request = pb.PublishPlaybookRequest(playbook=first, actor="maja", request_id="first")
+            told = await stub.PublishPlaybook(request)
+            # What opened a recovery until now and opens none from now on is said before and then.
+            assert list(tried[-1].summary.notices) == list(told.notices) == [FIRST]
+            assert not (await stub.PublishPlaybook(request)).notices
         signals = [signal(f"s-{n}", customer_id=f"customer {n % 40}", touchpoint=where) for n in range(120)]
         for wave in range(3):
             await office.raise_signals(*signals[wave * 40 : wave * 40 + 40])

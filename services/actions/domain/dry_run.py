@@ -1,7 +1,10 @@
-"""What a playbook would have opened: the same decisions as in earnest, against streams that are only thought of."""
+"""What a playbook would have opened: the same decisions as in earnest, against streams that are only thought of.
+
+Beside it are the playbooks that are published: who is called by one of them is left alone by the draft, too.
+"""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -33,10 +36,17 @@ class Opening:
 
 @dataclass(slots=True)
 class Summary:
-    """How many signals came to what. `busiest_hour` is the one in which most would have been opened, UTC."""
+    """How many signals came to what: all but `signals`, `unmatched` and `by_others` is of the draft alone.
+
+    `unmatched` are those that no rule of any playbook matches. `by_others` counts the recoveries that other playbooks
+    would have opened, `taken_by_others` the signals among all that a rule of theirs took from one of the draft.
+    `busiest_hour` is the one in which most would have been opened, UTC.
+    """
 
     signals: int = 0
     unmatched: int = 0
+    by_others: int = 0
+    taken_by_others: int = 0
     recoveries: int = 0
     improvements: int = 0
     cooled_down: int = 0
@@ -52,8 +62,11 @@ class Summary:
 class DryRun:
     """Considers signals in the order in which they were recorded; improvements stay open to the end."""
 
-    def __init__(self, draft: InForce) -> None:
+    def __init__(self, draft: InForce, others: Sequence[InForce] = ()) -> None:
+        """Try `draft` beside other playbooks; one of its own id is its earlier version, and left out."""
         self._draft = draft
+        own = draft.playbook.playbook_id
+        self._in_force = [draft, *(each for each in others if each.playbook.playbook_id != own)]
         self._states: dict[str, Any] = {}
         self.summary = Summary()
 
@@ -61,36 +74,46 @@ class DryRun:
         """Yield what a signal would have opened. Raises InvalidError where it is nobody's."""
         self.summary.signals += 1
         check_signal(signal)
-        wanted = asked(signal, [self._draft])
+        wanted = asked(signal, self._in_force)
         if wanted.recovery is None and not wanted.causes:
             self.summary.unmatched += 1
             return
         answer = self._answer(signal, recorded_at, wanted.recovery)
         opened = answer.answer is SignalAnswer.OPENED
-        if opened and wanted.recovery is not None:
+        if opened and wanted.recovery is not None and self._is_own(wanted.recovery):
             terms = self._draft.terms(wanted.recovery.rule, recorded_at)
             event = OpenRecovery(signal=signal, occurred_at=recorded_at, terms=terms).event()
             self.summary.recoveries += 1
             yield self._opened(Opening(event, signal), recorded_at)
+        elif wanted.recovery is not None and not self._is_own(wanted.recovery):
+            self.summary.by_others += opened
+            self.summary.taken_by_others += asked(signal, [self._draft]).recovery is not None
         for causing in wanted.causes:
             recovery_id = answer.action_id if opened else ""
             yield from self._count(signal, recorded_at, causing, answer.customer_key, recovery_id)
 
+    def _is_own(self, of: Recovering | Causing) -> bool:
+        return of.by is self._draft
+
     def _answer(self, signal: SignalRaised, recorded_at: datetime, recovery: Recovering | None) -> Any:
-        if recovery is not None:
+        own = recovery is not None and self._is_own(recovery)
+        if recovery is not None and own:
             self.summary.matched[recovery.rule.rule_id] += 1
         command = AnswerSignal(signal=signal, recorded_at=recorded_at, recovery=recovery)
         (answer,) = Answering().decide(command, self._states.get(command.stream, Answering().initial()))
-        if answer.answer is SignalAnswer.OPENED and not self._passes(signal.signal_id, recorded_at):
+        opens = answer.answer is SignalAnswer.OPENED
+        if opens and recovery is not None and not self._passes(recovery.by, signal.signal_id, recorded_at):
             command = AnswerSignal(signal=signal, recorded_at=recorded_at, recovery=recovery, granted=False)
-            self.summary.refused_by_guard += 1
-        self.summary.cooled_down += answer.answer is SignalAnswer.COOLING_DOWN
+            self.summary.refused_by_guard += own
+        self.summary.cooled_down += own and answer.answer is SignalAnswer.COOLING_DOWN
         return self._decide(Answering(), command)[0]
 
     def _count(
         self, signal: SignalRaised, recorded_at: datetime, causing: Causing, customer_key: str, recovery_id: str
     ) -> Iterator[Opening]:
-        self.summary.matched[causing.rule.rule_id] += 1
+        own = self._is_own(causing)
+        if own:
+            self.summary.matched[causing.rule.rule_id] += 1
 
         def command(*, granted: bool) -> CountCause:
             return CountCause(
@@ -104,11 +127,11 @@ class DryRun:
 
         counting = command(granted=True)
         if would_confirm(counting, self._states.get(counting.stream, Causes().initial())):
-            granted = self._passes(f"{causing.cause_id} {signal.signal_id}", recorded_at)
-            self.summary.refused_by_guard += not granted
+            granted = self._passes(causing.by, f"{causing.cause_id} {signal.signal_id}", recorded_at)
+            self.summary.refused_by_guard += own and not granted
             counting = command(granted=granted)
         for event in self._decide(Causes(), counting):
-            if isinstance(event, CauseConfirmed):
+            if own and isinstance(event, CauseConfirmed):
                 improvement = OpenImprovement(
                     action_id=event.improvement_id,
                     cause_id=causing.cause_id,
@@ -128,10 +151,10 @@ class DryRun:
         self.summary.hours[hour_of(at)] += 1
         return opening
 
-    def _passes(self, asked_for: str, at: datetime) -> bool:
+    def _passes(self, by: InForce, asked_for: str, at: datetime) -> bool:
         command = PassGuard(
-            playbook_id=self._draft.playbook.playbook_id,
-            max_per_hour=self._draft.max_per_hour,
+            playbook_id=by.playbook.playbook_id,
+            max_per_hour=by.max_per_hour,
             hour=hour_of(at),
             ids=(asked_for,),
         )

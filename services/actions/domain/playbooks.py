@@ -32,6 +32,11 @@ MAX_STEPS = 10
 MAX_COOL_DOWN_DAYS = 3_660
 MAX_CUSTOMERS = 10_000
 MAX_WITHIN_DAYS = 366
+#: Of the first playbook.
+FIRST = (
+    "this is the first playbook: until now every signal about a customer opened a recovery; from now on one that no"
+    " rule matches opens nothing"
+)
 #: What the guard lets a playbook open in an hour.
 DEFAULT_PER_HOUR = 500
 MAX_PER_HOUR = 100_000
@@ -156,6 +161,9 @@ def _check_match(rules: Rules, match: SignalMatch, at: str) -> None:
             place = f"{at}.{name}[{index}]"
             rules.text(place, pattern, MAX_CUSTOMER_ID, required=True)
             rules.require("*" not in pattern[:-1], place, "'*' only at the end, where it matches any rest")
+            # Versions of playbooks are kept for ever.
+            group = name != "customer_ids" or pattern.endswith("*")
+            rules.require(group, place, "the beginning of many ids and '*': no erasure finds a customer in a playbook")
 
 
 def _check_level(rules: Rules, level: ServiceLevel | None, at: str) -> None:
@@ -215,6 +223,15 @@ class InForce:
         """Return the service level of a rule; None where there is no such rule, or it has none."""
         rules: list[RecoveryRule | ImprovementRule] = [*self.playbook.recoveries, *self.playbook.improvements]
         return next((rule.service_level for rule in rules if rule.rule_id == rule_id), None)
+
+
+def notices(before: Sequence[InForce], published: InForce) -> Sequence[str]:
+    """Return what whoever publishes should know: that signals will open less than until now."""
+    own = published.playbook.playbook_id
+    others = [each for each in before if each.playbook.playbook_id != own]
+    if published.playbook.disabled and all(each.playbook.disabled for each in others):
+        return ("no playbook is switched on: no signal opens anything",)
+    return () if before else (FIRST,)
 
 
 @dataclass(frozen=True, slots=True)

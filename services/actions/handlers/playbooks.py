@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from recorrido.actions.v1.events import Playbook, PlaybookPublished
-from services.actions.domain.playbooks import ID, InForce, Playbooks, PublishPlaybook, playbook_stream
+from services.actions.domain.playbooks import ID, InForce, Playbooks, PublishPlaybook, notices, playbook_stream
 from services.foundation.errors import ConflictError, NotFoundError
 from services.foundation.events import Recorded, Registry
 from services.foundation.eventstore import EventStore
@@ -47,8 +47,11 @@ class PlaybookBook:
 
     async def publish(
         self, command: PublishPlaybook, *, metadata: Mapping[str, str], expected_version: int | None = None
-    ) -> Published:
-        """Publish a new version, where it differs, and return the version that the command came to.
+    ) -> tuple[Published, Sequence[str]]:
+        """Publish a new version, where it differs.
+
+        Returns:
+            The version that the command came to, and what whoever publishes it should know.
 
         Raises:
             DiffersError: the same request_id published another playbook.
@@ -59,11 +62,13 @@ class PlaybookBook:
         done = state.requests.get(command.request_id)
         if done is None and expected_version is not None and expected_version != state.version:
             raise ConflictError({stream: state.version - 1})
+        before = [published.in_force for published in await self.all()]
         # Versions are the events of their stream, so the one that was expected tells the revision.
         revision = None if expected_version is None else expected_version - 1
         executed = await self._executor.execute(Intent(stream, command, metadata, expected_revision=revision))
         version = executed.state.requests.get(command.request_id, (None, executed.state.version))[1]
-        return await self.get(command.playbook.playbook_id, version)
+        published = await self.get(command.playbook.playbook_id, version)
+        return published, notices(before, published.in_force) if executed.events else ()
 
     async def get(self, playbook_id: str, version: int = 0) -> Published:
         """Return a version of a playbook (0: the present one). Raises NotFoundError, UnavailableError."""

@@ -1,6 +1,6 @@
 """Drafts of playbooks, tried on the history."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 
 import msgspec
@@ -32,9 +32,16 @@ class DryRuns:
         self._store = store
 
     async def run(
-        self, draft: Playbook, start: datetime | None, end: datetime | None, max_openings: int
+        self,
+        draft: Playbook,
+        others: Sequence[InForce],
+        start: datetime | None,
+        end: datetime | None,
+        max_openings: int,
     ) -> AsyncGenerator[Opening | Progress | Summary, None]:
         """Yield what the draft would have opened, at most `max_openings`, how far it is, and at last the summary.
+
+        `others` are the playbooks beside it, each as if it had been in force from the beginning.
 
         Raises:
             InvalidError: names every problem of the draft.
@@ -45,7 +52,7 @@ class DryRuns:
         rules.require(0 <= max_openings <= MAX_OPENINGS, "max_openings", f"between 0 and {MAX_OPENINGS:,}")
         rules.require(start is None or end is None or start <= end, "to", "not before from")
         rules.enforce()
-        dry_run, shown = DryRun(InForce.of(draft, 0)), 0
+        dry_run, shown = DryRun(InForce.of(draft, 0), others), 0
         async for recorded in self._store.read_all(None, _REGISTRY.type_names):
             at = recorded.recorded_at
             if (start is not None and at < start) or (end is not None and at > end):

@@ -723,6 +723,7 @@ class SignalMatch(Struct, frozen=True, kw_only=True, omit_defaults=True, rename=
     """As the source names it, or its id in the map where the signal tells that."""
     need_paths: tuple[str, ...] = ()
     customer_ids: tuple[str, ...] = ()
+    """Beginnings that end in *: versions are kept, and no erasure would find a customer in them."""
 
     @classmethod
     def from_proto(cls, message: playbook_pb2.SignalMatch) -> Self:

@@ -238,7 +238,9 @@ class SignalMatch(_message.Message):
     @_builtins.property
     def need_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
-    def customer_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def customer_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Beginnings that end in *: versions are kept, and no erasure would find a customer in them."""
+
     def __init__(
         self,
         *,

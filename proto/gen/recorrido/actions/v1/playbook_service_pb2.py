@@ -27,7 +27,7 @@ from recorrido.actions.v1 import action_pb2 as recorrido_dot_actions_dot_v1_dot_
 from recorrido.actions.v1 import playbook_pb2 as recorrido_dot_actions_dot_v1_dot_playbook__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+recorrido/actions/v1/playbook_service.proto\x12\x14recorrido.actions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!recorrido/actions/v1/action.proto\x1a#recorrido/actions/v1/playbook.proto\"\xb1\x01\n\x16PublishPlaybookRequest\x12\x30\n\x08playbook\x18\x01 \x01(\x0b\x32\x1e.recorrido.actions.v1.Playbook\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x1d\n\x10\x65xpected_version\x18\x05 \x01(\x05H\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"U\n\x17PublishPlaybookResponse\x12:\n\tpublished\x18\x01 \x01(\x0b\x32\'.recorrido.actions.v1.PublishedPlaybook\":\n\x12GetPlaybookRequest\x12\x13\n\x0bplaybook_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\"Q\n\x13GetPlaybookResponse\x12:\n\tpublished\x18\x01 \x01(\x0b\x32\'.recorrido.actions.v1.PublishedPlaybook\"\x16\n\x14ListPlaybooksRequest\"S\n\x15ListPlaybooksResponse\x12:\n\tplaybooks\x18\x01 \x03(\x0b\x32\'.recorrido.actions.v1.PublishedPlaybook\"\xa7\x01\n\x11PublishedPlaybook\x12\x30\n\x08playbook\x18\x01 \x01(\x0b\x32\x1e.recorrido.actions.v1.Playbook\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x30\n\x0cpublished_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb1\x01\n\x15\x44ryRunPlaybookRequest\x12\x30\n\x08playbook\x18\x01 \x01(\x0b\x32\x1e.recorrido.actions.v1.Playbook\x12(\n\x04\x66rom\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02to\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cmax_openings\x18\x04 \x01(\x05\"\xcd\x01\n\x16\x44ryRunPlaybookResponse\x12\x36\n\x07opening\x18\x01 \x01(\x0b\x32#.recorrido.actions.v1.DryRunOpeningH\x00\x12\x38\n\x08progress\x18\x02 \x01(\x0b\x32$.recorrido.actions.v1.DryRunProgressH\x00\x12\x36\n\x07summary\x18\x03 \x01(\x0b\x32#.recorrido.actions.v1.DryRunSummaryH\x00\x42\t\n\x07\x63ontent\"\xa3\x03\n\rDryRunOpening\x12.\n\x04kind\x18\x01 \x01(\x0e\x32 .recorrido.actions.v1.ActionKind\x12\x15\n\rplaybook_rule\x18\x02 \x01(\t\x12\x11\n\tsignal_id\x18\x03 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x04 \x01(\t\x12\r\n\x05title\x18\x05 \x01(\t\x12\x0f\n\x07reasons\x18\x06 \x03(\t\x12\x30\n\x08priority\x18\x07 \x01(\x0e\x32\x1e.recorrido.actions.v1.Priority\x12\r\n\x05owner\x18\x08 \x01(\t\x12-\n\topened_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\taccept_by\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x64ue_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ntouchpoint\x18\x0c \x01(\t\x12\x11\n\tneed_path\x18\r \x01(\t\x12\x11\n\tcustomers\x18\x0e \x01(\x05\"I\n\x0e\x44ryRunProgress\x12\x0f\n\x07signals\x18\x01 \x01(\x05\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x85\x02\n\rDryRunSummary\x12\x0f\n\x07signals\x18\x01 \x01(\x05\x12\x11\n\tunmatched\x18\x02 \x01(\x05\x12\x12\n\nrecoveries\x18\x03 \x01(\x05\x12\x14\n\x0cimprovements\x18\x04 \x01(\x05\x12\x13\n\x0b\x63ooled_down\x18\x05 \x01(\x05\x12\x18\n\x10refused_by_guard\x18\x06 \x01(\x05\x12\x30\n\x0c\x62usiest_hour\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rbusiest_count\x18\x08 \x01(\x05\x12.\n\x05rules\x18\t \x03(\x0b\x32\x1f.recorrido.actions.v1.RuleCount\"C\n\tRuleCount\x12\x15\n\rplaybook_rule\x18\x01 \x01(\t\x12\x0f\n\x07matched\x18\x02 \x01(\x05\x12\x0e\n\x06opened\x18\x03 \x01(\x05\x32\xbe\x03\n\x0fPlaybookService\x12n\n\x0fPublishPlaybook\x12,.recorrido.actions.v1.PublishPlaybookRequest\x1a-.recorrido.actions.v1.PublishPlaybookResponse\x12\x62\n\x0bGetPlaybook\x12(.recorrido.actions.v1.GetPlaybookRequest\x1a).recorrido.actions.v1.GetPlaybookResponse\x12h\n\rListPlaybooks\x12*.recorrido.actions.v1.ListPlaybooksRequest\x1a+.recorrido.actions.v1.ListPlaybooksResponse\x12m\n\x0e\x44ryRunPlaybook\x12+.recorrido.actions.v1.DryRunPlaybookRequest\x1a,.recorrido.actions.v1.DryRunPlaybookResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+recorrido/actions/v1/playbook_service.proto\x12\x14recorrido.actions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!recorrido/actions/v1/action.proto\x1a#recorrido/actions/v1/playbook.proto\"\xb1\x01\n\x16PublishPlaybookRequest\x12\x30\n\x08playbook\x18\x01 \x01(\x0b\x32\x1e.recorrido.actions.v1.Playbook\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x1d\n\x10\x65xpected_version\x18\x05 \x01(\x05H\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"f\n\x17PublishPlaybookResponse\x12:\n\tpublished\x18\x01 \x01(\x0b\x32\'.recorrido.actions.v1.PublishedPlaybook\x12\x0f\n\x07notices\x18\x02 \x03(\t\":\n\x12GetPlaybookRequest\x12\x13\n\x0bplaybook_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\"Q\n\x13GetPlaybookResponse\x12:\n\tpublished\x18\x01 \x01(\x0b\x32\'.recorrido.actions.v1.PublishedPlaybook\"\x16\n\x14ListPlaybooksRequest\"S\n\x15ListPlaybooksResponse\x12:\n\tplaybooks\x18\x01 \x03(\x0b\x32\'.recorrido.actions.v1.PublishedPlaybook\"\xa7\x01\n\x11PublishedPlaybook\x12\x30\n\x08playbook\x18\x01 \x01(\x0b\x32\x1e.recorrido.actions.v1.Playbook\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x30\n\x0cpublished_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc0\x01\n\x15\x44ryRunPlaybookRequest\x12\x30\n\x08playbook\x18\x01 \x01(\x0b\x32\x1e.recorrido.actions.v1.Playbook\x12(\n\x04\x66rom\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02to\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cmax_openings\x18\x04 \x01(\x05\x12\r\n\x05\x61lone\x18\x05 \x01(\x08\"\xcd\x01\n\x16\x44ryRunPlaybookResponse\x12\x36\n\x07opening\x18\x01 \x01(\x0b\x32#.recorrido.actions.v1.DryRunOpeningH\x00\x12\x38\n\x08progress\x18\x02 \x01(\x0b\x32$.recorrido.actions.v1.DryRunProgressH\x00\x12\x36\n\x07summary\x18\x03 \x01(\x0b\x32#.recorrido.actions.v1.DryRunSummaryH\x00\x42\t\n\x07\x63ontent\"\xa3\x03\n\rDryRunOpening\x12.\n\x04kind\x18\x01 \x01(\x0e\x32 .recorrido.actions.v1.ActionKind\x12\x15\n\rplaybook_rule\x18\x02 \x01(\t\x12\x11\n\tsignal_id\x18\x03 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x04 \x01(\t\x12\r\n\x05title\x18\x05 \x01(\t\x12\x0f\n\x07reasons\x18\x06 \x03(\t\x12\x30\n\x08priority\x18\x07 \x01(\x0e\x32\x1e.recorrido.actions.v1.Priority\x12\r\n\x05owner\x18\x08 \x01(\t\x12-\n\topened_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\taccept_by\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x64ue_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ntouchpoint\x18\x0c \x01(\t\x12\x11\n\tneed_path\x18\r \x01(\t\x12\x11\n\tcustomers\x18\x0e \x01(\x05\"I\n\x0e\x44ryRunProgress\x12\x0f\n\x07signals\x18\x01 \x01(\x05\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc2\x02\n\rDryRunSummary\x12\x0f\n\x07signals\x18\x01 \x01(\x05\x12\x11\n\tunmatched\x18\x02 \x01(\x05\x12\x12\n\nrecoveries\x18\x03 \x01(\x05\x12\x14\n\x0cimprovements\x18\x04 \x01(\x05\x12\x13\n\x0b\x63ooled_down\x18\x05 \x01(\x05\x12\x18\n\x10refused_by_guard\x18\x06 \x01(\x05\x12\x30\n\x0c\x62usiest_hour\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rbusiest_count\x18\x08 \x01(\x05\x12.\n\x05rules\x18\t \x03(\x0b\x32\x1f.recorrido.actions.v1.RuleCount\x12\x11\n\tby_others\x18\n \x01(\x05\x12\x17\n\x0ftaken_by_others\x18\x0b \x01(\x05\x12\x0f\n\x07notices\x18\x0c \x03(\t\"C\n\tRuleCount\x12\x15\n\rplaybook_rule\x18\x01 \x01(\t\x12\x0f\n\x07matched\x18\x02 \x01(\x05\x12\x0e\n\x06opened\x18\x03 \x01(\x05\x32\xbe\x03\n\x0fPlaybookService\x12n\n\x0fPublishPlaybook\x12,.recorrido.actions.v1.PublishPlaybookRequest\x1a-.recorrido.actions.v1.PublishPlaybookResponse\x12\x62\n\x0bGetPlaybook\x12(.recorrido.actions.v1.GetPlaybookRequest\x1a).recorrido.actions.v1.GetPlaybookResponse\x12h\n\rListPlaybooks\x12*.recorrido.actions.v1.ListPlaybooksRequest\x1a+.recorrido.actions.v1.ListPlaybooksResponse\x12m\n\x0e\x44ryRunPlaybook\x12+.recorrido.actions.v1.DryRunPlaybookRequest\x1a,.recorrido.actions.v1.DryRunPlaybookResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,29 +37,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHPLAYBOOKREQUEST']._serialized_start=175
   _globals['_PUBLISHPLAYBOOKREQUEST']._serialized_end=352
   _globals['_PUBLISHPLAYBOOKRESPONSE']._serialized_start=354
-  _globals['_PUBLISHPLAYBOOKRESPONSE']._serialized_end=439
-  _globals['_GETPLAYBOOKREQUEST']._serialized_start=441
-  _globals['_GETPLAYBOOKREQUEST']._serialized_end=499
-  _globals['_GETPLAYBOOKRESPONSE']._serialized_start=501
-  _globals['_GETPLAYBOOKRESPONSE']._serialized_end=582
-  _globals['_LISTPLAYBOOKSREQUEST']._serialized_start=584
-  _globals['_LISTPLAYBOOKSREQUEST']._serialized_end=606
-  _globals['_LISTPLAYBOOKSRESPONSE']._serialized_start=608
-  _globals['_LISTPLAYBOOKSRESPONSE']._serialized_end=691
-  _globals['_PUBLISHEDPLAYBOOK']._serialized_start=694
-  _globals['_PUBLISHEDPLAYBOOK']._serialized_end=861
-  _globals['_DRYRUNPLAYBOOKREQUEST']._serialized_start=864
-  _globals['_DRYRUNPLAYBOOKREQUEST']._serialized_end=1041
-  _globals['_DRYRUNPLAYBOOKRESPONSE']._serialized_start=1044
-  _globals['_DRYRUNPLAYBOOKRESPONSE']._serialized_end=1249
-  _globals['_DRYRUNOPENING']._serialized_start=1252
-  _globals['_DRYRUNOPENING']._serialized_end=1671
-  _globals['_DRYRUNPROGRESS']._serialized_start=1673
-  _globals['_DRYRUNPROGRESS']._serialized_end=1746
-  _globals['_DRYRUNSUMMARY']._serialized_start=1749
-  _globals['_DRYRUNSUMMARY']._serialized_end=2010
-  _globals['_RULECOUNT']._serialized_start=2012
-  _globals['_RULECOUNT']._serialized_end=2079
-  _globals['_PLAYBOOKSERVICE']._serialized_start=2082
-  _globals['_PLAYBOOKSERVICE']._serialized_end=2528
+  _globals['_PUBLISHPLAYBOOKRESPONSE']._serialized_end=456
+  _globals['_GETPLAYBOOKREQUEST']._serialized_start=458
+  _globals['_GETPLAYBOOKREQUEST']._serialized_end=516
+  _globals['_GETPLAYBOOKRESPONSE']._serialized_start=518
+  _globals['_GETPLAYBOOKRESPONSE']._serialized_end=599
+  _globals['_LISTPLAYBOOKSREQUEST']._serialized_start=601
+  _globals['_LISTPLAYBOOKSREQUEST']._serialized_end=623
+  _globals['_LISTPLAYBOOKSRESPONSE']._serialized_start=625
+  _globals['_LISTPLAYBOOKSRESPONSE']._serialized_end=708
+  _globals['_PUBLISHEDPLAYBOOK']._serialized_start=711
+  _globals['_PUBLISHEDPLAYBOOK']._serialized_end=878
+  _globals['_DRYRUNPLAYBOOKREQUEST']._serialized_start=881
+  _globals['_DRYRUNPLAYBOOKREQUEST']._serialized_end=1073
+  _globals['_DRYRUNPLAYBOOKRESPONSE']._serialized_start=1076
+  _globals['_DRYRUNPLAYBOOKRESPONSE']._serialized_end=1281
+  _globals['_DRYRUNOPENING']._serialized_start=1284
+  _globals['_DRYRUNOPENING']._serialized_end=1703
+  _globals['_DRYRUNPROGRESS']._serialized_start=1705
+  _globals['_DRYRUNPROGRESS']._serialized_end=1778
+  _globals['_DRYRUNSUMMARY']._serialized_start=1781
+  _globals['_DRYRUNSUMMARY']._serialized_end=2103
+  _globals['_RULECOUNT']._serialized_start=2105
+  _globals['_RULECOUNT']._serialized_end=2172
+  _globals['_PLAYBOOKSERVICE']._serialized_start=2175
+  _globals['_PLAYBOOKSERVICE']._serialized_end=2621
 # @@protoc_insertion_point(module_scope)

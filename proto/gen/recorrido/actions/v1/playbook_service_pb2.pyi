@@ -61,16 +61,22 @@ class PublishPlaybookResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PUBLISHED_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def published(self) -> Global___PublishedPlaybook: ...
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What to know about it, in words for people: that signals open less from now on."""
+
     def __init__(
         self,
         *,
         published: Global___PublishedPlaybook | None = ...,
+        notices: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["published", b"published"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["published", b"published"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["notices", b"notices", "published", b"published"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -195,8 +201,13 @@ class DryRunPlaybookRequest(_message.Message):
     FROM_FIELD_NUMBER: _builtins.int
     TO_FIELD_NUMBER: _builtins.int
     MAX_OPENINGS_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
     max_openings: _builtins.int
     """How many openings to show, at most 10,000; 0 means 100. All are counted."""
+    alone: _builtins.bool
+    """Without the other playbooks. They take part as they are published now, as if they had always been: a signal opens one
+    recovery at most, and a customer who had one is left alone, whichever playbook opened it.
+    """
     @_builtins.property
     def playbook(self) -> _playbook_pb2.Playbook: ...
     @_builtins.property
@@ -207,10 +218,11 @@ class DryRunPlaybookRequest(_message.Message):
         playbook: _playbook_pb2.Playbook | None = ...,
         to: _timestamp_pb2.Timestamp | None = ...,
         max_openings: _builtins.int = ...,
+        alone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "playbook", b"playbook", "to", b"to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "max_openings", b"max_openings", "playbook", b"playbook", "to", b"to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "from", b"from", "max_openings", b"max_openings", "playbook", b"playbook", "to", b"to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -349,19 +361,32 @@ class DryRunSummary(_message.Message):
     BUSIEST_HOUR_FIELD_NUMBER: _builtins.int
     BUSIEST_COUNT_FIELD_NUMBER: _builtins.int
     RULES_FIELD_NUMBER: _builtins.int
+    BY_OTHERS_FIELD_NUMBER: _builtins.int
+    TAKEN_BY_OTHERS_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
     signals: _builtins.int
     unmatched: _builtins.int
+    """No rule of any playbook matches them."""
     recoveries: _builtins.int
+    """From here on: of the draft."""
     improvements: _builtins.int
     cooled_down: _builtins.int
     refused_by_guard: _builtins.int
     busiest_count: _builtins.int
+    by_others: _builtins.int
+    """Recoveries that the other playbooks would have opened."""
+    taken_by_others: _builtins.int
+    """Signals that a rule of the draft matches, and that a rule of another playbook takes before it."""
     @_builtins.property
     def busiest_hour(self) -> _timestamp_pb2.Timestamp:
         """The hour in which most would have been opened, and how many."""
 
     @_builtins.property
     def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuleCount]: ...
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What to know before it is published, in words for people."""
+
     def __init__(
         self,
         *,
@@ -374,10 +399,13 @@ class DryRunSummary(_message.Message):
         busiest_hour: _timestamp_pb2.Timestamp | None = ...,
         busiest_count: _builtins.int = ...,
         rules: _abc.Iterable[Global___RuleCount] | None = ...,
+        by_others: _builtins.int = ...,
+        taken_by_others: _builtins.int = ...,
+        notices: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["busiest_hour", b"busiest_hour"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busiest_count", b"busiest_count", "busiest_hour", b"busiest_hour", "cooled_down", b"cooled_down", "improvements", b"improvements", "recoveries", b"recoveries", "refused_by_guard", b"refused_by_guard", "rules", b"rules", "signals", b"signals", "unmatched", b"unmatched"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busiest_count", b"busiest_count", "busiest_hour", b"busiest_hour", "by_others", b"by_others", "cooled_down", b"cooled_down", "improvements", b"improvements", "notices", b"notices", "recoveries", b"recoveries", "refused_by_guard", b"refused_by_guard", "rules", b"rules", "signals", b"signals", "taken_by_others", b"taken_by_others", "unmatched", b"unmatched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
