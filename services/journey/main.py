@@ -14,7 +14,7 @@ from services.foundation.sharing import SharedRunner
 from services.journey.api import JourneyService
 from services.journey.domain.quoting import Quoting
 from services.journey.handlers import MapHandlers, SignalHandlers, WatchHandlers
-from services.journey.views.projection import JourneyProjection
+from services.journey.views.projection import BATCH, JourneyProjection
 from services.journey.views.snapshot import ReadModel
 from services.journey.watch import watch
 
@@ -38,7 +38,7 @@ async def wire(settings: Settings, process: Process) -> None:
     process.watch("NATS", bus.ping)
 
     view = JourneyProjection()
-    runner = SharedRunner(store, pool, view)
+    runner = SharedRunner(store, pool, view, batch_size=BATCH)
     process.background("projection", runner.run(available=process.server.availability("read model")))
     reaction = SignalHandlers(store).reaction
     process.background("signals", bus.react(reaction, store.holds, available=process.server.availability("signals")))

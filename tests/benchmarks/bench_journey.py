@@ -66,7 +66,7 @@ from services.foundation import telemetry
 from services.foundation.events import Pending, Registry, derived_id, stream_name
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
 from services.foundation.sharing import SharedRunner
-from services.journey.views.projection import JourneyProjection
+from services.journey.views.projection import BATCH, JourneyProjection
 from tests.support.cluster import Cluster, running
 from tests.support.wait import until
 
@@ -74,8 +74,6 @@ DAYS = 400
 #: Events of one append, and appends in flight.
 PORTION = 500
 CALLERS = 3
-#: Events of one transaction of the projection, and so of bare COPY.
-BATCH = 1_000
 #: Events that are folded from memory.
 AT_HAND = 50_000
 #: Tables that hold a row for most events: what bare COPY writes.
@@ -241,7 +239,7 @@ async def project(store_uri: str, dsn: str) -> None:
     store = await EventStore.connect(store_uri)
     pool = await foundation.connect(dsn)
     head = await store.head()
-    runner = SharedRunner(store, pool, JourneyProjection())
+    runner = SharedRunner(store, pool, JourneyProjection(), batch_size=BATCH)
     begun = time.perf_counter()
     running_ = asyncio.create_task(runner.run())
     assert await runner.wait_for(head, 36_000)

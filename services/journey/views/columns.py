@@ -210,8 +210,8 @@ class Columns:
                 self._empty()
             try:
                 if position > self.position:
-                    for table in self._tables:
-                        await self._read(connection, table, position)
+                    for table, last in zip(self._tables, await self._lasts(connection, position), strict=True):
+                        await self._read(connection, table, last)
                     await self._read_maps(connection, position)
                     self.position = position
             except BaseException:
@@ -221,16 +221,23 @@ class Columns:
             self._generation = generation
             return anew
 
-    async def _read(self, connection: Any, table: _Growing[Any], upto: int) -> None:
+    async def _lasts(self, connection: Any, upto: int) -> Sequence[int]:
+        """Return how far each table is to be read, all in one question: mostly little was added, to few of them."""
+        lasts = ", ".join(
+            f"(SELECT max({t.key}) FROM {t.source} WHERE {t.key} > {self.position} AND {t.key} <= {upto})"  # noqa: S608 - numbers and constants of ours
+            for t in self._tables
+        )
+        row = await connection.fetchrow(f"SELECT {lasts}")
+        return [self.position if last is None else last for last in row.values()]
+
+    async def _read(self, connection: Any, table: _Growing[Any], last: int) -> None:
         after = self.position
         key, columns = table.key, ", ".join(column.sql for column in table.columns)
-        while True:
+        while after < last:
             end = await connection.fetchval(
-                f"SELECT max({key}) FROM (SELECT {key} FROM {table.source} WHERE {key} > {after} AND {key} <= {upto}"  # noqa: S608 - numbers and constants of ours
+                f"SELECT max({key}) FROM (SELECT {key} FROM {table.source} WHERE {key} > {after} AND {key} <= {last}"  # noqa: S608
                 f" ORDER BY {key} LIMIT {CHUNK}) chunk"
             )
-            if end is None:
-                return
             rows = await _copy(
                 connection,
                 f"SELECT {columns} FROM {table.source} WHERE {key} > {after} AND {key} <= {end} ORDER BY {key}",  # noqa: S608

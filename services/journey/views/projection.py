@@ -158,6 +158,9 @@ CREATE TABLE action_change (
 CREATE INDEX ON action_change (action_id);
 """
 
+#: Events of one transaction, where so many are there: with a quarter of them the waiting in between is felt.
+BATCH = 4_000
+
 AMOUNT_UNITS = 10_000
 
 #: Where an action stands after each change of it.
