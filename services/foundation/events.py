@@ -107,3 +107,10 @@ class Registry:
     def decode(self, recorded: Recorded) -> Any:
         """Return the event's struct. Raises KeyError for a type it does not know, msgspec.DecodeError for bad JSON."""
         return self._decoders[recorded.type_name].decode(recorded.data)
+
+    def read(self, recorded: Recorded) -> Any:
+        """Return the event's struct; None where it is of another type, or what is no event of ours under its name."""
+        try:
+            return self.decode(recorded)
+        except (KeyError, msgspec.MsgspecError):
+            return None

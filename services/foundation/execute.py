@@ -248,7 +248,7 @@ class Executor(Generic[StateT]):
                     # Somebody wrote what is no event of ours under its name. It stays in the history, and means
                     # nothing.
                     event_id = str(recorded.event_id)
-                    LOG.error("undecodable event passed over", event_id=event_id, error=str(error))  # noqa: TRY400 - the text says it all
+                    LOG.error("poison event passed over", event_id=event_id, error=str(error))  # noqa: TRY400 - the text says it all
                 else:
                     state = self._decider.evolve(state, event)
         return Folded(state, news[-1].revision, news[-1].event_id) if news else known

@@ -40,6 +40,19 @@ POSTGRES_DOWN = (
 )
 
 
+#: What is wrong with an event itself, and will be whenever it is applied.
+UNFIT = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+)
+
+
 #: How far the history was read, and the last event in the rows. Its stream is bytes: PostgreSQL's text holds no NUL.
 _CHECKPOINT = """CREATE TABLE checkpoint (
     position bigint NOT NULL, event_position bigint, event_id uuid, stream bytea, revision bigint
@@ -150,7 +163,7 @@ class ProjectionRunner:
         #: Set once everything recorded before the start was projected.
         self.caught_up = asyncio.Event()
         self._moved = asyncio.Condition()
-        self._undecodable = telemetry.METER.create_counter("recorrido.projection.undecodable")
+        self._passed_over = telemetry.METER.create_counter("recorrido.projection.undecodable")
         self._applied = telemetry.METER.create_counter("recorrido.projection.events")
 
     async def prepare(self) -> None:
@@ -242,16 +255,15 @@ class ProjectionRunner:
             try:
                 event = self._registry.decode(item)
             except msgspec.MsgspecError as error:
-                # Somebody wrote what is no event of ours under its name. It stays in the history, and means nothing.
-                LOG.error(  # noqa: TRY400 - the text says it all
-                    "undecodable event passed over",
-                    projection=self._schema,
-                    event_id=str(item.event_id),
-                    error=str(error),
-                )
-                self._undecodable.add(1, {"projection": self._schema})
+                self._pass_over(item, error)
             else:
                 yield Fact(event, item)
+
+    def _pass_over(self, recorded: Recorded, error: Exception) -> None:
+        """Somebody wrote what is no event of ours under its name. It stays in the history, and means nothing."""
+        event_id = str(recorded.event_id)
+        LOG.error("poison event passed over", projection=self._schema, event_id=event_id, error=repr(error)[:500])
+        self._passed_over.add(1, {"projection": self._schema})
 
     async def write(self, batch: Sequence[Recorded | CaughtUp | Checkpoint]) -> None:
         """Fold what follows the rows into them."""
@@ -301,7 +313,21 @@ class ProjectionRunner:
                     attributes={"recorrido.event_id": str(fact.recorded.event_id)},
                 )
                 spans.callback(span.end)
-            await self._projection.apply(connection, facts)
+            await self._apply_fit(connection, facts)
+
+    async def _apply_fit(self, connection: Any, facts: Sequence[Fact]) -> None:
+        """Apply the facts; one that the projection cannot take, whatever is wrong with it, is passed over alone."""
+        try:
+            async with connection.transaction():
+                await self._projection.apply(connection, facts)
+        except UNFIT as error:
+            if len(facts) <= 1:
+                for fact in facts:
+                    self._pass_over(fact.recorded, error)
+                return
+            half = len(facts) // 2
+            await self._apply_fit(connection, facts[:half])
+            await self._apply_fit(connection, facts[half:])
 
     async def _reached(self, position: int, last: Place | None, events: int) -> None:
         self._last = last

@@ -10,7 +10,7 @@ from services.foundation.events import Recorded, Registry, stream_name
 from services.foundation.eventstore import EventStore
 from services.foundation.execute import Executor, Intent
 from services.inference.domain import is_blank
-from services.inference.opinions import CorrectAnalysis, Judged, Opinion, Verbatim, decoded, verbatims
+from services.inference.opinions import CorrectAnalysis, Judged, Opinion, Verbatim, verbatims
 
 _CORRECTIONS = Registry((AnalysisCorrected,))
 
@@ -87,7 +87,7 @@ class CorrectionHandlers:
                     yield lesson
 
     async def _lesson(self, recorded: Recorded) -> Lesson | None:
-        event: AnalysisCorrected | None = decoded(_CORRECTIONS, recorded)
+        event: AnalysisCorrected | None = _CORRECTIONS.read(recorded)
         if event is None:
             return None
         # Read anew: a correction that was overruled, or erased, while others were handed out teaches nothing.

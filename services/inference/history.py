@@ -11,7 +11,7 @@ from services.foundation.errors import UnavailableError
 from services.foundation.events import Event, Recorded, Registry
 from services.foundation.eventstore import EventStore
 from services.inference.domain import is_blank
-from services.inference.opinions import Verbatim, decoded, verbatims
+from services.inference.opinions import Verbatim, verbatims
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ async def pages(
 
 def spoken_in(page: Iterable[Recorded], part: Slice) -> list[Verbatim]:
     """Return the interactions of a page that have words and are meant, without what was said about them."""
-    events = [(recorded, decoded(_INTERACTIONS, recorded)) for recorded in page]
+    events = [(recorded, _INTERACTIONS.read(recorded)) for recorded in page]
     found = [Verbatim(recorded, event.interaction or Interaction()) for recorded, event in events if event is not None]
     return [each for each in found if not is_blank(each.text) and part.holds(each.interaction, each.recorded)]
 

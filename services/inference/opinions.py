@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 from immutables import Map
 from msgspec import structs
 
@@ -86,21 +85,11 @@ class Verbatim:
         return found if found and isinstance(found.event, AnalysisCorrected) else None
 
 
-def decoded(registry: Registry, recorded: Recorded) -> Any:
-    """Return the event; None where it is of another type, or somebody wrote what is no event of ours under its name."""
-    if recorded.type_name not in registry:
-        return None
-    try:
-        return registry.decode(recorded)
-    except msgspec.MsgspecError:
-        return None
-
-
 def verbatims(stream: Iterable[Recorded]) -> dict[str, Verbatim]:
     """Return the interactions of a customer's stream, by their event ids; an opinion about no other goes with it."""
     found: dict[str, Verbatim] = {}
     for recorded in stream:
-        event = decoded(REGISTRY, recorded)
+        event = REGISTRY.read(recorded)
         if event is None:
             continue
         if isinstance(event, InteractionRecorded):

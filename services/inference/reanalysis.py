@@ -25,7 +25,7 @@ from services.foundation.execute import Executor, Intent
 from services.inference.domain import MODEL_FAILED, Analysed, Problem, RecordAnalysis, Result, key_of
 from services.inference.handlers import Handlers
 from services.inference.history import Slice, Work, pages, spoken_in, verbatims_of
-from services.inference.opinions import Verbatim, decoded
+from services.inference.opinions import Verbatim
 from services.inference.triton import MODEL
 
 #: Texts analysed together. What customers say meanwhile waits behind one such batch at most.
@@ -175,10 +175,10 @@ class Reanalyses:
         work.verbatims += len(batch)
 
     async def _begun(self, stream: str) -> Begun | None:
-        recorded = [each for each in await self._store.read(stream) if each.type_name in _STREAM]
-        if not recorded:
+        recorded = await self._store.read(stream)
+        events = [event for each in recorded if (event := _STREAM.read(each)) is not None]
+        if not events or not isinstance(events[0], ReanalysisStarted):
             return None
-        events = [_STREAM.decode(each) for each in recorded]
         advanced = events[-1] if isinstance(events[-1], ReanalysisAdvanced) else None
         return Begun(events[0], advanced, recorded[-1].revision)
 
@@ -212,7 +212,7 @@ class Reanalyses:
         async with aclosing(pages(self._store, work, FeedbackAnalysisFailed)) as found:
             async for page in found:
                 known = await work.patiently(partial(verbatims_of, self._store, page))
-                failures = [failed for each in page if (failed := decoded(_FAILURES, each)) is not None]
+                failures = [failed for each in page if (failed := _FAILURES.read(each)) is not None]
                 about = dict.fromkeys(failed.interaction_event_id for failed in failures)
                 meant = [
                     known[event_id]

@@ -227,11 +227,11 @@ class Erasures:
     async def _requests(self) -> list[tuple[int, ErasureRequested]]:
         """Return the requests that are not finished, oldest first, with their revisions."""
         recorded = await self._store.read(QUEUE)
-        return [(each.revision, _REQUESTS.decode(each)) for each in recorded if each.type_name in _REQUESTS]
+        return [(each.revision, request) for each in recorded if (request := _REQUESTS.read(each)) is not None]
 
     async def _written(self, receipt_id: str) -> _Receipt:
         recorded = await self._store.read(receipt_stream(receipt_id))
-        events = [_RECEIPTS.decode(each) for each in recorded if each.type_name in _RECEIPTS]
+        events = [_RECEIPTS.read(each) for each in recorded]
         return _Receipt(
             parts=[event for event in events if isinstance(event, CustomerAnonymized)],
             erased=next((event for event in events if isinstance(event, CustomerErased)), None),

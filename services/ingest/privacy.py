@@ -138,7 +138,7 @@ def anonymize(
     pseudonyms = _Pseudonyms(secret, set(erased_ids))
     erased: list[Erased] = []
     for events in streams:
-        known = [(r, _decoded(r)) for r in events if r.type_name != Blank.type_name and r.position not in done]
+        known = [(r, _REGISTRY.read(r)) for r in events if r.type_name != Blank.type_name and r.position not in done]
         interactions = {str(r.event_id) for r, event in known if isinstance(event, InteractionRecorded)}
         analyses: dict[str, list[AnonymousAnalysis]] = defaultdict(list)
         for recorded, event in known:
@@ -201,15 +201,6 @@ class _Pseudonyms:
     def of_erased(self, customer_id: str) -> str:
         """Return nobody's for who is not erased: what is left must not name them either."""
         return self.of(customer_id) if customer_id in self.erased else ""
-
-
-def _decoded(recorded: Recorded) -> Any:
-    if recorded.type_name not in _REGISTRY:
-        return None
-    try:
-        return _REGISTRY.decode(recorded)
-    except msgspec.MsgspecError:
-        return None
 
 
 def _erased(recorded: Recorded, event: Any, pseudonyms: _Pseudonyms) -> Erased:
@@ -323,7 +314,7 @@ def receipt(receipt_id: str, parts: Sequence[CustomerAnonymized]) -> CustomerEra
 
 def is_theirs(recorded: Recorded, ids: Container[str]) -> bool:
     """Return whether an event of a customer's streams is about them: an identity may have been another's, too."""
-    event = _decoded(recorded)
+    event = _REGISTRY.read(recorded)
     return not isinstance(event, IdentityLinked | IdentityUnlinked) or event.customer_id in ids
 
 

@@ -198,9 +198,9 @@ class RejectionQueries:
         check_id(rejection_id)
         listed: Listed | None = None
         for recorded in await self._store.read(stream_of(rejection_id)):
-            if recorded.type_name not in self._registry:
+            event = self._registry.read(recorded)
+            if event is None:
                 continue
-            event = self._registry.decode(recorded)
             if listed is None:
                 listed = Listed(evolve(Rejection(), event), recorded.recorded_at)
             else:

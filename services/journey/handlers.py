@@ -7,7 +7,7 @@ from typing import Any
 from recorrido.actions.v1.events import ActionCompleted, ActionOpened
 from recorrido.inference.v1.events import Analysis, FeedbackAnalyzed
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded
-from recorrido.journey.v1.events import JourneyMap, JourneyMapPublished
+from recorrido.journey.v1.events import JourneyMap
 from services.foundation.bus import Answer, Delivery, Done, Reaction, Skip, answer_to
 from services.foundation.errors import NotFoundError
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Recorded, Registry, stream_name
@@ -52,13 +52,12 @@ class MapHandlers:
     async def get(self, map_id: str, version: int = 0) -> PublishedMap:
         """Return a version of a map (0: the latest). Raises NotFoundError."""
         recorded = await self._store.read(_map_stream(map_id)) if ID.fullmatch(map_id) else []
-        published = [r for r in recorded if r.type_name in self._registry]
+        published = [(event, r) for r in recorded if (event := self._registry.read(r)) is not None]
         if not published:
             raise NotFoundError("JOURNEY_MAP_UNKNOWN", f"there is no journey map {map_id!r}")
         if not 0 <= version <= len(published):
             raise NotFoundError("MAP_VERSION_UNKNOWN", f"{map_id!r} has versions 1 to {len(published)}")
-        at = published[version - 1]
-        event: JourneyMapPublished = self._registry.decode(at)
+        event, at = published[version - 1]
         return PublishedMap(event.map or JourneyMap(), event.version, at.recorded_at, event.actor)
 
 
@@ -142,8 +141,8 @@ class SignalHandlers:
     async def _opening_of(self, delivery: Delivery) -> Seen | None:
         """Return the event that opened an action; None where it was erased."""
         first = await self._store.read(delivery.recorded.stream, limit=1)
-        there = [each for each in first if each.type_name == ActionOpened.type_name]
-        return _seen(self._registry.decode(there[0]), there[0]) if there else None
+        opened = [(event, each) for each in first if isinstance(event := self._registry.read(each), ActionOpened)]
+        return _seen(*opened[0]) if opened else None
 
     async def _is_erased(self, recorded: Recorded) -> bool:
         there = await self._store.read(recorded.stream, after=recorded.revision - 1, limit=1)
@@ -160,8 +159,9 @@ class SignalHandlers:
         while end > 0:
             start = max(0, end - look)
             for recorded in await self._store.read(delivery.recorded.stream, after=start - 1, limit=end - start):
-                if str(recorded.event_id) == wanted and recorded.type_name == InteractionRecorded.type_name:
-                    return _seen(self._registry.decode(recorded), recorded)
+                if str(recorded.event_id) == wanted:
+                    event = self._registry.read(recorded)
+                    return _seen(event, recorded) if isinstance(event, InteractionRecorded) else None
             end, look = start, look * 4
         return None
 
@@ -201,6 +201,6 @@ class WatchHandlers:
     async def _at(self, position: int) -> Seen | None:
         """Return the interaction that stands at a position of the store; None where it was erased."""
         async for recorded in self._store.read_all(position, self._registry.type_names, limit=1):
-            if recorded.position == position:
-                return _seen(self._registry.decode(recorded), recorded)
+            if recorded.position == position and (event := self._registry.read(recorded)) is not None:
+                return _seen(event, recorded)
         return None

@@ -19,8 +19,9 @@ class ErasedEvents:
     async def refresh(self) -> None:
         """Learn what was erased since. Raises UnavailableError."""
         async for recorded in self._store.read_all(self._read_to, _REGISTRY.type_names):
-            event: CustomerAnonymized = _REGISTRY.decode(recorded)
-            self._positions.update(map(int, event.erased_positions))
+            event: CustomerAnonymized | None = _REGISTRY.read(recorded)
+            if event is not None:
+                self._positions.update(int(each) for each in event.erased_positions if each.isdecimal())
             self._read_to = recorded.position
 
     def __contains__(self, recorded: Recorded) -> bool:

@@ -3,21 +3,29 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable
+from functools import partial
 from typing import Any
 
 import grpc
+import msgspec
 import nats
 import pytest
 import pytest_asyncio
 from kurrentdbclient import AsyncKurrentDBClient, NewEvent, StreamState
 from nats.js import api
 
+from recorrido.actions.v1 import actions_service_pb2
+from recorrido.actions.v1.actions_service_pb2_grpc import ActionsServiceStub
 from recorrido.ingest.v1 import ingest_service_pb2 as pb
+from recorrido.ingest.v1 import privacy_service_pb2, rejection_service_pb2
 from recorrido.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
+from recorrido.ingest.v1.privacy_service_pb2_grpc import PrivacyServiceStub
+from recorrido.ingest.v1.rejection_service_pb2_grpc import RejectionServiceStub
 from recorrido.journey.v1 import journey_service_pb2
 from recorrido.journey.v1.journey_service_pb2_grpc import JourneyServiceStub
 from tests.support.cli import recorrido
 from tests.support.cluster import Cluster, running
+from tests.support.event_types import event_types, filled
 from tests.support.front_door import DUPLICATE, RECORDED, of
 from tests.support.relays import status
 from tests.support.truth import stored
@@ -61,6 +69,10 @@ async def _lag(cluster: Cluster) -> int:
 
 async def _is(asked: Awaitable[int], wanted: int) -> bool:
     return await asked == wanted
+
+
+async def _at_least(asked: Awaitable[int], wanted: int) -> bool:
+    return await asked >= wanted
 
 
 async def _in_store(cluster: Cluster, stream: str, *events: NewEvent) -> None:
@@ -107,6 +119,67 @@ async def test_poison_in_the_store_becomes_a_dead_letter_and_stops_nobody(cluste
     # What came behind it had its effects, and the read models hold it.
     for customer_id in ("ana", "ben"):
         await until(lambda c=customer_id: _is(_signals(cluster, c), 3), 20, what="signals")
+
+
+def _odd(value: Any, text: str) -> Any:
+    """Return what JSON holds with other texts, times and numbers than anybody would expect; names of values stay."""
+    if isinstance(value, dict):
+        return {key: _odd(each, text) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_odd(each, text) for each in value]
+    if isinstance(value, str):
+        of_a_time = "0001-01-01T00:00:00Z" if value.endswith("Z") else value
+        return text if "čü" in value else of_a_time
+    return value if isinstance(value, bool) else type(value)(-(2**31))
+
+
+def _oddities() -> list[NewEvent]:
+    """Events of every type that can be decoded and make no sense: empty ones, and with texts that nothing can take."""
+    made = []
+    for struct in event_types():
+        made.append(NewEvent(type=struct.type_name, data=b"{}", id=uuid.uuid4()))  # type: ignore[attr-defined]
+        whole = msgspec.json.decode(msgspec.json.encode(filled(struct)))
+        for text in ("\0", "x" * 9_000, "-1", str(2**64)):
+            data = msgspec.json.encode(_odd(whole, text))
+            made.append(NewEvent(type=struct.type_name, data=data, id=uuid.uuid4()))  # type: ignore[attr-defined]
+    return made
+
+
+async def test_events_that_make_no_sense_stop_nobody(cluster: Cluster) -> None:
+    """Of every type there is, in the streams that the services read and follow."""
+    before = [cluster.restarts(part) for part in cluster.parts]
+    for stream in ("customer-odd", "action-odd", "signal-odd"):
+        await _in_store(cluster, stream, *_oddities())
+    assert {r.status for r in await _record(cluster, "after", range(3), csat=1)} == {RECORDED}
+    refused = of("after", 10)
+    refused.touchpoint = ""
+    async with (
+        grpc.aio.insecure_channel(cluster.address("ingest")) as ingest,
+        grpc.aio.insecure_channel(cluster.address("actions")) as actions,
+    ):
+        record: Any = IngestServiceStub(ingest)
+        await record.RecordInteractions(pb.RecordInteractionsRequest(interactions=[refused]), timeout=20)
+
+        async def opened() -> int:
+            stub: Any = ActionsServiceStub(actions)
+            answer = await stub.ListActions(actions_service_pb2.ListActionsRequest(customer_id="after"), timeout=10)
+            return int(answer.total)
+
+        async def listed() -> int:
+            stub: Any = RejectionServiceStub(ingest)
+            request = rejection_service_pb2.ListRejectedRequest(customer_id="after")
+            return int((await stub.ListRejected(request, timeout=10)).total)
+
+        async def exported() -> int:
+            stub: Any = PrivacyServiceStub(ingest)
+            request = privacy_service_pb2.ExportCustomerRequest(customer_id="after")
+            return len([each async for each in stub.ExportCustomer(request, timeout=20)])
+
+        # The reactions, and every read model: of journey, actions, rejections and what is held.
+        for asked, wanted in ((partial(_signals, cluster, "after"), 3), (opened, 1), (listed, 1), (exported, 3 + 1)):
+            late = (grpc.aio.AioRpcError,)
+            await until(lambda a=asked, w=wanted: _at_least(a(), w), 60, ignoring=late, what=repr(asked))
+    assert [cluster.restarts(part) for part in cluster.parts] == before
 
 
 @pytest.mark.parametrize("headers", [None, {"ce-id": "no id", "recorrido-position": "no number"}], ids=["bare", "odd"])

@@ -98,16 +98,18 @@ class PlaybookBook:
                     continue
                 try:
                     self._add(recorded)
-                except (msgspec.MsgspecError, LookupError, ValueError, NotImplementedError) as error:
-                    # Somebody wrote what is no playbook under its name, or its calendar is not to be had any more. The
-                    # others go on.
+                except (msgspec.MsgspecError, LookupError, ValueError, NotImplementedError, OSError) as error:
+                    # Somebody wrote what is no playbook under its name, or its calendar is not to be had any more (a
+                    # time zone's name becomes that of a file). The others go on.
                     LOG.error("playbook passed over", event_id=str(recorded.event_id), error=repr(error))  # noqa: TRY400
                 self._position = recorded.position
             self._position = max(self._position, position)
 
     def _add(self, recorded: Recorded) -> None:
         event: PlaybookPublished = self._registry.decode(recorded)
-        in_force = InForce.of(event.playbook or Playbook(), event.version)
+        if event.playbook is None or not event.playbook.playbook_id:
+            raise ValueError("a playbook without an id")
+        in_force = InForce.of(event.playbook, event.version)
         published = Published(in_force, event.actor, event.reason, recorded.recorded_at, recorded.position)
         self._versions.setdefault(published.playbook.playbook_id, []).append(published)
 

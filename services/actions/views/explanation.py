@@ -106,15 +106,14 @@ class Explanations:
         rules = Rules()
         rules.text("action_id", action_id, MAX_ID, required=True)
         rules.enforce()
-        history = [r for r in await self._store.read(stream_of(action_id)) if r.type_name in _REGISTRY]
-        if not history:
+        history = _known(await self._store.read(stream_of(action_id)))
+        if not history or not isinstance(history[0][0], ActionOpened):
             raise unknown(action_id)
-        first = history[0]
-        opened: ActionOpened = _REGISTRY.decode(first)
+        opened, first = history[0]
         causes, counted, left_out = await self._cause(opened.cause_id)
         wanted = {opened.signal_id: first.metadata.get(CAUSATION_ID, "") if not opened.cause_id else ""}
         wanted |= dict.fromkeys(counted, "")
-        joined = {_REGISTRY.decode(r).signal_id for r in history if r.type_name == SignalJoined.type_name}
+        joined = {event.signal_id for event, _ in history if isinstance(event, SignalJoined)}
         wanted |= dict.fromkeys(joined - wanted.keys(), "")
         wanted.pop("", None)
         answers = await asyncio.gather(*(self._signal(signal_id, known) for signal_id, known in wanted.items()))
@@ -123,7 +122,7 @@ class Explanations:
         confirmed = [each.event_id for each in causes if each.event_type == CauseConfirmed.type_name]
         because = [*([signals[opened.signal_id]] if opened.signal_id in signals else []), *confirmed]
         because += [each.event_id for each in playbook]
-        effects = [_effect(recorded, str(first.event_id), signals) for recorded in history[1:]]
+        effects = [_effect(event, recorded, str(first.event_id), signals) for event, recorded in history[1:]]
         recoveries, more = await self._recoveries(action_id) if opened.kind is ActionKind.IMPROVEMENT else ((), 0)
         events = [
             *(each for found in answers for each in found),
@@ -139,18 +138,16 @@ class Explanations:
         """Return the cause's events that are shown, the signals counted in them, and how many are left out."""
         if not cause_id:
             return (), (), 0
-        found = [r for r in await self._store.read(stream_name("cause", cause_id)) if r.type_name in _REGISTRY]
-        counts = [r for r in found if r.type_name == CauseCounted.type_name]
+        found = _known(await self._store.read(stream_name("cause", cause_id)))
+        counts = [(event, recorded) for event, recorded in found if isinstance(event, CauseCounted)]
         shown, events, signals = counts[:MAX_SHOWN], [], []
-        for recorded in shown:
-            count: CauseCounted = _REGISTRY.decode(recorded)
+        for count, recorded in shown:
             signals.append(count.signal_id)
             details = {"signal_id": count.signal_id, "recovery_id": count.recovery_id}
             events.append(_explained(recorded, Role.CAUSE, "counted towards the cause", (), details))
-        for recorded in found:
-            if recorded.type_name == CauseConfirmed.type_name:
-                event: CauseConfirmed = _REGISTRY.decode(recorded)
-                because = [str(each.event_id) for each in shown if each.revision < recorded.revision]
+        for event, recorded in found:
+            if isinstance(event, CauseConfirmed):
+                because = [str(each.event_id) for _, each in shown if each.revision < recorded.revision]
                 one = "one signal was enough for the cause"
                 text = f"{event.customers} customers had the cause" if event.customers > 1 else one
                 events.append(_explained(recorded, Role.CAUSE, text, because, {"cause_id": cause_id}))
@@ -159,11 +156,10 @@ class Explanations:
     async def _signal(self, signal_id: str, known_id: str) -> Sequence[Explained]:
         """Return the events behind a signal, and the signal as the last one."""
         stream = stream_name("signal", signal_id)
-        found = [r for r in await self._store.read(stream) if r.type_name == SignalRaised.type_name]
+        found = [each for each in _known(await self._store.read(stream)) if isinstance(each[0], SignalRaised)]
         if not found:
             return (_erased(known_id or stream, SignalRaised.type_name, Role.SIGNAL),)
-        recorded = found[0]
-        signal: SignalRaised = _REGISTRY.decode(recorded)
+        signal, recorded = found[0]
         evidence = await asyncio.gather(*(self._evidence(each) for each in signal.evidence))
         where = f" at {signal.touchpoint}" if signal.touchpoint else ""
         summary = f"{signal.rule}{where}: {'; '.join(signal.reasons)}"
@@ -183,9 +179,9 @@ class Explanations:
         found = await self._read(evidence)
         said = evidence.event_type == InteractionRecorded.type_name
         role = Role.INTERACTION if said else Role.ANALYSIS
-        if not found or str(found[0].event_id) != evidence.event_id or found[0].type_name not in _REGISTRY:
+        event = _REGISTRY.read(found[0]) if found and str(found[0].event_id) == evidence.event_id else None
+        if event is None:
             return _erased(evidence.event_id, evidence.event_type, role)
-        event = _REGISTRY.decode(found[0])
         if isinstance(event, InteractionRecorded):
             return _explained(found[0], role, _happened(event.interaction or Interaction()))
         words = event.analysis or Analysis() if isinstance(event, FeedbackAnalyzed) else Analysis()
@@ -195,13 +191,11 @@ class Explanations:
     async def _playbook(self, playbook_id: str, version: int) -> Sequence[Explained]:
         if not playbook_id:
             return ()
-        for recorded in await self._store.read(stream_name("playbook", playbook_id)):
-            if recorded.type_name == PlaybookPublished.type_name:
-                event: PlaybookPublished = _REGISTRY.decode(recorded)
-                if event.version == version:
-                    details = {"playbook_id": playbook_id, "playbook_version": str(version)}
-                    text = f"playbook {playbook_id}, version {version}, by {event.actor}"
-                    return (_explained(recorded, Role.PLAYBOOK, text, (), details),)
+        for event, recorded in _known(await self._store.read(stream_name("playbook", playbook_id))):
+            if isinstance(event, PlaybookPublished) and event.version == version:
+                details = {"playbook_id": playbook_id, "playbook_version": str(version)}
+                text = f"playbook {playbook_id}, version {version}, by {event.actor}"
+                return (_explained(recorded, Role.PLAYBOOK, text, (), details),)
         return ()
 
     async def _recoveries(self, action_id: str) -> tuple[Sequence[Explained], int]:
@@ -210,13 +204,17 @@ class Explanations:
         streams = await asyncio.gather(*(self._store.read(stream_of(each), limit=1) for each in ids))
         events = []
         for key, found in zip(ids, streams, strict=True):
-            if found and found[0].type_name == ActionOpened.type_name:
-                opened: ActionOpened = _REGISTRY.decode(found[0])
+            opened = _REGISTRY.read(found[0]) if found else None
+            if isinstance(opened, ActionOpened):
                 details = {"action_id": key}
                 events.append(_explained(found[0], Role.RECOVERY, entry(opened, found[0]).summary, (), details))
             else:
                 events.append(_erased(stream_of(key), ActionOpened.type_name, Role.RECOVERY))
         return events, page.total - len(ids)
+
+
+def _known(stream: Sequence[Recorded]) -> list[tuple[Any, Recorded]]:
+    return [(event, recorded) for recorded in stream if (event := _REGISTRY.read(recorded)) is not None]
 
 
 def _explained(
@@ -246,8 +244,7 @@ def _erased(event_id: str, event_type: str, role: Role) -> Explained:
     return Explained(event_id=event_id, event_type=event_type, role=role, summary=ERASED, erased=True)
 
 
-def _effect(recorded: Recorded, opening: str, signals: Mapping[str, str]) -> Explained:
-    event: Any = _REGISTRY.decode(recorded)
+def _effect(event: Any, recorded: Recorded, opening: str, signals: Mapping[str, str]) -> Explained:
     told = entry(event, recorded)
     because = signals.get(event.signal_id, opening) if isinstance(event, SignalJoined) else opening
     return _explained(

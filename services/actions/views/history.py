@@ -78,8 +78,7 @@ class Histories:
         state, revision, entries = Action(), -1, []
         for recorded in await self._store.read(stream_of(action_id)):
             revision = recorded.revision
-            if recorded.type_name in REGISTRY:
-                event = REGISTRY.decode(recorded)
+            if (event := REGISTRY.read(recorded)) is not None:
                 state = evolve(state, event)
                 entries.append(entry(event, recorded))
         if not entries:

@@ -174,9 +174,9 @@ class Impacts:
         began = done = verified = None
         for recorded in await self._store.read(stream_of(action_id)):
             revision = recorded.revision
-            if recorded.type_name not in REGISTRY:
+            event = REGISTRY.read(recorded)
+            if event is None:
                 continue
-            event = REGISTRY.decode(recorded)
             state = evolve(state, event)
             match event:
                 case ActionOpened() | ActionReopened():

@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import structlog
 
 from recorrido.actions.v1.events import ActionKind
@@ -212,9 +211,8 @@ class Watchers:
     async def _changes(self, recorded: Sequence[Recorded]) -> Sequence[ActionChange]:
         found = []
         for item in recorded:
-            try:
-                event = REGISTRY.decode(item)
-            except msgspec.MsgspecError:
+            event = REGISTRY.read(item)
+            if event is None:
                 # Not one of ours; whoever follows the history tells it.
                 continue
             state = await self._state_after(item)
@@ -235,8 +233,8 @@ class Watchers:
             if not any(item.event_id == recorded.event_id for item in history):
                 return None
             for item in history:
-                if item.revision <= recorded.revision and item.type_name in REGISTRY:
-                    state = evolve(state, REGISTRY.decode(item))
+                if item.revision <= recorded.revision and (event := REGISTRY.read(item)) is not None:
+                    state = evolve(state, event)
         self._states[recorded.stream] = Folded(state, recorded.revision)
         self._states.move_to_end(recorded.stream)
         while len(self._states) > _KEPT:
