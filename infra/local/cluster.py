@@ -53,10 +53,6 @@ class Cluster:
     def state(self, name: str) -> State:
         return self.supervisor.managed[name].state
 
-    def last_lines(self, name: str) -> list[str]:
-        """The last lines that a part wrote; all of them are in `data/log/<name>.log`."""
-        return list(self.supervisor.managed[name].log.last)
-
     def kill(self, name: str, number: Signals = SIGKILL) -> None:
         """Send a signal to a part, by default the deadly one; returns before it has worked.
 

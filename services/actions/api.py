@@ -5,8 +5,6 @@ from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from recorrido.actions.v1 import action_pb2
 from recorrido.actions.v1 import actions_service_pb2 as pb
 from recorrido.actions.v1 import actions_service_pb2_grpc as pb_grpc
@@ -212,7 +210,7 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
     async def GetBoard(self, request: pb.GetBoardRequest, _context: Any) -> pb.GetBoardResponse:  # noqa: N802
         board = await self._queries.board(_filter(ActionKind, request.kind, "kind"), self._clock())
         lines = {f"by_{dimension}": [_line(line) for line in found] for dimension, found in board.lines.items()}
-        return pb.GetBoardResponse(**lines, as_of=timestamp(board.as_of))
+        return pb.GetBoardResponse(**lines, as_of=rpc.timestamp(board.as_of))
 
     async def WatchActions(  # noqa: N802
         self, request: pb.WatchActionsRequest, _context: Any
@@ -255,14 +253,8 @@ def moment(request: Any, field: str) -> datetime | None:
     return found
 
 
-def timestamp(at: datetime) -> Timestamp:
-    found = Timestamp()
-    found.FromDatetime(at)
-    return found
-
-
 def _action(action: Action, revision: int) -> pb.Action:
-    message = pb.Action(
+    return pb.Action(
         action_id=action.action_id,
         kind=action_pb2.ActionKind.ValueType(action.kind.number),
         state=action_pb2.ActionState.ValueType(action.state.number),
@@ -286,16 +278,16 @@ def _action(action: Action, revision: int) -> pb.Action:
         target=action.target.to_proto() if action.target else None,
         reopened=action.reopened,
         allowed=allowed(action.kind, action.state),
+        opened_at=rpc.timestamp(action.opened_at),
+        updated_at=rpc.timestamp(action.updated_at),
+        closed_at=rpc.timestamp(action.closed_at),
+        accept_by=rpc.timestamp(action.accept_by),
+        due_at=rpc.timestamp(action.due_at),
     )
-    for field in ("opened_at", "updated_at", "closed_at", "accept_by", "due_at"):
-        at = getattr(action, field)
-        if at is not None:
-            getattr(message, field).FromDatetime(at)
-    return message
 
 
 def _entry(entry: HistoryEntry) -> pb.HistoryEntry:
-    message = pb.HistoryEntry(
+    return pb.HistoryEntry(
         event_type=entry.event_type,
         event_id=entry.event_id,
         actor=entry.actor,
@@ -303,9 +295,8 @@ def _entry(entry: HistoryEntry) -> pb.HistoryEntry:
         trace_id=entry.trace_id,
         reason=entry.reason,
         revision=entry.revision,
+        recorded_at=rpc.timestamp(entry.recorded_at),
     )
-    message.recorded_at.FromDatetime(entry.recorded_at)
-    return message
 
 
 def _change(change: ActionChange) -> pb.ActionChange:

@@ -5,6 +5,7 @@ from typing import Any
 from recorrido.actions.v1 import explanation_service_pb2 as pb
 from recorrido.actions.v1 import explanation_service_pb2_grpc as pb_grpc
 from services.actions.views.explanation import Explained, Explanations
+from services.foundation.rpc import timestamp
 
 
 class ExplanationServicer(pb_grpc.ExplanationServiceServicer):
@@ -17,7 +18,7 @@ class ExplanationServicer(pb_grpc.ExplanationServiceServicer):
 
 
 def _event(explained: Explained) -> pb.ExplainedEvent:
-    message = pb.ExplainedEvent(
+    return pb.ExplainedEvent(
         event_id=explained.event_id,
         event_type=explained.event_type,
         role=pb.ExplainedRole.ValueType(explained.role.value),
@@ -30,7 +31,5 @@ def _event(explained: Explained) -> pb.ExplainedEvent:
         details=explained.details,
         because_of=explained.because_of,
         erased=explained.erased,
+        recorded_at=timestamp(explained.recorded_at),
     )
-    if explained.recorded_at is not None:
-        message.recorded_at.FromDatetime(explained.recorded_at)
-    return message

@@ -9,7 +9,7 @@ from recorrido.actions.v1 import action_pb2
 from recorrido.actions.v1 import playbook_service_pb2 as pb
 from recorrido.actions.v1 import playbook_service_pb2_grpc as pb_grpc
 from recorrido.actions.v1.events import Playbook
-from services.actions.api import moment, timestamp
+from services.actions.api import moment
 from services.actions.domain.dry_run import Opening, Summary
 from services.actions.domain.playbooks import FIRST, PublishPlaybook
 from services.actions.handlers.playbooks import PlaybookBook, Published
@@ -64,7 +64,7 @@ class PlaybookServicer(pb_grpc.PlaybookServiceServicer):
                     told = (FIRST,) if not book else ()
                     yield pb.DryRunPlaybookResponse(summary=_summary(each, told))
                 case (signals, at):
-                    yield pb.DryRunPlaybookResponse(progress=pb.DryRunProgress(signals=signals, at=timestamp(at)))
+                    yield pb.DryRunPlaybookResponse(progress=pb.DryRunProgress(signals=signals, at=rpc.timestamp(at)))
 
 
 def _published(published: Published) -> pb.PublishedPlaybook:
@@ -73,13 +73,13 @@ def _published(published: Published) -> pb.PublishedPlaybook:
         version=published.in_force.version,
         actor=published.actor,
         reason=published.reason,
-        published_at=timestamp(published.published_at),
+        published_at=rpc.timestamp(published.published_at),
     )
 
 
 def _opening(opening: Opening) -> pb.DryRunOpening:
     event = opening.event
-    message = pb.DryRunOpening(
+    return pb.DryRunOpening(
         kind=action_pb2.ActionKind.ValueType(event.kind.number),
         playbook_rule=event.playbook_rule,
         signal_id=opening.signal.signal_id,
@@ -91,11 +91,10 @@ def _opening(opening: Opening) -> pb.DryRunOpening:
         touchpoint=event.touchpoint,
         need_path=event.need_path,
         customers=opening.customers,
+        opened_at=rpc.timestamp(event.occurred_at),
+        accept_by=rpc.timestamp(event.accept_by),
+        due_at=rpc.timestamp(event.due_at),
     )
-    for field, at in (("opened_at", event.occurred_at), ("accept_by", event.accept_by), ("due_at", event.due_at)):
-        if at is not None:
-            getattr(message, field).FromDatetime(at)
-    return message
 
 
 def _summary(summary: Summary, notices: Sequence[str]) -> pb.DryRunSummary:
@@ -107,10 +106,14 @@ def _summary(summary: Summary, notices: Sequence[str]) -> pb.DryRunSummary:
         improvements=summary.improvements,
         cooled_down=summary.cooled_down,
         refused_by_guard=summary.refused_by_guard,
+<<<<<<< HEAD
         by_others=summary.by_others,
         taken_by_others=summary.taken_by_others,
         notices=notices,
         busiest_hour=timestamp(hour) if hour else None,
+=======
+        busiest_hour=rpc.timestamp(hour),
+>>>>>>> 888dfb4 (refactor: one way to tell a moment in an answer; what nobody called is gone)
         busiest_count=count,
         rules=[
             pb.RuleCount(playbook_rule=rule, matched=matched, opened=summary.opened[rule])

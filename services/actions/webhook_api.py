@@ -5,8 +5,6 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from recorrido.actions.v1 import webhook_service_pb2 as pb
 from recorrido.actions.v1 import webhook_service_pb2_grpc as pb_grpc
 from recorrido.actions.v1.events import (
@@ -152,7 +150,7 @@ def _webhook(line: WebhookLine, key_id: str) -> pb.Webhook:
         event_types=line.event_types,
         description=line.description,
         state=pb.WEBHOOK_STATE_PAUSED if line.paused else pb.WEBHOOK_STATE_ACTIVE,
-        registered_at=_timestamp(line.registered_at),
+        registered_at=rpc.timestamp(line.registered_at),
         registered_by=line.registered_by,
         pending=line.pending,
         abandoned=line.abandoned,
@@ -168,14 +166,8 @@ def _delivery(line: DeliveryLine) -> pb.Delivery:
         position=line.position,
         state=pb.DeliveryState.Value(f"DELIVERY_STATE_{line.state}"),
         attempts=line.attempts,
-        next_at=_timestamp(line.next_at),
+        next_at=rpc.timestamp(line.next_at),
         last_status=line.last_status,
         last_error=line.last_error,
-        delivered_at=_timestamp(line.delivered_at) if line.delivered_at else None,
+        delivered_at=rpc.timestamp(line.delivered_at),
     )
-
-
-def _timestamp(at: datetime) -> Timestamp:
-    found = Timestamp()
-    found.FromDatetime(at)
-    return found

@@ -7,12 +7,14 @@ import time
 import urllib.parse
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from datetime import datetime
+from typing import Any, overload
 
 import grpc
 import structlog
 from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -72,6 +74,23 @@ STATUS: dict[type[RecorridoError], StatusCode] = {
 def metadata() -> dict[str, str]:
     """Return the metadata of events that the call in progress brings about: its correlation id."""
     return {CORRELATION_ID: structlog.contextvars.get_contextvars()["correlation_id"]}
+
+
+@overload
+def timestamp(at: datetime) -> Timestamp: ...
+
+
+@overload
+def timestamp(at: None) -> None: ...
+
+
+def timestamp(at: datetime | None) -> Timestamp | None:
+    """Return a moment for an answer; None where there is none."""
+    if at is None:
+        return None
+    found = Timestamp()
+    found.FromDatetime(at)
+    return found
 
 
 def client_of(context: Any) -> str:

@@ -4,11 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import structlog
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from recorrido.inference.v1 import analysis_pb2, inference_service_pb2_grpc
 from recorrido.inference.v1 import inference_service_pb2 as pb
@@ -17,6 +15,7 @@ from services.foundation.errors import InvalidError, NotFoundError, RecorridoErr
 from services.foundation.flow import until_set
 from services.foundation.intervals import wilson
 from services.foundation.masking import Masker, Pii
+from services.foundation.rpc import timestamp
 from services.inference import reading
 from services.inference.comparison import Comparisons, Differences
 from services.inference.corrections import CorrectionHandlers, Lesson
@@ -268,7 +267,7 @@ def _recorded(opinion: Opinion, *, counts: bool) -> pb.RecordedAnalysis:
     event = opinion.event
     message = pb.RecordedAnalysis(
         interaction_event_id=event.interaction_event_id,
-        recorded_at=_timestamp(opinion.recorded.recorded_at),
+        recorded_at=timestamp(opinion.recorded.recorded_at),
         counts=counts,
     )
     if isinstance(event, FeedbackAnalysisFailed):
@@ -293,7 +292,7 @@ def _lesson(lesson: Lesson, text: str) -> pb.ExportCorrectionsResponse:
         channel=lesson.verbatim.interaction.channel.name.lower(),
         actor=event.actor,
         comment=event.comment,
-        corrected_at=_timestamp(recorded.recorded_at),
+        corrected_at=timestamp(recorded.recorded_at),
         position=recorded.position,
     )
 
@@ -333,9 +332,3 @@ def _comparison(versions: tuple[str, str], found: Differences) -> pb.Comparison:
             other_right=each.other_right,
         )
     return comparison
-
-
-def _timestamp(at: datetime) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromDatetime(at.astimezone(UTC))
-    return timestamp

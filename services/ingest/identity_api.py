@@ -59,13 +59,11 @@ def _in_force(link: LinkRow, as_of: datetime | None) -> bool:
 
 
 def _linked(link: LinkRow) -> pb.LinkedIdentity:
-    message = pb.LinkedIdentity(
+    return pb.LinkedIdentity(
         identity=link.identity.to_proto(),
         identity_customer_id=link.identity_id,
         linked_by=link.linked_by,
         unlinked_by=link.unlinked_by,
+        linked_at=rpc.timestamp(link.linked_at),
+        unlinked_at=rpc.timestamp(link.unlinked_at),
     )
-    message.linked_at.FromDatetime(link.linked_at)
-    if link.unlinked_at is not None:
-        message.unlinked_at.FromDatetime(link.unlinked_at)
-    return message

@@ -142,11 +142,6 @@ class Rejection:
     note: str = ""
     event_id: str = ""
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether what is kept is all that came."""
-        return not self.rejected.altered
-
 
 class Rejections:
     """Decides about one rejection's stream."""

@@ -7,7 +7,7 @@ from typing import Any
 from recorrido.ingest.v1 import rejection_pb2, rejection_service_pb2_grpc
 from recorrido.ingest.v1 import rejection_service_pb2 as pb
 from recorrido.ingest.v1.events import RejectionState
-from services.foundation.rpc import metadata
+from services.foundation.rpc import metadata, timestamp
 from services.foundation.rules import Rules
 from services.ingest.api import command_of, result_message
 from services.ingest.handlers import RejectionHandlers
@@ -75,7 +75,7 @@ class RejectionServicer(rejection_service_pb2_grpc.RejectionServiceServicer):
 def _message(listed: Listed) -> pb.Rejection:
     rejection = listed.rejection
     rejected = rejection.rejected
-    message = pb.Rejection(
+    return pb.Rejection(
         rejection_id=rejected.rejection_id,
         state=rejection_pb2.RejectionState.ValueType(rejection.state.number),
         interaction=rejected.interaction.to_proto() if rejected.interaction else None,
@@ -87,8 +87,6 @@ def _message(listed: Listed) -> pb.Rejection:
         actor=rejection.actor,
         note=rejection.note,
         event_id=rejection.event_id,
+        rejected_at=timestamp(listed.rejected_at),
+        resolved_at=timestamp(listed.resolved_at),
     )
-    message.rejected_at.FromDatetime(listed.rejected_at)
-    if listed.resolved_at is not None:
-        message.resolved_at.FromDatetime(listed.resolved_at)
-    return message

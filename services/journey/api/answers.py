@@ -1,10 +1,7 @@
 """Writing answers: what was found, as the contract says it."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import Any, TypeVar
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from recorrido.actions.v1 import action_pb2
 from recorrido.inference.v1 import analysis_pb2
@@ -13,6 +10,7 @@ from recorrido.ingest.v1.events import RatingMetric
 from recorrido.journey.v1 import journey_map_pb2
 from recorrido.journey.v1 import journey_service_pb2 as pb
 from recorrido.journey.v1.events import LoyaltyLevel
+from services.foundation.rpc import timestamp
 from services.journey.domain import intervals
 from services.journey.domain.intervals import Interval
 from services.journey.domain.loyalty import Loyalty
@@ -48,12 +46,6 @@ _METRICS = {
     RatingMetric.CSAT: journey_map_pb2.METRIC_CSAT,
     RatingMetric.CES: journey_map_pb2.METRIC_CES,
 }
-
-
-def timestamp(at: datetime) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(at)
-    return stamp
 
 
 def _if_any(make: Callable[[ValueT], Any], value: ValueT | None) -> Any:
@@ -187,7 +179,7 @@ def group(found: Group) -> pb.ScoreGroup:
     return pb.ScoreGroup(
         keys=found.keys,
         names=found.names,
-        period_start=_if_any(timestamp, found.period_start),
+        period_start=timestamp(found.period_start),
         scores=scores(found.scores),
     )
 
@@ -571,8 +563,8 @@ def _touchpoint_coverage(found: TouchpointCoverage) -> pb.TouchpointCoverage:
         customers=voice.customers,
         rated=voice.rated,
         verbatims=voice.verbatims,
-        last_at=_if_any(timestamp, voice.last_at),
-        last_heard_at=_if_any(timestamp, voice.last_heard_at),
+        last_at=timestamp(voice.last_at),
+        last_heard_at=timestamp(voice.last_heard_at),
         on_other_channels=found.on_other_channels,
     )
 
@@ -587,7 +579,7 @@ def _off_map(found: OffMap) -> pb.OffMapTouchpoint:
         customers=voice.customers,
         rated=voice.rated,
         verbatims=voice.verbatims,
-        last_at=_if_any(timestamp, voice.last_at),
+        last_at=timestamp(voice.last_at),
     )
 
 
@@ -602,7 +594,7 @@ def signal(found: Signal) -> pb.Signal:
         rule_version=raised.rule_version,
         customer_id=raised.customer_id,
         touchpoint=raised.touchpoint,
-        occurred_at=_if_any(timestamp, raised.occurred_at),
+        occurred_at=timestamp(raised.occurred_at),
         raised_at=timestamp(found.raised_at),
         reasons=raised.reasons,
         evidence_event_ids=[evidence.event_id for evidence in raised.evidence],

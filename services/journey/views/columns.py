@@ -38,7 +38,6 @@ CHUNK = 250_000
 KEPT_HISTORIES = 4
 
 _EPOCH_US = 946_684_800_000_000  # PostgreSQL counts from 2000
-_INFINITY = 2**62
 
 TableT = TypeVar("TableT", bound=Table)
 
