@@ -106,14 +106,10 @@ def _summary(summary: Summary, notices: Sequence[str]) -> pb.DryRunSummary:
         improvements=summary.improvements,
         cooled_down=summary.cooled_down,
         refused_by_guard=summary.refused_by_guard,
-<<<<<<< HEAD
         by_others=summary.by_others,
         taken_by_others=summary.taken_by_others,
         notices=notices,
-        busiest_hour=timestamp(hour) if hour else None,
-=======
         busiest_hour=rpc.timestamp(hour),
->>>>>>> 888dfb4 (refactor: one way to tell a moment in an answer; what nobody called is gone)
         busiest_count=count,
         rules=[
             pb.RuleCount(playbook_rule=rule, matched=matched, opened=summary.opened[rule])
