@@ -84,6 +84,7 @@ def history(number: int, chance: random.Random) -> list[Any]:
             priority=chance.choice([Priority.NORMAL, Priority.NORMAL, Priority.HIGH, Priority.URGENT]),
             owner=owner,
             playbook_id="care" if number % 3 else "",
+            due_at=at + timedelta(days=chance.randrange(1, 30)) if number % 4 else None,
             request_id="open",
             occurred_at=at,
         )
@@ -206,6 +207,11 @@ LISTS: dict[str, dict[str, Any]] = {
     "urgent": {"priority": action_pb2.PRIORITY_URGENT},
     "of a playbook, open": {"playbook_id": "care", "state": action_pb2.ACTION_STATE_OPEN},
     "overdue (none)": {"overdue": True},
+    "of a playbook, urgent (counted)": {"playbook_id": "care", "priority": action_pb2.PRIORITY_URGENT},
+    "by due time": {"order": pb.ACTION_ORDER_DUE},
+    "open, by due time": {"state": action_pb2.ACTION_STATE_OPEN, "order": pb.ACTION_ORDER_DUE},
+    "of an owner, by due time": {"owner": OWNERS[3], "order": pb.ACTION_ORDER_DUE},
+    "of a touchpoint, by due time": {"touchpoint": TOUCHPOINTS[1], "order": pb.ACTION_ORDER_DUE},
 }
 
 

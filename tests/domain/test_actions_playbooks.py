@@ -247,6 +247,16 @@ def test_the_guard_never_lets_more_pass_and_says_so_once(batches: list[list[int]
     assert sum(isinstance(event, GuardTripped) for event in events) <= 1
 
 
+def test_of_a_million_in_an_hour_as_many_pass_as_may_and_it_is_said_once() -> None:
+    decider, state, said = Guard(), GuardState(), 0
+    for batch in range(100):
+        ids = tuple(f"s-{number}" for number in range(10_000 * batch, 10_000 * (batch + 1)))
+        for event in decider.decide(PassGuard(playbook_id="care", max_per_hour=500, hour=NOW, ids=ids), state):
+            said += isinstance(event, GuardTripped)
+            state = decider.evolve(state, event)
+    assert (len(state.passed), said) == (500, 1)
+
+
 # -- causes --------------------------------------------------------------------------------------------------------
 
 CAUSE = ImprovementRule(rule_id="fix", customers=3, within_days=7)

@@ -304,6 +304,24 @@ async def test_the_guard_refuses_and_says_so(office: Office, playbooks: Any) -> 
     assert len(said) == given["OPENED"] // 10
 
 
+async def test_a_signal_that_comes_late_is_answered_by_what_was_in_force_then(office: Office, playbooks: Any) -> None:
+    where, late, prompt = place(), unique("late"), unique("prompt")
+    first = draft(where)
+    await publish(playbooks, first)
+    await office.cluster.stop("relay")
+    await office.raise_signals(signal(unique("s"), customer_id=late, touchpoint=where))
+    second = draft(where)
+    second.recoveries[0].owner = "another desk"
+    await publish(playbooks, second)
+    await office.raise_signals(signal(unique("s"), customer_id=prompt, touchpoint=where))
+    await office.cluster.start("relay")
+    listed = (await office.until_listed(2, playbook_id=where)).actions
+    assert {each.customer_id: (each.owner, each.playbook_version) for each in listed} == {
+        late: ("desk", 1),
+        prompt: ("another desk", 2),
+    }
+
+
 async def test_what_is_no_playbook_in_the_store_stops_no_other(office: Office, playbooks: Any) -> None:
     broken, good = place(), place()
     nowhere = Playbook(playbook_id=broken, name="Mars", calendar=Calendar(time_zone="Mars/Olympus"))

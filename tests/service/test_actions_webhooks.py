@@ -353,18 +353,24 @@ async def test_whoever_dies_loses_nothing(tmp_path: Path) -> None:
         opened = [(await desk.office.open()).action_id for _ in range(3)]
         await asyncio.wait_for(begun.wait(), 20)
         cluster = desk.office.cluster
-        await cluster.kill_and_restart("actions")
+        # Appended, and dead before anybody put down what is to be delivered.
+        left = ActionCommented(action_id=unique("a"), actor="x", text="x", request_id="1")
+        killing = asyncio.create_task(cluster.kill_and_restart("actions"))
+        stream = stream_name("action", left.action_id)
+        await desk.office.store.append([StreamAppend(stream, NO_STREAM, [Pending(left, uuid4())])])
+        await killing
+        opened.append(left.action_id)
         receiver.answer = None
         released.set()
         opened += [(await desk.office.open()).action_id for _ in range(3)]
 
         def all_told() -> bool:
             told = {json.loads(body)["subject"] for _, body in receiver.got}
-            return told >= {f"action-{key}" for key in opened}
+            return told >= {stream_name("action", key) for key in opened}
 
         # What the dead process was trying is tried again when its lease is over.
         await until(all_told, 90)
-        found = await desk.until_state(registered.webhook.webhook_id, DELIVERED, 6)
+        found = await desk.until_state(registered.webhook.webhook_id, DELIVERED, 7)
         assert set(receiver.ids) == {each.delivery_id for each in found}
 
 
