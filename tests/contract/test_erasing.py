@@ -1,7 +1,7 @@
 """What an erasure stands on: streams that are wiped and begin anew, effects without a cause, messages overwritten."""
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,6 @@ from services.foundation.errors import ConflictError, ErasedError
 from services.foundation.events import Pending, Recorded, encode
 from services.foundation.eventstore import ANY, Blank, EventStore, StreamAppend
 from services.foundation.execute import Executor, Intent
-from tests.support import eventstore
 from tests.support.cluster import running
 
 # -- the store -----------------------------------------------------------------------------------------------------
@@ -60,19 +59,6 @@ class Once:
 
     def decide(self, command: Say, state: tuple[str, ...]) -> Sequence[Said]:
         return [] if command.word in state else [Said(command.word)]
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with eventstore.connection_string(tmp_path_factory.mktemp("eventstore")) as uri:
-        yield uri
-
-
-@pytest.fixture
-async def store(uri: str) -> AsyncIterator[EventStore]:
-    store = await EventStore.connect(uri)
-    yield store
-    await store.close()
 
 
 @pytest.fixture

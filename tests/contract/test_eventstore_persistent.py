@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -24,19 +24,6 @@ from tests.support.wait import until
 
 ANY = StreamState.ANY
 DEADLINE_S = 30
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with eventstore.connection_string(tmp_path_factory.mktemp("eventstore")) as uri:
-        yield uri
-
-
-@pytest.fixture
-async def client(uri: str) -> AsyncIterator[AsyncKurrentDBClient]:
-    client = AsyncKurrentDBClient(uri)
-    yield client
-    await client.close()
 
 
 @pytest.fixture

@@ -17,12 +17,6 @@ from tests.support import eventstore
 NO_STREAM, ANY, EXISTS = StreamState.NO_STREAM, StreamState.ANY, StreamState.EXISTS
 
 
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with eventstore.connection_string(tmp_path_factory.mktemp("eventstore")) as uri:
-        yield uri
-
-
 @pytest.fixture
 def client(uri: str) -> Iterator[KurrentDBClient]:
     client = KurrentDBClient(uri)

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
@@ -15,19 +15,6 @@ from tests.support import eventstore
 
 ANY = StreamState.ANY
 DEADLINE_S = 30
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with eventstore.connection_string(tmp_path_factory.mktemp("eventstore")) as uri:
-        yield uri
-
-
-@pytest.fixture
-async def client(uri: str) -> AsyncIterator[AsyncKurrentDBClient]:
-    client = AsyncKurrentDBClient(uri)
-    yield client
-    await client.close()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -59,19 +59,6 @@ class Counter:
         if len(state) >= command.limit:
             raise RefusedError("FULL", f"{len(state)} counted; allowed now: nothing")
         return [Counted(command.cause)]
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with eventstore.connection_string(tmp_path_factory.mktemp("eventstore")) as uri:
-        yield uri
-
-
-@pytest.fixture
-async def store(uri: str) -> AsyncIterator[EventStore]:
-    store = await EventStore.connect(uri)
-    yield store
-    await store.close()
 
 
 @pytest.fixture
