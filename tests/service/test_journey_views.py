@@ -74,6 +74,7 @@ from tests.support.tables import dump
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NAMESPACE = UUID(int=5)
+LETTERS = str.maketrans("0123456789.", "abcdefghijk")
 REGISTRY = Registry(JourneyProjection.types)
 
 
@@ -228,7 +229,8 @@ def random_interaction(dice: random.Random) -> InteractionRecorded:
             channel=dice.choice([Channel.WEB, Channel.PHONE]),
             # Days apart, in any order, sometimes at the same moment.
             occurred_at=START - timedelta(days=dice.randrange(40)),
-            verbatim=Verbatim(text=f"words {dice.random()}") if dice.random() < 0.7 else None,
+            # Letters: a row of digits is masked where words are quoted, as a telephone number.
+            verbatim=Verbatim(text=f"words {dice.random()}".translate(LETTERS)) if dice.random() < 0.7 else None,
             ratings=(
                 *(Rating(metric=metric, value=float(dice.choice(scales[metric]))) for metric in asked),
                 *random_rating(dice),

@@ -31,6 +31,8 @@ from services.journey.views.snapshot import moment_of
 
 #: Touchpoints on no map that one answer names.
 MAX_UNCOVERED = 100
+#: Where there are more pairs of group and customer than this, those that occur are counted by sorting.
+_MOST_FLAGS = 1 << 26
 #: Periods of one time series.
 MAX_PERIODS = 10_000
 
@@ -103,9 +105,9 @@ def tally(history: History, rows: Ints, code: NDArray[Any], groups: int) -> list
     """Return the scores of each group: those of interactions `rows`, whose groups are `code`, 0 to `groups` - 1."""
 
     def histogram(column: NDArray[np.int8], points: int, lowest: int) -> Ints:
-        answers = column[rows].astype(np.int64) - lowest
-        told = answers >= 0
-        counts = np.bincount(code[told] * points + answers[told], minlength=groups * points)
+        answers = column[rows]
+        told = np.flatnonzero(answers >= lowest)
+        counts = np.bincount(code[told] * points + (answers[told] - lowest), minlength=groups * points)
         return counts.reshape(groups, points)
 
     nps, csat, ces = (
@@ -147,7 +149,12 @@ def tally(history: History, rows: Ints, code: NDArray[Any], groups: int) -> list
 
 def distinct(code: NDArray[Any], customer: NDArray[np.int32], groups: int, customers: int) -> Ints:
     """Return the number of different customers of each group."""
-    pairs = np.sort(code.astype(np.int64) * customers + customer)
+    pairs = code.astype(np.int64) * customers + customer
+    if groups * customers <= _MOST_FLAGS:
+        there = np.zeros(groups * customers, bool)
+        there[pairs] = True
+        return np.count_nonzero(there.reshape(groups, customers), axis=1)
+    pairs.sort()
     new = np.ones(len(pairs), bool)
     new[1:] = pairs[1:] != pairs[:-1]
     return np.bincount(pairs[new] // max(customers, 1), minlength=groups)
