@@ -425,6 +425,17 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+async def quiet(pid: int) -> None:
+    """Wait until a process does next to nothing: after its start it looks over the whole history for signals."""
+    seen = [cpu_s(pid)]
+
+    async def so() -> bool:
+        seen.append(cpu_s(pid))
+        return seen[-1] - seen[-2] < 0.05
+
+    await until(so, 120, every_s=1.0)
+
+
 #: What PostgreSQL is asked while questions are answered: by whose event, whose position, whose name.
 PLANS = (
     "SELECT position, event_id, recorded_at, body FROM interaction WHERE position = ANY(ARRAY[{positions}]::bigint[])",
@@ -515,6 +526,7 @@ async def measure(interactions: int, given: argparse.Namespace, console: Console
                 await cluster.until_ready("journey")
                 if given.plans:
                     await show_plans(pool, console)
+                await quiet(cluster.pid("journey"))
                 figures.questions = await asked(
                     questions(stub, source, since),
                     lambda: recorded(store, pool, source),

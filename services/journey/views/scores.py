@@ -153,7 +153,8 @@ def distinct(code: NDArray[Any], customer: NDArray[np.int32], groups: int, custo
     if groups * customers <= _MOST_FLAGS:
         there = np.zeros(groups * customers, bool)
         there[pairs] = True
-        return np.count_nonzero(there.reshape(groups, customers), axis=1)
+        counts: Ints = np.count_nonzero(there.reshape(groups, customers), axis=1)
+        return counts
     pairs.sort()
     new = np.ones(len(pairs), bool)
     new[1:] = pairs[1:] != pairs[:-1]
