@@ -126,7 +126,7 @@ class Executor(Generic[StateT]):
             overlap = known.revision != NO_STREAM
             news = await self._store.read(stream, after=known.revision - overlap, limit=PAGE)
             if overlap and (not news or (news[0].revision, news[0].event_id) != (known.revision, known.last)):
-                self._forget(stream)
+                self.forget(stream)
                 known = Folded(self._decider.initial(), NO_STREAM)
                 continue
             # Kept page by page: however long the stream, a call that fails half way has not read for nothing.
@@ -145,6 +145,8 @@ class Executor(Generic[StateT]):
         """
         # Events of customers who asked to be forgotten may still be under way when their streams are gone.
         erased: set[str] = set()
+        #: Streams that hold causes and went on behind them, and whose causes were looked for.
+        moved: set[str] = set()
         presumed = self._presumed(intents)
         # What this call knows is its own: the cache may forget any of it before the append.
         known = {i.stream: presumed.get(i.stream) or self._known(i.stream) for i in intents}
@@ -157,16 +159,22 @@ class Executor(Generic[StateT]):
             stale = known.keys() - proven - read - refused.keys()
             if not stale and not appends:
                 return results
+            causes = _causes(intents, results, proven)
+            if several := {stream for stream, found in causes.items() if len(found) > 1} - moved:
+                erased |= await self._erased(i for i in intents if i.because and i.because.stream in several)
+                moved |= several
+                continue
             if not stale:
                 # A store acknowledges what it was given before, as a whole and with its old position. Of a stream
                 # that was not read, that would tell a caller that something was recorded now which was there before.
                 if bound < 0 and not proven <= read:
                     bound = await self._store.head()
                 try:
-                    position = await self._store.append([*appends, *_conditions(intents, results, proven)])
+                    position = await self._store.append([*appends, *_conditions(causes, moved)])
                 except ConflictError as conflict:
                     rounds += 1
                     erased |= await self._erased(i for i in intents if _concerned(i, conflict))
+                    moved |= conflict.streams.keys() & causes.keys()
                     refused |= _refusals(conflict.streams, give_up=rounds % self._attempts == 0)
                     stale = (conflict.streams.keys() & known.keys()) - refused.keys()
                 else:
@@ -274,29 +282,38 @@ class Executor(Generic[StateT]):
         """Return the newer of what is given and what is cached: a slow read must not undo a quicker one."""
         cached = self._cache.get(stream)
         newest = cached if cached is not None and cached.revision > folded.revision else folded
-        self._forget(stream)
+        self.forget(stream)
         self._cache[stream] = newest
         self._cached_events += newest.events
         # A state may be as large as its history. The last one stays, however large: it is likely to be asked for again.
         while self._cached_events > self._cache_events and len(self._cache) > 1:
-            self._forget(next(iter(self._cache)))
+            self.forget(next(iter(self._cache)))
         return newest
 
-    def _forget(self, stream: str) -> None:
+    def forget(self, stream: str) -> None:
+        """Forget what is known of a stream, as when some of it was taken out: it is read when it is next asked for."""
         if (forgotten := self._cache.pop(stream, None)) is not None:
             self._cached_events -= forgotten.events
 
 
-def _conditions(
-    intents: Sequence[Intent], results: Sequence[Executed[Any]], proven: Container[str]
-) -> list[StreamAppend]:
-    """Return the streams that must still exist, as they hold what brings the appends about."""
-    causes = {
-        intent.because.stream
-        for intent, result in zip(intents, results, strict=True)
-        if intent.because is not None and result.events and intent.because.stream not in proven
-    }
-    return [StreamAppend(stream, EXISTS, []) for stream in sorted(causes)]
+def _causes(intents: Sequence[Intent], results: Sequence[Executed[Any]], proven: Container[str]) -> dict[str, set[int]]:
+    """Return the streams that hold what brings the appends about, and the revisions where it stands."""
+    causes: dict[str, set[int]] = {}
+    for intent, result in zip(intents, results, strict=True):
+        if intent.because is not None and result.events and intent.because.stream not in proven:
+            causes.setdefault(intent.because.stream, set()).add(intent.because.revision)
+    return causes
+
+
+def _conditions(causes: Mapping[str, set[int]], moved: Container[str]) -> list[StreamAppend]:
+    """Return what must be so for the causes to be there: each is its stream's last event, or was just seen (`moved`).
+
+    That its stream exists would not tell: a customer may be erased and come again.
+    """
+    return [
+        StreamAppend(stream, EXISTS if stream in moved else max(revisions), [])
+        for stream, revisions in sorted(causes.items())
+    ]
 
 
 def _concerned(intent: Intent, conflict: ConflictError) -> bool:

@@ -3,14 +3,15 @@
 What is to be erased waits in a queue in the event store. The steps of one erasure, each of which finds what the one
 before it left and does nothing twice:
 
-1. find the customer's streams; record what is left of their events, and which events go (`CustomerAnonymized`);
-2. wipe these streams; begin again, until nothing new was found;
-3. wait until the bus holds all of it, and overwrite it there;
+1. find the customer's streams; record what is left of their events, and which events go (`CustomerAnonymized`): those
+   that stood in the store when it was asked for, and what came of them since;
+2. wipe these streams, or their beginnings; begin again, until nothing new was found;
+3. wait until the bus holds all of it, and overwrite it there; look once more for what was under way;
 4. record the receipt (`CustomerErased`), and cut the request off the queue.
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -23,7 +24,7 @@ from services.foundation.errors import ConflictError, RefusedError, UnavailableE
 from services.foundation.events import CORRELATION_ID, Event, Pending, Recorded, Registry, derived_id, encode
 from services.foundation.eventstore import ANY, NO_STREAM, Blank, EventStore, StreamAppend
 from services.ingest.holdings import Holdings
-from services.ingest.privacy import QUEUE, Erased, ErasureRequested, anonymize, parts, receipt, receipt_stream
+from services.ingest.privacy import QUEUE, Erased, ErasureRequested, anonymize, going, parts, receipt, receipt_stream
 
 LOG = structlog.get_logger()
 
@@ -81,9 +82,11 @@ async def _each(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 class Erasures:
     """Takes requests in, and carries them out while `run` runs."""
 
-    def __init__(self, store: EventStore, holdings: Holdings) -> None:
+    def __init__(self, store: EventStore, holdings: Holdings, forget: Callable[[str], None]) -> None:
+        """`forget` is told the streams that were cut."""
         self._store = store
         self._holdings = holdings
+        self._forget = forget
         self._asked = asyncio.Event()
         self._finished = asyncio.Condition()
 
@@ -127,11 +130,11 @@ class Erasures:
         while True:
             try:
                 while requests := await self._requests():
-                    revision, request = requests[0]
-                    await self._erase(request, bus)
+                    asked, request = requests[0]
+                    await self._erase(request, asked.position, bus)
                     # KurrentDB keeps a stream's last event, which is then none that names anybody.
                     await self._append(QUEUE, ANY, [Blank()], request.receipt_id)
-                    await self._store.truncate(QUEUE, revision + 1)
+                    await self._store.truncate(QUEUE, asked.revision + 1)
                     async with self._finished:
                         self._finished.notify_all()
             except (UnavailableError, ConflictError) as error:
@@ -151,49 +154,63 @@ class Erasures:
 
     # -- one erasure -----------------------------------------------------------------------------------------------
 
-    async def _erase(self, request: ErasureRequested, bus: Bus) -> None:
+    async def _erase(self, request: ErasureRequested, asked: int, bus: Bus) -> None:
+        """Erase what was recorded up to the position `asked`."""
         written = await self._written(request.receipt_id)
         if written.erased is not None:
             return
         LOG.info("erasing a customer", receipt_id=request.receipt_id)
-        for _ in range(MAX_ROUNDS):
-            if not await self._erase_what_is_there(request):
+        on_bus: set[int] = set()
+        while True:
+            for _ in range(MAX_ROUNDS):
+                if not await self._erase_what_is_there(request, asked):
+                    break
+            written = await self._written(request.receipt_id)
+            if written.erased is not None:
+                return
+            if written.done <= on_bus:
                 break
-        written = await self._written(request.receipt_id)
-        if written.erased is not None:
-            return
-        if written.parts:
             # The bus's last message is then none of those that go, so the relay finds the place to go on from.
             await self._until_published(bus, written.position)
-            held = await self._holdings.held(request.customer_id)
+            held = await self._holdings.held(request.customer_id, asked)
             await bus.erase([*held.streams, *held.shared], written.done)
+            on_bus = written.done
         done = receipt(request.receipt_id, written.parts)
         await self._append(receipt_stream(request.receipt_id), written.revision, [done], request.receipt_id)
         LOG.info("erased a customer", receipt_id=request.receipt_id, events=done.events)
 
-    async def _erase_what_is_there(self, request: ErasureRequested) -> bool:
-        """Record what is left of the customer's events, then wipe their streams; return whether there were any."""
-        held = await self._holdings.held(request.customer_id)
+    async def _erase_what_is_there(self, request: ErasureRequested, asked: int) -> bool:
+        """Record what is left of the events that go, then wipe them; return whether there were any."""
+        held = await self._holdings.held(request.customer_id, asked)
         written = await self._written(request.receipt_id)
         if written.erased is not None:
             return False  # another process came to the end; what came since is not meant
-        whole = {stream: events for stream, events in await self._read(held.streams) if events}
+        own = dict(await self._read(held.streams))
+        cuts = {stream: count for stream, count in going(own, asked).items() if count}
         shared = {stream: _past(events) for stream, events in await self._read(held.shared)}
-        going = [*whole.values(), *(past for past, _ in shared.values())]
-        await self._record(request, written, anonymize(going, request.secret, held.ids, written.done))
-        await _each([self._wipe(stream, events) for stream, events in whole.items()])
+        all_going = [*(own[stream][:count] for stream, count in cuts.items()), *(past for past, _ in shared.values())]
+        await self._record(request, written, anonymize(all_going, request.secret, held.ids, written.done))
+        await _each([self._cut(stream, own[stream], count) for stream, count in cuts.items()])
         for stream, (past, first_kept) in shared.items():
             if first_kept is not None and past:
                 await self._store.truncate(stream, first_kept)
             elif past:
                 await self._wipe(stream, past)
-        return any(going)
+        return any(all_going)
 
     async def _read(self, streams: Sequence[str]) -> list[tuple[str, list[Recorded]]]:
         async def read(stream: str) -> tuple[str, list[Recorded]]:
             return stream, [recorded async for recorded in self._store.read_through(stream)]
 
         return await _each([read(stream) for stream in streams])
+
+    async def _cut(self, stream: str, events: Sequence[Recorded], count: int) -> None:
+        """Take the first `count` of a stream's events out of it."""
+        if count == len(events):
+            await self._wipe(stream, events)
+        else:
+            await self._store.truncate(stream, events[count].revision)
+        self._forget(stream)
 
     async def _wipe(self, stream: str, events: Sequence[Recorded]) -> None:
         try:
@@ -224,10 +241,10 @@ class Erasures:
 
     # -- streams ---------------------------------------------------------------------------------------------------
 
-    async def _requests(self) -> list[tuple[int, ErasureRequested]]:
-        """Return the requests that are not finished, oldest first, with their revisions."""
+    async def _requests(self) -> list[tuple[Recorded, ErasureRequested]]:
+        """Return the requests that are not finished, oldest first."""
         recorded = await self._store.read(QUEUE)
-        return [(each.revision, request) for each in recorded if (request := _REQUESTS.read(each)) is not None]
+        return [(each, request) for each in recorded if (request := _REQUESTS.read(each)) is not None]
 
     async def _written(self, receipt_id: str) -> _Receipt:
         recorded = await self._store.read(receipt_stream(receipt_id))

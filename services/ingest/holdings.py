@@ -210,8 +210,11 @@ class Holdings:
             )
         return [_row(row) for row in rows]
 
-    async def held(self, customer_id: str) -> Held:
-        """Return what is held about a customer. Raises UnavailableError."""
+    async def held(self, customer_id: str, until: int | None = None) -> Held:
+        """Return what is held about a customer; identities linked behind the position `until` are not theirs.
+
+        Raises UnavailableError.
+        """
         async with self._connection() as connection:
             owner = await connection.fetchval(
                 "SELECT customer_id FROM ingest.identity_link WHERE identity_id = $1 AND unlinked_position IS NULL",
@@ -219,8 +222,10 @@ class Holdings:
             )
             linked = await connection.fetch(
                 """SELECT identity_id, stream FROM ingest.identity_link
-                   WHERE customer_id = $1 AND unlinked_position IS NULL ORDER BY position""",
+                   WHERE customer_id = $1 AND unlinked_position IS NULL AND ($2::bigint IS NULL OR position <= $2)
+                   ORDER BY position""",
                 customer_id,
+                until,
             )
             ids = [customer_id, *(row["identity_id"] for row in linked)]
             own = await connection.fetch(

@@ -27,7 +27,7 @@ from services.foundation.projection import ProjectionRunner
 from services.foundation.run import Process, run
 from services.ingest import masking
 from services.ingest.api import STREAM_BYTES, IngestServicer, Room
-from services.ingest.domain import History
+from services.ingest.domain import History, Known
 from services.ingest.erasure import Erasures
 from services.ingest.handlers import Recorder, RejectionHandlers
 from services.ingest.holdings import Holdings, HoldingsProjection
@@ -76,13 +76,15 @@ async def wire(settings: IngestSettings, process: Process) -> None:
     # The front door does not wait for PostgreSQL, and stays open without it.
     pool = await projection.lazy_pool(settings.postgres_dsn)
     process.on_close(pool.close)
-    wire_front_door(settings, process, store, pool)
-    wire_customers(settings, process, store, pool)
-
-
-def wire_front_door(settings: IngestSettings, process: Process, store: EventStore, pool: Any) -> None:
-    """Wire recording, and what becomes of the interactions that are refused."""
     customers = Executor(store, History())
+    wire_front_door(settings, process, store, pool, customers)
+    wire_customers(settings, process, store, pool, customers)
+
+
+def wire_front_door(
+    settings: IngestSettings, process: Process, store: EventStore, pool: Any, customers: Executor[Known]
+) -> None:
+    """Wire recording, and what becomes of the interactions that are refused."""
     rejections = Executor(store, Rejections(), cache_events=REJECTION_EVENTS)
     recorder = Recorder(
         GroupCommit(customers, "interactions", max_items=settings.queue_items),
@@ -115,12 +117,14 @@ async def _erase(process: Process, settings: IngestSettings, erasures: Erasures)
     await erasures.run(bus)
 
 
-def wire_customers(settings: IngestSettings, process: Process, store: EventStore, pool: Any) -> None:
+def wire_customers(
+    settings: IngestSettings, process: Process, store: EventStore, pool: Any, customers: Executor[Known]
+) -> None:
     """Wire what is asked about customers."""
     runner = ProjectionRunner(store, pool, HoldingsProjection())
     process.background("holdings", runner.run())
     holdings = Holdings(store, pool, runner)
-    erasures = Erasures(store, holdings)
+    erasures = Erasures(store, holdings, customers.forget)
     process.background("erasures", _erase(process, settings, erasures))
     process.server.register(
         privacy_service_pb2_grpc.add_PrivacyServiceServicer_to_server,

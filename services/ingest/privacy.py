@@ -21,6 +21,8 @@ from recorrido.actions.v1.events import (
     ActionReopened,
     ActionResult,
     ActionState,
+    SignalAnswered,
+    SignalJoined,
 )
 from recorrido.inference.v1.events import AnalysisCorrected, FeedbackAnalysisFailed, FeedbackAnalyzed
 from recorrido.ingest.v1.events import (
@@ -109,6 +111,55 @@ def receipt_id_of(customer_id: str, request_id: str) -> str:
 
 def no_receipt(receipt_id: str) -> NotFoundError:
     return NotFoundError("RECEIPT_UNKNOWN", f"there is no receipt {receipt_id}, or not yet")
+
+
+# -- what goes ------------------------------------------------------------------------------------------------------
+
+#: Streams about one thing, which goes as a whole or not at all.
+_WHOLE = ("signal-", "action-", "rejection-")
+
+
+def going(streams: Mapping[str, Sequence[Recorded]], asked: int) -> dict[str, int]:
+    """Return how many events of each stream, from its beginning, go with an erasure asked for at the position `asked`.
+
+    What was recorded later is a new history and stays, but for what came of the old one: an analysis of an interaction
+    that goes, a signal that saw one, what was opened for such a signal. A stream can be cut at its beginning only, so
+    what stands before such a latecomer goes with it.
+    """
+    read = {stream: [(r, _REGISTRY.read(r)) for r in events] for stream, events in streams.items()}
+    counts = dict.fromkeys(read, 0)
+    while True:
+        staying = {
+            name for stream, events in read.items() for r, e in events[counts[stream] :] for name in _names(r, e)
+        }
+        found = {}
+        for stream, events in read.items():
+            goes = [at for at, (r, event) in enumerate(events, 1) if not _stays(r, event, asked, staying)]
+            last = len(events) if goes and stream.startswith(_WHOLE) else max(goes, default=0)
+            found[stream] = max(last, counts[stream])
+        if found == counts:
+            return counts
+        counts = found
+
+
+def _names(recorded: Recorded, event: Any) -> Iterator[str]:
+    """Yield what others name an event by."""
+    yield str(recorded.event_id)
+    if isinstance(event, SignalRaised):
+        yield event.signal_id
+
+
+def _stays(recorded: Recorded, event: Any, asked: int, staying: Container[str]) -> bool:
+    if recorded.position <= asked or recorded.type_name == Blank.type_name:
+        return False
+    match event:
+        case FeedbackAnalyzed() | FeedbackAnalysisFailed() | AnalysisCorrected():
+            return event.interaction_event_id in staying
+        case SignalRaised():
+            return all(each.event_id in staying for each in event.evidence)
+        case ActionOpened() | SignalJoined() | SignalAnswered():
+            return not event.signal_id or event.signal_id in staying
+    return True
 
 
 # -- what is left --------------------------------------------------------------------------------------------------

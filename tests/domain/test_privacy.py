@@ -28,14 +28,17 @@ from recorrido.ingest.v1.events import (
     CustomerAnonymized,
     Interaction,
     InteractionRecorded,
+    InteractionRejected,
     Money,
     Referral,
     ReferralDirection,
+    RejectionResubmitted,
     Verbatim,
 )
+from recorrido.journey.v1.events import Evidence, SignalRaised
 from services.foundation.events import Event, Recorded, encode
 from services.ingest.holdings import HoldingsProjection
-from services.ingest.privacy import anonymize, parts, receipt, receipt_id_of
+from services.ingest.privacy import anonymize, going, parts, receipt, receipt_id_of
 from tests.support.event_types import event_types, structs_within
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)
@@ -62,6 +65,57 @@ def test_every_event_that_names_a_customer_is_found_by_an_export_and_an_erasure(
     }
     assert in_the_customers_stream <= naming
     assert naming - in_the_customers_stream <= set(HoldingsProjection.types)
+
+
+def signal(name: str, *seen: Recorded) -> SignalRaised:
+    return SignalRaised(
+        signal_id=name, customer_id="ana", evidence=tuple(Evidence(event_id=str(e.event_id)) for e in seen)
+    )
+
+
+def test_what_is_recorded_after_an_erasure_was_asked_for_is_a_new_history() -> None:
+    mine = stream("customer-ana", *[InteractionRecorded()] * 3)
+    old, _, new = mine
+    late = stream("signal-late", signal("late", old), first_position=50)
+    both = stream("signal-both", signal("both", old, new), first_position=60)
+    fresh = stream("signal-fresh", signal("fresh", new), first_position=70)
+    opened = [
+        stream(f"action-{name}", ActionOpened(signal_id=name), ActionCompleted(), first_position=position)
+        for name, position in (("late", 80), ("fresh", 90), ("", 100))
+    ]
+    rejected = [
+        stream("rejection-old", InteractionRejected(), RejectionResubmitted(), first_position=2),
+        stream("rejection-new", InteractionRejected(), first_position=110),
+    ]
+    counts = going({each[0].stream: each for each in (mine, late, both, fresh, *opened, *rejected)}, asked=2)
+    assert counts == {
+        "customer-ana": 2,
+        "signal-late": 1,
+        "signal-both": 1,
+        "signal-fresh": 0,
+        "action-late": 2,
+        "action-fresh": 0,
+        "action-": 0,
+        "rejection-old": 2,
+        "rejection-new": 0,
+    }
+    # Whoever begins again finds the first part gone, and comes to the same.
+    rest = {each[0].stream: each for each in (mine[2:], late, both, fresh, *opened)}
+    assert [counts[name] if name != "customer-ana" else 0 for name in rest] == list(going(rest, asked=2).values())
+
+
+def test_what_stands_before_a_late_opinion_of_what_goes_goes_with_it() -> None:
+    """A stream can be cut at its beginning only."""
+    mine = stream("customer-ana", *[InteractionRecorded()] * 3)
+    opinions = [FeedbackAnalyzed(interaction_event_id=str(mine[at].event_id)) for at in (0, 2)]
+    mine += stream("customer-ana", *opinions, first_position=4)
+    last = stream("customer-ana", InteractionRecorded(), first_position=6)
+    before, behind = (
+        stream(f"signal-{n}", signal(n, e), first_position=9) for n, e in (("2", mine[2]), ("6", last[0]))
+    )
+    streams = {"customer-ana": mine + last, "signal-2": before, "signal-6": behind}
+    # With the third interaction goes what was said of it behind the opinion, and the signal that saw it.
+    assert going(streams, asked=1) == {"customer-ana": 5, "signal-2": 1, "signal-6": 0}
 
 
 def test_nothing_but_what_statistics_need_is_left() -> None:

@@ -22,13 +22,15 @@ from recorrido.ingest.v1 import privacy_service_pb2 as pb
 from recorrido.ingest.v1 import rejection_service_pb2
 from recorrido.ingest.v1.events import CustomerAnonymized
 from recorrido.journey.v1 import journey_service_pb2 as journey_pb
-from services.foundation.events import Registry
-from services.ingest.privacy import receipt_id_of
+from services.foundation.events import Pending, Registry
+from services.foundation.eventstore import ANY, StreamAppend
+from services.ingest.privacy import QUEUE, ErasureRequested, receipt_id_of
 from tests.support.cli import answer, recorrido
 from tests.support.company import Company, company
 from tests.support.interactions import interaction, record
 from tests.support.rpc_errors import info, violations
 from tests.support.truth import published
+from tests.support.wait import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -274,6 +276,55 @@ async def test_an_erasure_that_nobody_could_wait_for_is_finished_when_the_relay_
     await c.cluster.start("relay")
     assert (await c.erase("uma", request.request_id)).interactions == 1
     assert await c.pending() == []
+
+
+async def test_what_comes_in_after_an_erasure_was_asked_for_stays_though_it_is_begun_again(shared: Company) -> None:
+    c = shared
+    await c.happened("eva", 1, text="MARKER-old", csat=1)
+    await c.settled(news=1)
+    # It erased what was there and waits for the bus when it is killed; she goes on meanwhile.
+    await c.cluster.stop("relay")
+    request = pb.EraseCustomerRequest(customer_id="eva", request_id=str(uuid4()))
+    receipt_id = receipt_id_of("eva", request.request_id)
+    assert (await failure(c.privacy.EraseCustomer(request, timeout=2))).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: c.got_to(2, "eva", request.request_id), 20)
+    again = await c.happened("eva", 2, text="a new history", csat=1)
+    await c.cluster.kill_and_restart("ingest")
+    await c.cluster.start("relay")
+    receipt = await until(lambda: c.receipt(receipt_id), 30, ignoring=(grpc.aio.AioRpcError,))
+    assert (receipt.interactions, receipt.signals, receipt.actions) == (1, 1, 1)
+    await c.settled(news=1)
+    exported = await c.export("eva")
+    assert {event["id"] for event in exported} >= {again}
+    assert {event["type"].rpartition(".")[2] for event in exported} == {
+        "InteractionRecorded",
+        "SignalRaised",
+        "ActionOpened",
+    }
+    mine = await c.journey.GetCustomerJourney(journey_pb.GetCustomerJourneyRequest(customer_id="eva"))
+    assert [entry.event_id for entry in mine.entries] == [again]
+    assert "MARKER-old" not in await c.rows()
+
+
+async def test_a_stream_is_cut_where_the_erasure_was_asked_for(shared: Company) -> None:
+    """It could not begin at once, so old and new stand in one stream."""
+    c = shared
+    old = await c.happened("fay", 1, text="MARKER-old", csat=1)
+    await c.settled(news=1)
+    request_id = str(uuid4())
+    receipt_id = receipt_id_of("fay", request_id)
+    await c.cluster.stop("postgres")
+    asked = ErasureRequested(customer_id="fay", receipt_id=receipt_id, secret=str(uuid4()))
+    await c.store.append([StreamAppend(QUEUE, ANY, [Pending(asked, uuid4())])])
+    new = await c.happened("fay", 2, text="a new history")
+    await c.cluster.start("postgres")
+    receipt = await until(lambda: c.receipt(receipt_id), 60, ignoring=(grpc.aio.AioRpcError,))
+    assert receipt.interactions == 1
+    assert [str(each.event_id) for each in await c.store.read("customer-fay")] == [new]
+    # What was erased can be told again, and counts as new.
+    assert await c.happened("fay", 1, text="MARKER-old", csat=1) == old
+    assert [str(each.event_id) for each in await c.store.read("customer-fay")] == [new, old]
+    await c.settled(news=None)
 
 
 async def test_an_identity_that_became_somebodys_while_its_erasure_waited_stays_theirs(shared: Company) -> None:
