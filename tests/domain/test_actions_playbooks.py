@@ -1,5 +1,6 @@
 """What playbooks make of signals: matching, one answer each, the guard, causes; and dry runs, which decide the same."""
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -310,6 +311,21 @@ def test_a_cause_that_comes_back_is_counted_anew() -> None:
         state, again = count(state, number, customer, NOW + 3 * DAY, closed_at=closed)
     assert again is not None
     assert again.improvement_id != confirmed[2].improvement_id
+
+
+def test_a_cause_that_is_counted_for_months_costs_no_more_than_its_window() -> None:
+    """While its improvement is worked on, it is counted on, and nothing of that is looked at again afterwards."""
+    state, _ = counted(("ana", 0 * DAY), ("ben", 0 * DAY), ("eva", 0 * DAY))
+    started = time.process_time()
+    for number in range(10, 30_010):
+        state, again = count(state, number, "ivo", NOW + number * timedelta(minutes=1))
+        assert again is None
+    closed = NOW + 30 * DAY
+    for number in range(40_000, 40_200):
+        state, again = count(state, number, "ivo", closed + number * timedelta(seconds=1), closed_at=closed)
+        assert again is None
+    assert time.process_time() - started < 8.0
+    assert state.last == "s-40199"
 
 
 def test_a_cause_that_the_guard_refuses_is_proposed_by_the_next_signal() -> None:

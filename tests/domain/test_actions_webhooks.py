@@ -3,6 +3,7 @@
 import base64
 import hmac
 import ipaddress
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -279,3 +280,14 @@ def test_a_delivery_is_abandoned_once_for_each_time_that_it_is_given_up() -> Non
     state = after(RegisterWebhook(**REGISTER), given_up(NOW))
     assert Webhooks().decide(given_up(NOW), state) == []
     assert len(Webhooks().decide(given_up(NOW + timedelta(days=1)), state)) == 1
+
+
+def test_very_many_deliveries_that_were_given_up_are_folded_quickly() -> None:
+    """A receiver that is away for a day leaves one for every change of that day."""
+    decider, state = Webhooks(), Webhook()
+    many = [DeliveryAbandoned(webhook_id="w", delivery_id=f"d-{n}", occurred_at=NOW) for n in range(30_000)]
+    started = time.process_time()
+    for event in many:
+        state = decider.evolve(state, event)
+    assert time.process_time() - started < 5.0
+    assert len(state.abandoned) == len(many)

@@ -7,7 +7,7 @@ many customers, which improvement).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from immutables import Map
 
@@ -23,6 +23,8 @@ from recorrido.journey.v1.events import SignalRaised
 from services.actions.domain.commands import recovery_id
 from services.actions.domain.playbooks import Causing, Recovering
 from services.foundation.events import Event, derived_id, stream_name
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # -- the customer --------------------------------------------------------------------------------------------------
 
@@ -202,10 +204,12 @@ class CountCause:
 
 @dataclass(frozen=True, slots=True)
 class CauseState:
-    """The signals counted, those since the last improvement was proposed, and that improvement."""
+    """The signals counted, those since the last improvement was proposed, by hour, and that improvement."""
 
     counted: Map[str, CauseCounted] = field(default_factory=Map)
-    recent: tuple[CauseCounted, ...] = ()
+    recent: Map[datetime, tuple[CauseCounted, ...]] = field(default_factory=Map)
+    #: The signal that was counted last.
+    last: str = ""
     improvement_id: str = ""
     #: The signal that made it a cause, and the recoveries of its customers then.
     confirmed_by: str = ""
@@ -215,11 +219,12 @@ class CauseState:
 
     def members(self, within: timedelta, until: datetime, since: datetime | None) -> dict[str, str]:
         """Return the customers (by key, with a recovery each) of the last `within`, not before `since`."""
+        after = until - within if since is None else max(since, until - within)
         found: dict[str, str] = {}
-        for each in self.recent:
-            assert each.occurred_at is not None
-            if until - within < each.occurred_at <= until and (since is None or each.occurred_at > since):
-                found[each.customer_key] = found.get(each.customer_key) or each.recovery_id
+        for hour in sorted(hour for hour in self.recent if hour_of(after) <= hour <= until):
+            for each in self.recent[hour]:
+                if after < _at(each) <= until:
+                    found[each.customer_key] = found.get(each.customer_key) or each.recovery_id
         return found
 
 
@@ -233,15 +238,20 @@ class Causes:
 
     def evolve(self, state: CauseState, event: CauseCounted | CauseConfirmed) -> CauseState:
         if isinstance(event, CauseCounted):
-            counted = state.counted.set(event.signal_id, event)
-            return replace(state, counted=counted, recent=(*state.recent, event))
-        # The signal that was counted last is the one that made it a cause.
-        last = state.recent[-1].signal_id if state.recent else ""
+            hour = hour_of(_at(event))
+            return replace(
+                state,
+                counted=state.counted.set(event.signal_id, event),
+                # However many are counted while nothing is proposed, one more costs little.
+                recent=state.recent.set(hour, (*state.recent.get(hour, ()), event)),
+                last=event.signal_id,
+            )
         return replace(
             state,
-            recent=(),
+            recent=Map(),
             improvement_id=event.improvement_id,
-            confirmed_by=last,
+            # The one that was counted last made it a cause.
+            confirmed_by=state.last,
             recoveries=event.recovery_ids,
             customers=event.customers,
             rounds=state.rounds + 1,
@@ -274,6 +284,10 @@ class Causes:
             occurred_at=command.recorded_at,
         )
         return [counted, confirmed]
+
+
+def _at(counted: CauseCounted) -> datetime:
+    return counted.occurred_at or _EPOCH
 
 
 def members_of(command: CountCause, state: CauseState) -> dict[str, str]:

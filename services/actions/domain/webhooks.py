@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
 import msgspec
+from immutables import Map
 
 from recorrido.actions.v1.events import (
     DeliveryAbandoned,
@@ -192,7 +193,8 @@ class Webhook:
     deleted: bool = False
     secret: WebhookSecret | None = None
     previous_secret: WebhookSecret | None = None
-    abandoned: frozenset[tuple[str, datetime | None]] = frozenset()
+    #: When each delivery was given up last: of a receiver who is away for days there are very many.
+    abandoned: Map[str, datetime | None] = field(default_factory=Map)
     requests: Mapping[str, WebhookEvent] = field(default_factory=dict)
 
     def secrets(self, now: datetime) -> Sequence[WebhookSecret]:
@@ -233,7 +235,7 @@ class Webhooks:
             case WebhookSecret():
                 return replace(state, secret=event, previous_secret=state.secret)
             case DeliveryAbandoned():
-                return replace(state, abandoned=state.abandoned | {(event.delivery_id, event.occurred_at)})
+                return replace(state, abandoned=state.abandoned.set(event.delivery_id, event.occurred_at))
             case _:
                 after = state
         return replace(after, requests={**state.requests, event.request_id: event})
@@ -247,8 +249,10 @@ class Webhooks:
             RefusedError: it is paused, or not paused, already.
         """
         if isinstance(command, AbandonDelivery):
-            known = command.abandoned.delivery_id, command.abandoned.occurred_at
-            return [] if known in state.abandoned else [command.abandoned]
+            abandoned = command.abandoned
+            # A replay gives it a new chance, and so another end.
+            told = state.abandoned.get(abandoned.delivery_id)
+            return [] if told is not None and told == abandoned.occurred_at else [abandoned]
         event: Any = command.event()
         done = state.requests.get(command.request_id)
         if done is not None:
