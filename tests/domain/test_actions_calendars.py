@@ -120,6 +120,25 @@ def test_hours_in_the_night_of_the_change_are_counted_as_they_pass() -> None:
     assert later("2026-10-25 01:00", minutes=240, calendar=calendar) == at("2026-10-25 04:00")
 
 
+def test_hours_within_the_hour_that_is_taken_away_are_none() -> None:
+    """In the night to 2026-03-29 the clock goes from 02:00 to 03:00."""
+    hours = (
+        OpeningHours(days=(Weekday.SUNDAY,), opens="02:30", closes="03:00"),
+        OpeningHours(days=(Weekday.SUNDAY,), opens="09:00", closes="10:00"),
+    )
+    night = office(hours=hours, holidays_country="")
+    assert later("2026-03-29 00:00", minutes=20, calendar=night) == at("2026-03-29 09:20")
+    assert BusinessTime(night).earlier(at("2026-03-29 09:10"), Period(minutes=20)) == at("2026-03-22 09:50")
+
+
+def test_who_works_on_one_weekday_may_except_it_for_years() -> None:
+    sundays = [datetime(2026, 3, 1, tzinfo=UTC) + timedelta(weeks=week) for week in range(1_000)]
+    hours = (OpeningHours(days=(Weekday.SUNDAY,), opens="09:00", closes="17:00"),)
+    closed = tuple(f"{day:%Y-%m-%d}" for day in sundays)
+    seldom = office(hours=hours, closed_on=closed, holidays_country="")
+    assert later("2026-03-01 12:00", minutes=60, calendar=seldom) == at("2045-04-30 10:00")
+
+
 def test_without_a_calendar_it_is_around_the_clock() -> None:
     start = datetime(2026, 3, 28, 23, tzinfo=UTC)
     assert BusinessTime(None).later(start, Period(days=2, minutes=90)) == start + timedelta(days=2, minutes=90)
@@ -216,6 +235,13 @@ def test_a_service_level_comes_to_moments_in_business_time() -> None:
         ("RES", DeadlineKind.ESCALATION, at("2026-03-10 12:00"), "head"),
     ]
     assert len({d.deadline_id for d in found.deadlines}) == 6
+
+
+def test_an_escalation_without_delay_does_not_wait_for_the_next_morning() -> None:
+    step = EscalationStep(obligation=Obligation.ACCEPTANCE, after=Period(), to="lead")
+    level = ServiceLevel(accept_within=Period(minutes=8 * 60), escalations=(step,))
+    found = scheduled(at("2026-03-05 09:00"), level, BusinessTime(office()))
+    assert [each.at for each in found.deadlines] == [at("2026-03-05 17:00")] * 2
 
 
 def test_who_was_just_given_something_is_not_reminded_of_it() -> None:

@@ -407,13 +407,23 @@ def test_what_is_reopened_falls_due_anew() -> None:
     assert not {each.deadline_id for each in again.deadlines} & {each.deadline_id for each in SCHEDULE.deadlines}
 
 
+def test_what_is_taken_up_again_is_not_late_for_an_acceptance_of_long_ago() -> None:
+    state = timed()
+    assert state.accept_by is not None
+    state = fold(decide(asking(DeclineAction), state), state)
+    due = NOW + timedelta(days=2)
+    again = fold(decide(asking(ReopenAction, due_at=due), state), state)
+    assert again.state is ActionState.OPEN
+    assert (again.accept_by, again.next_due) == (None, due)
+
+
 # -- whatever comes ------------------------------------------------------------------------------------------------
 
 request_ids = st.sampled_from(["r-1", "r-2", "r-3", "r-4", "r-5", "r-6"])
 changes = st.builds(asking, st.sampled_from(CHANGES), request_ids)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.sampled_from([RECOVERY, IMPROVEMENT]), st.lists(changes, max_size=25))
 def test_any_sequence_of_commands_keeps_the_life_cycle(kind: ActionKind, sequence: list[Change]) -> None:
     state, events = at_state(kind, S.OPEN), list[ActionEvent]()

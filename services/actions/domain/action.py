@@ -263,6 +263,8 @@ def _moved(state: Action, event: ActionEvent) -> Action | None:  # noqa: PLR0911
                 state=S.OPEN if state.state is S.DECLINED else S.ACCEPTED,
                 result=ActionResult.UNSPECIFIED,
                 closed_at=None,
+                # When to accept it was reckoned for the first opening only.
+                accept_by=None,
                 due_at=event.due_at,
                 deadlines=event.deadlines,
                 late=(),

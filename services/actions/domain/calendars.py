@@ -22,8 +22,9 @@ MAX_DAYS = 366
 MAX_MINUTES = 366 * 24 * 60
 MAX_EXCEPTIONS = 1_000
 _WALL_TIME = re.compile(r"([01]\d|2[0-3]):[0-5]\d")
-#: Further than any run of closed days can reach that a valid calendar holds.
-_HORIZON_DAYS = MAX_EXCEPTIONS + 400
+#: Further than any run of closed days can reach that a valid calendar holds: who works on one weekday only may except
+#: so many weeks.
+_HORIZON_DAYS = 7 * MAX_EXCEPTIONS + 400
 _ONE_DAY = timedelta(days=1)
 
 #: An open stretch of the time line, UTC.
@@ -111,7 +112,9 @@ class BusinessTime:
         if day in self._closed or (self._holidays is not None and day in self._holidays and day not in self._open):
             return ()
         hours = [(time.min, None)] if self._around_the_clock else self._hours.get(day.weekday(), ())
-        return sorted((self._moment(day, opens), self._closing(day, closes)) for opens, closes in hours)
+        spans = ((self._moment(day, opens), self._closing(day, closes)) for opens, closes in hours)
+        # Hours that begin within the hour that a change to summer time takes away may end before they begin.
+        return sorted((opens, closes) for opens, closes in spans if opens < closes)
 
     def _closing(self, day: date, closes: time | None) -> datetime:
         return self._moment(day + _ONE_DAY, time.min) if closes is None else self._moment(day, closes)

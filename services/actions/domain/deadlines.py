@@ -72,12 +72,14 @@ def _deadline(kind: DeadlineKind, obligation: Obligation, at: datetime, due_at: 
 
 
 def _escalation(number: int, step: EscalationStep, due_at: datetime, time: BusinessTime, opening: int) -> Deadline:
-    kind = DeadlineKind.ESCALATION
+    kind, after = DeadlineKind.ESCALATION, step.after or Period()
+    # Without any delay it is told with the very moment, also where that is when people go home.
+    at = time.later(due_at, after) if after.days or after.minutes else due_at
     return Deadline(
         deadline_id=_id(opening, step.obligation, kind, number),
         kind=kind,
         obligation=step.obligation,
-        at=time.later(due_at, step.after or Period()),
+        at=at,
         due_at=due_at,
         escalate_to=step.to,
         reassign=step.reassign,
