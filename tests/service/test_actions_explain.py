@@ -160,13 +160,21 @@ async def test_what_a_playbook_found_out_of_many(office: Office) -> None:
     for version in (1, 2):
         book = PlaybookPublished(playbook=Playbook(playbook_id=cause), version=version, actor="maja")
         published = await append(office, f"playbook-{cause}", book)
-    counts = [
-        await append(
-            office, f"cause-{cause}", CauseCounted(cause_id=cause, signal_id=found.signal_id, recovery_id=recovery)
-        )
-        for found, recovery in zip((one, two), recoveries, strict=True)
-    ]
-    confirmed = await append(office, f"cause-{cause}", CauseConfirmed(cause_id=cause, customers=2))
+
+    async def counted(signal_id: str, recovery: str = "") -> Recorded:
+        event = CauseCounted(cause_id=cause, signal_id=signal_id, recovery_id=recovery)
+        return await append(office, f"cause-{cause}", event)
+
+    async def proposed(improvement_id: str) -> Recorded:
+        event = CauseConfirmed(cause_id=cause, customers=2, improvement_id=improvement_id)
+        return await append(office, f"cause-{cause}", event)
+
+    # What was counted for the improvement before is not behind this one, nor is what came for the next.
+    others = [await counted(str(uuid4())), await proposed(str(uuid4()))]
+    counts = [await counted(found.signal_id, recovery) for found, recovery in zip((one, two), recoveries, strict=True)]
+    confirmed = await proposed(key)
+    late = await counted(str(uuid4()))
+    others += [await proposed(str(uuid4())), await counted(str(uuid4()))]
     opened = ActionOpened(
         action_id=key,
         kind=ActionKind.IMPROVEMENT,
@@ -182,7 +190,10 @@ async def test_what_a_playbook_found_out_of_many(office: Office) -> None:
     # A recovery under it, opened by hand.
     under = await office.open(improvement_id=key)
     await office.until_listed(1, improvement_id=key)
-    chain = {each.event_id: each for each in (await explain(office, key)).events}
+    explained = await explain(office, key)
+    chain = {each.event_id: each for each in explained.events}
+    assert not {str(each.event_id) for each in others} & chain.keys()
+    assert (explained.left_out, str(late.event_id) in chain) == (0, True)
     assert set(chain[str(opening.event_id)].because_of) >= {str(confirmed.event_id), str(published.event_id)}
     assert chain[str(published.event_id)].details["playbook_version"] == "2"
     assert list(chain[str(confirmed.event_id)].because_of) == [str(each.event_id) for each in counts]

@@ -4,6 +4,8 @@ Everything is read from the store when it is asked for. What cannot be found the
 """
 
 import asyncio
+import contextlib
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -46,6 +48,10 @@ _REGISTRY = Registry(
         SignalRaised,
     )
 )
+
+
+#: An event and its place.
+_Known = tuple[Any, Recorded]
 
 
 class Role(Enum):
@@ -110,7 +116,7 @@ class Explanations:
         if not history or not isinstance(history[0][0], ActionOpened):
             raise unknown(action_id)
         opened, first = history[0]
-        causes, counted, left_out = await self._cause(opened.cause_id)
+        causes, counted, left_out = await self._cause(opened.cause_id, action_id)
         wanted = {opened.signal_id: first.metadata.get(CAUSATION_ID, "") if not opened.cause_id else ""}
         wanted |= dict.fromkeys(counted, "")
         joined = {event.signal_id for event, _ in history if isinstance(event, SignalJoined)}
@@ -134,24 +140,48 @@ class Explanations:
         ]
         return Explanation(_known_only(list({each.event_id: each for each in events}.values())), left_out + more)
 
-    async def _cause(self, cause_id: str) -> tuple[Sequence[Explained], Sequence[str], int]:
+    async def _cause(self, cause_id: str, action_id: str) -> tuple[Sequence[Explained], Sequence[str], int]:
         """Return the cause's events that are shown, the signals counted in them, and how many are left out."""
-        if not cause_id:
+        confirmed, before, after, count = await self._counted(cause_id, action_id) if cause_id else (None, (), (), 0)
+        if confirmed is None:
             return (), (), 0
-        found = _known(await self._store.read(stream_name("cause", cause_id)))
-        counts = [(event, recorded) for event, recorded in found if isinstance(event, CauseCounted)]
-        shown, events, signals = counts[:MAX_SHOWN], [], []
-        for count, recorded in shown:
-            signals.append(count.signal_id)
-            details = {"signal_id": count.signal_id, "recovery_id": count.recovery_id}
+        shown, events = [*before, *after], []
+        for counted, recorded in shown:
+            details = {"signal_id": counted.signal_id, "recovery_id": counted.recovery_id}
             events.append(_explained(recorded, Role.CAUSE, "counted towards the cause", (), details))
-        for event, recorded in found:
-            if isinstance(event, CauseConfirmed):
-                because = [str(each.event_id) for _, each in shown if each.revision < recorded.revision]
-                one = "one signal was enough for the cause"
-                text = f"{event.customers} customers had the cause" if event.customers > 1 else one
-                events.append(_explained(recorded, Role.CAUSE, text, because, {"cause_id": cause_id}))
-        return events, signals, len(counts) - len(shown)
+        event, recorded = confirmed
+        because = [str(each.event_id) for _, each in before]
+        one = "one signal was enough for the cause"
+        text = f"{event.customers} customers had the cause" if event.customers > 1 else one
+        events.append(_explained(recorded, Role.CAUSE, text, because, {"cause_id": cause_id}))
+        return events, [counted.signal_id for counted, _ in shown], count - len(shown)
+
+    async def _counted(
+        self, cause_id: str, action_id: str
+    ) -> tuple[_Known | None, Sequence[_Known], Sequence[_Known], int]:
+        """Return what proposed an improvement, some of what was counted before and after it, and how much was in all.
+
+        A cause that came back has an improvement each time: what was counted for another one is not behind this.
+        """
+        confirmed: _Known | None = None
+        before, after, count = deque[_Known](maxlen=MAX_SHOWN), list[_Known](), 0
+        async with contextlib.aclosing(self._store.read_through(stream_name("cause", cause_id))) as stream:
+            async for recorded in stream:
+                match event := _REGISTRY.read(recorded):
+                    case CauseConfirmed() if confirmed is not None:
+                        break
+                    case CauseConfirmed(improvement_id=it) if it == action_id:
+                        confirmed = event, recorded
+                    case CauseConfirmed():
+                        before.clear()
+                        count = 0
+                    case CauseCounted():
+                        count += 1
+                        if confirmed is None:
+                            before.append((event, recorded))
+                        elif len(before) + len(after) < MAX_SHOWN:
+                            after.append((event, recorded))
+        return confirmed, before, after, count
 
     async def _signal(self, signal_id: str, known_id: str) -> Sequence[Explained]:
         """Return the events behind a signal, and the signal as the last one."""
