@@ -191,6 +191,14 @@ async def test_a_watch_tells_when_something_becomes_yours(office: Office) -> Non
     assert violations(error) == [("after_position", "not negative")]
 
 
+async def test_a_watch_does_not_wait_for_a_history_that_is_not_there(office: Office) -> None:
+    """It would keep everything back until the new history is as long as the one it comes from."""
+    await office.open()
+    async with asyncio.timeout(10):
+        error = await refusal(office.actions.WatchActions(pb.WatchActionsRequest(after_position=10**12)).read())
+    assert (error.code(), info(error).reason) == (grpc.StatusCode.FAILED_PRECONDITION, "OTHER_HISTORY")
+
+
 async def test_a_watch_tells_that_the_store_is_away_and_goes_on_when_it_is_back(tmp_path: Path) -> None:
     async with running(["actions"], data=tmp_path) as cluster, connected(cluster) as office:
         watch = office.actions.WatchActions(pb.WatchActionsRequest())

@@ -181,6 +181,8 @@ class Watchers:
         try:
             begun = self._position
             after = watch.after_position or begun
+            if after > begun:
+                await self._reach(after)
             seen = Seen((), after, self._away)
             yield seen
             if after < begun:
@@ -196,6 +198,11 @@ class Watchers:
                     yield seen
         finally:
             self._watchers.discard(watcher)
+
+    async def _reach(self, position: int) -> None:
+        """Make sure that there is such a position. Raises OtherHistoryError, UnavailableError."""
+        async for _ in self._store.read_all(position, REGISTRY.type_names, limit=1):
+            pass
 
     async def _missed(self, watch: Watch, after: int, until: int) -> AsyncGenerator[Sequence[ActionChange], None]:
         """Yield what was recorded behind `after`, up to `until`."""
