@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
+from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -70,6 +71,19 @@ class Fact:
 
     event: Any
     recorded: Recorded
+
+
+def storable(value: str) -> str:
+    """Return a text as PostgreSQL can hold it: without NUL, which a history may have of other writers."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def uuid_of(value: str) -> UUID | None:
+    """Return the UUID that a text holds; None where it holds none."""
+    try:
+        return UUID(value)
+    except ValueError:
+        return None
 
 
 async def in_order(

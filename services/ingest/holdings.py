@@ -26,7 +26,7 @@ from recorrido.journey.v1.events import SignalRaised
 from services.foundation.errors import UnavailableError
 from services.foundation.events import Event, stream_name
 from services.foundation.eventstore import EventStore
-from services.foundation.projection import POSTGRES_DOWN, Fact, ProjectionRunner
+from services.foundation.projection import POSTGRES_DOWN, Fact, ProjectionRunner, storable
 
 #: How long a question waits for the read model to know what the store knows.
 CATCH_UP_S = 10.0
@@ -102,12 +102,12 @@ async def _insert_links(connection: Any, facts: Sequence[Fact]) -> None:
         (
             fact.recorded.position,
             identity.kind.value,
-            _text(identity.value),
-            _text(fact.event.identity_customer_id),
+            storable(identity.value),
+            storable(fact.event.identity_customer_id),
             fact.recorded.stream,
-            _text(fact.event.customer_id),
+            storable(fact.event.customer_id),
             fact.recorded.recorded_at,
-            _text(fact.event.actor),
+            storable(fact.event.actor),
         )
         for fact in facts
         for identity in [fact.event.identity or Identity()]
@@ -120,7 +120,7 @@ async def _insert_links(connection: Any, facts: Sequence[Fact]) -> None:
 
 
 async def _end_links(connection: Any, facts: Sequence[Fact]) -> None:
-    rows = [(f.recorded.position, f.recorded.recorded_at, _text(f.event.actor), f.recorded.stream) for f in facts]
+    rows = [(f.recorded.position, f.recorded.recorded_at, storable(f.event.actor), f.recorded.stream) for f in facts]
     # The link that stood before it, so that it does not matter how the history was cut into batches.
     await connection.executemany(
         """UPDATE identity_link SET unlinked_position = $1, unlinked_at = $2, unlinked_by = $3
@@ -130,7 +130,7 @@ async def _end_links(connection: Any, facts: Sequence[Fact]) -> None:
 
 
 async def _insert_holdings(connection: Any, facts: Sequence[Fact]) -> None:
-    rows = [(f.recorded.position, _text(_customer_of(f.event)), f.recorded.stream) for f in facts]
+    rows = [(f.recorded.position, storable(_customer_of(f.event)), f.recorded.stream) for f in facts]
     await connection.executemany(
         "INSERT INTO holding VALUES ($1, $2, $3) ON CONFLICT DO NOTHING", [row for row in rows if row[1]]
     )
@@ -158,11 +158,6 @@ async def _erase(connection: Any, receipt_ids: Sequence[str]) -> None:
             receipt_ids,
         )
     await connection.execute("DELETE FROM erasing WHERE receipt_id = ANY($1::text[])", receipt_ids)
-
-
-def _text(value: str) -> str:
-    # PostgreSQL's text holds no NUL.
-    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 @dataclass(frozen=True, slots=True)

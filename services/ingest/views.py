@@ -21,7 +21,7 @@ from services.foundation.errors import UnavailableError
 from services.foundation.events import Event, Registry, encode
 from services.foundation.eventstore import EventStore
 from services.foundation.paging import POSITION, read_token, write_token
-from services.foundation.projection import POSTGRES_DOWN, Fact, in_order
+from services.foundation.projection import POSTGRES_DOWN, Fact, in_order, storable
 from services.foundation.rules import Rules
 from services.ingest.rejection import Rejection, Rejections, check_id, evolve, stream_of, unknown
 
@@ -176,7 +176,7 @@ def _resolution(fact: Fact) -> tuple[Any, ...]:
 
 
 def _indexed(value: str) -> str:
-    return value[:_MAX_INDEXED].replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return storable(value[:_MAX_INDEXED])
 
 
 class RejectionQueries:

@@ -27,7 +27,8 @@ from services.foundation.eventstore import ANY, StreamAppend
 from services.foundation.telemetry import trace_id_of
 from tests.support.cli import answer, recorrido
 from tests.support.cluster import running
-from tests.support.office import IMPROVEMENT, TRACE, Office, connected, refusal, signal
+from tests.support.office import IMPROVEMENT, TRACE, Office, connected, signal
+from tests.support.rpc_errors import refusal
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 R = pb.ExplainedRole

@@ -47,8 +47,8 @@ from services.foundation.events import Event, Pending
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
 from tests.support.cli import answer, recorrido
 from tests.support.cluster import running
-from tests.support.office import ACCEPTED, IMPROVEMENT, Office, connected, refusal, unique
-from tests.support.rpc_errors import info, violations
+from tests.support.office import ACCEPTED, IMPROVEMENT, Office, connected, unique
+from tests.support.rpc_errors import info, refusal, violations
 from tests.support.wait import until
 
 NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)

@@ -15,8 +15,8 @@ from recorrido.actions.v1 import action_pb2
 from recorrido.actions.v1 import actions_service_pb2 as pb
 from tests.support.cli import answer, recorrido
 from tests.support.cluster import running
-from tests.support.office import ACCEPTED, COMPLETED, IMPROVEMENT, OPEN, RECOVERY, Office, connected, refusal, unique
-from tests.support.rpc_errors import info, violations
+from tests.support.office import ACCEPTED, COMPLETED, IMPROVEMENT, OPEN, RECOVERY, Office, connected, unique
+from tests.support.rpc_errors import info, refusal, violations
 from tests.support.wait import until
 
 CODE = grpc.StatusCode

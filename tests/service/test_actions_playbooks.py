@@ -36,8 +36,8 @@ from services.foundation.eventstore import NO_STREAM, StreamAppend
 from services.foundation.execute import Executor
 from tests.support.cli import answer, recorrido
 from tests.support.cluster import running
-from tests.support.office import IMPROVEMENT, RECOVERY, Office, connected, refusal, signal, unique
-from tests.support.rpc_errors import info, violations
+from tests.support.office import IMPROVEMENT, RECOVERY, Office, connected, signal, unique
+from tests.support.rpc_errors import info, refusal, violations
 from tests.support.truth import stored
 from tests.support.wait import until
 

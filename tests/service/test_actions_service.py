@@ -32,11 +32,10 @@ from tests.support.office import (
     Office,
     connected,
     event_id,
-    refusal,
     signal,
     unique,
 )
-from tests.support.rpc_errors import info, violations
+from tests.support.rpc_errors import info, refusal, violations
 from tests.support.truth import stored
 from tests.support.wait import until
 

@@ -27,8 +27,8 @@ from services.foundation.events import Pending, stream_name
 from services.foundation.eventstore import NO_STREAM, StreamAppend
 from tests.support.cli import recorrido
 from tests.support.cluster import running
-from tests.support.office import Office, connected, refusal, unique
-from tests.support.rpc_errors import info, violations
+from tests.support.office import Office, connected, unique
+from tests.support.rpc_errors import info, refusal, violations
 from tests.support.wait import until
 
 FAST = {

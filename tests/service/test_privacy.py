@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import grpc
@@ -28,7 +27,7 @@ from services.ingest.privacy import QUEUE, ErasureRequested, receipt_id_of
 from tests.support.cli import answer, recorrido
 from tests.support.company import Company, company
 from tests.support.interactions import interaction, record
-from tests.support.rpc_errors import info, violations
+from tests.support.rpc_errors import info, refusal, violations
 from tests.support.truth import published
 from tests.support.wait import until
 
@@ -83,12 +82,6 @@ async def ana_and_others(c: Company, tag: str) -> People:
     )
     await c.settled(news=5)
     return People(tag, rejection_id)
-
-
-async def failure(call: Any) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -154,7 +147,7 @@ async def test_an_erased_customer_is_gone_everywhere_and_statistics_stay(shared:
     for stream in (f"customer-{p.ana}", f"customer-device:{p.phone}"):
         assert await c.store.read(stream) == []
     assert [await c.store.read(f"customer-{each}") for each in (p.bor, p.eva, f"device:{p.tv}")] == others
-    assert info(await failure(c.export(p.ana))).reason == "CUSTOMER_UNKNOWN"
+    assert info(await refusal(c.export(p.ana))).reason == "CUSTOMER_UNKNOWN"
     # What is recorded of the erasure names nobody.
     receipts = await c.store.read(f"erasure-{receipt.receipt_id}")
     told = b"".join(event.data for event in receipts).decode()
@@ -178,7 +171,7 @@ async def test_an_erased_customer_is_gone_everywhere_and_statistics_stay(shared:
         c.journey.GetCustomerJourney(journey_pb.GetCustomerJourneyRequest(customer_id=f"device:{p.phone}")),
         c.rejections.GetRejected(rejection_service_pb2.GetRejectedRequest(rejection_id=p.rejection_id)),
     ):
-        assert (await failure(call)).code() is grpc.StatusCode.NOT_FOUND
+        assert (await refusal(call)).code() is grpc.StatusCode.NOT_FOUND
     bor = await c.journey.GetCustomerJourney(journey_pb.GetCustomerJourneyRequest(customer_id=p.bor))
     assert [entry.interaction.interaction_id for entry in bor.entries] == ["1", "12"]
 
@@ -250,14 +243,14 @@ async def test_what_is_asked_wrongly_is_refused(shared: Company) -> None:
         (pb.EraseCustomerRequest(customer_id="", request_id=str(uuid4())), "customer_id"),
         (pb.EraseCustomerRequest(customer_id="ana", request_id="for Ana"), "request_id"),
     ):
-        error = await failure(c.privacy.EraseCustomer(request))
+        error = await refusal(c.privacy.EraseCustomer(request))
         assert [name for name, _ in violations(error)] == [field]
-    error = await failure(c.export("nobody at all"))
+    error = await refusal(c.export("nobody at all"))
     assert (error.code(), info(error).reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_UNKNOWN")
-    assert [name for name, _ in violations(await failure(c.export(" ")))] == ["customer_id"]
-    assert info(await failure(c.receipt(str(uuid4())))).reason == "RECEIPT_UNKNOWN"
+    assert [name for name, _ in violations(await refusal(c.export(" ")))] == ["customer_id"]
+    assert info(await refusal(c.receipt(str(uuid4())))).reason == "RECEIPT_UNKNOWN"
     await c.link("watch", "ivo")
-    error = await failure(c.erase("device:watch"))
+    error = await refusal(c.erase("device:watch"))
     assert (info(error).reason, info(error).metadata["customer_id"]) == ("IDENTITY_LINKED", "ivo")
     empty = await c.erase("nobody at all")
     assert MessageToDict(empty) == {"receiptId": empty.receipt_id}
@@ -270,9 +263,9 @@ async def test_an_erasure_that_nobody_could_wait_for_is_finished_when_the_relay_
     await c.settled()
     await c.cluster.stop("relay")
     request = pb.EraseCustomerRequest(customer_id="uma", request_id=str(uuid4()))
-    error = await failure(c.privacy.EraseCustomer(request, timeout=1))
+    error = await refusal(c.privacy.EraseCustomer(request, timeout=1))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert info(await failure(c.receipt(receipt_id_of("uma", request.request_id)))).reason == "RECEIPT_UNKNOWN"
+    assert info(await refusal(c.receipt(receipt_id_of("uma", request.request_id)))).reason == "RECEIPT_UNKNOWN"
     await c.cluster.start("relay")
     assert (await c.erase("uma", request.request_id)).interactions == 1
     assert await c.pending() == []
@@ -341,7 +334,7 @@ async def test_an_identity_that_became_somebodys_while_its_erasure_waited_stays_
     ]
     for request in requests:
         # The first waits for the bus, the second for the first.
-        error = await failure(c.privacy.EraseCustomer(request, timeout=2))
+        error = await refusal(c.privacy.EraseCustomer(request, timeout=2))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert len(await c.pending()) == 2
     await c.link("kiosk", "noa")

@@ -23,7 +23,7 @@ from recorrido.ingest.v1.rejection_pb2 import (
 from services.foundation.events import CAUSATION_ID
 from tests.support.cli import recorrido
 from tests.support.front_door import DUPLICATE, RECORDED, REJECTED, FrontDoor, front_door, of
-from tests.support.rpc_errors import info, violations
+from tests.support.rpc_errors import info, refusal, violations
 from tests.support.wait import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -75,12 +75,6 @@ async def resubmit(
     return response
 
 
-async def failure(call: Any) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value
-
-
 async def test_a_refused_item_is_kept_with_its_rules_and_sender(door: FrontDoor) -> None:
     item = bad("kept")
     rejection_id = await rejected(door, item, metadata=(("x-client-id", "webshop 7"),))
@@ -108,7 +102,7 @@ async def test_a_contradiction_is_kept_too(door: FrontDoor) -> None:
     found = await get(door, rejection_id)
     assert (found.reason, found.interaction.verbatim.text) == ("CONTENT_DIFFERS", "other words")
     assert "digest" in found.message
-    error = await failure(resubmit(door, rejection_id))
+    error = await refusal(resubmit(door, rejection_id))
     assert (error.code(), info(error).reason) == (StatusCode.ALREADY_EXISTS, "CONTENT_DIFFERS")
     assert (await get(door, rejection_id)).state == REJECTION_STATE_OPEN
 
@@ -139,7 +133,7 @@ async def test_what_is_corrected_is_recorded_once(door: FrontDoor) -> None:
 
 async def test_as_it_came_it_is_judged_anew(door: FrontDoor) -> None:
     rejection_id = await rejected(door, bad("stubborn"))
-    error = await failure(resubmit(door, rejection_id))
+    error = await refusal(resubmit(door, rejection_id))
     assert (error.code(), violations(error)) == (
         StatusCode.INVALID_ARGUMENT,
         [("channel", "one of the known channels")],
@@ -150,7 +144,7 @@ async def test_as_it_came_it_is_judged_anew(door: FrontDoor) -> None:
 async def test_what_is_not_whole_needs_a_correction(door: FrontDoor) -> None:
     item = of("wordy", text="x" * 20_000)
     rejection_id = await rejected(door, item)
-    error = await failure(resubmit(door, rejection_id))
+    error = await refusal(resubmit(door, rejection_id))
     assert (error.code(), info(error).reason) == (StatusCode.FAILED_PRECONDITION, "REJECTION_ALTERED")
     assert "verbatim.text" in (error.details() or "")
     assert (await resubmit(door, rejection_id, of("wordy", text="shorter"))).result.status == RECORDED
@@ -166,7 +160,7 @@ async def test_what_its_sender_could_not_read_is_kept_and_needs_a_correction(doo
     # Nothing else is wrong with it, and what nobody could store is left out.
     assert [(v.field, v.rule) for v in problem.violations] == [("occurred_at", "' never' is no time"), ("amount", "")]
     assert problem.rejection_id == answers[1][1].problem.rejection_id
-    error = await failure(resubmit(door, problem.rejection_id))
+    error = await refusal(resubmit(door, problem.rejection_id))
     assert (error.code(), info(error).reason) == (StatusCode.FAILED_PRECONDITION, "REJECTION_ALTERED")
     assert (await resubmit(door, problem.rejection_id, partly)).result.status == RECORDED
     assert len((await listed(door, 1, source=partly.source, field="amount")).rejections) == 1
@@ -175,7 +169,7 @@ async def test_what_its_sender_could_not_read_is_kept_and_needs_a_correction(doo
 async def test_what_could_not_be_read_belongs_to_an_interaction_and_says_what(door: FrontDoor) -> None:
     told = {0: Unreadable(), 1: Unreadable(violations=[FieldViolation(field="amount", rule="no number")])}
     request = RecordInteractionsRequest(interactions=[of("unread")], unreadable=told)
-    error = await failure(door.stub.RecordInteractions(request))
+    error = await refusal(door.stub.RecordInteractions(request))
     assert sorted(name for name, _ in violations(error)) == ["unreadable[0].violations", "unreadable[1]"]
 
 
@@ -198,7 +192,7 @@ async def test_what_is_discarded_stays_so(door: FrontDoor) -> None:
     for _ in range(2):
         found = (await door.rejections.DiscardRejected(request)).rejection
         assert (found.state, found.note, found.actor) == (REJECTION_STATE_DISCARDED, "a test", "ben")
-    error = await failure(resubmit(door, rejection_id))
+    error = await refusal(resubmit(door, rejection_id))
     assert (error.code(), info(error).reason) == (StatusCode.FAILED_PRECONDITION, "REJECTION_DISCARDED")
     assert len(await door.store.read(f"rejection-{rejection_id}")) == 2
 
@@ -209,8 +203,8 @@ async def test_what_does_not_exist_is_not_found(door: FrontDoor) -> None:
         resubmit(door, "nothing"),
         door.rejections.DiscardRejected(pb.DiscardRejectedRequest(rejection_id="nothing", reason="r", actor="a")),
     ):
-        assert (await failure(call)).code() is StatusCode.NOT_FOUND
-    assert (await failure(resubmit(door, ""))).code() is StatusCode.INVALID_ARGUMENT
+        assert (await refusal(call)).code() is StatusCode.NOT_FOUND
+    assert (await refusal(resubmit(door, ""))).code() is StatusCode.INVALID_ARGUMENT
 
 
 async def test_the_list_is_filtered_and_paged(door: FrontDoor) -> None:
@@ -253,7 +247,7 @@ async def test_the_list_is_filtered_and_paged(door: FrontDoor) -> None:
     ],
 )
 async def test_a_list_that_cannot_be_is_told(door: FrontDoor, asked: dict[str, Any], field: str) -> None:
-    error = await failure(door.rejections.ListRejected(pb.ListRejectedRequest(**asked)))
+    error = await refusal(door.rejections.ListRejected(pb.ListRejectedRequest(**asked)))
     assert [name for name, _ in violations(error)] == [field]
 
 
@@ -299,7 +293,7 @@ async def test_without_postgresql_the_door_is_open_and_the_list_closed(tmp_path:
         rejection_id = await rejected(door, bad("unlisted"))
         assert (await door.one(of("unlisted"))).status == RECORDED
         assert (await get(door, rejection_id)).state == REJECTION_STATE_OPEN
-        error = await failure(door.rejections.ListRejected(pb.ListRejectedRequest()))
+        error = await refusal(door.rejections.ListRejected(pb.ListRejectedRequest()))
         assert (error.code(), info(error).metadata["part"]) == (StatusCode.UNAVAILABLE, "PostgreSQL")
         await door.cluster.start("postgres")
 
@@ -343,6 +337,6 @@ async def test_whose_stream_was_closed_for_good_is_refused_and_the_rejection_sta
     (recorded,) = await door.history("closed")
     await client.tombstone_stream(recorded.stream, current_version=StreamState.ANY)
     await client.close()
-    error = await failure(resubmit(door, rejection_id, of("closed", 1)))
+    error = await refusal(resubmit(door, rejection_id, of("closed", 1)))
     assert (error.code(), info(error).reason) == (StatusCode.FAILED_PRECONDITION, "STREAM_CLOSED")
     assert (await get(door, rejection_id)).state == REJECTION_STATE_OPEN

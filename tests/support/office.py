@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import grpc
-import pytest
 
 from recorrido.actions.v1 import action_pb2
 from recorrido.actions.v1 import actions_service_pb2 as pb
@@ -124,9 +123,3 @@ async def connected(cluster: Cluster) -> AsyncIterator[Office]:
             yield Office(cluster, store, ActionsServiceStub(channel))
         finally:
             await store.close()
-
-
-async def refusal(call: Any) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value

@@ -3,8 +3,16 @@
 from typing import Any
 
 import grpc
+import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+
+
+async def refusal(call: Any) -> grpc.aio.AioRpcError:
+    """Return how a call fails that has to."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
 
 
 def detail(error: grpc.aio.AioRpcError, of: type) -> Any:

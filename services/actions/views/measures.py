@@ -26,7 +26,7 @@ from recorrido.journey.v1.events import SignalRaised
 from services.actions.domain.impact import Clusters, Samples, by_customer, daily, moments, share
 from services.foundation.errors import UnavailableError
 from services.foundation.events import Event
-from services.foundation.projection import POSTGRES_DOWN, Fact, in_order
+from services.foundation.projection import POSTGRES_DOWN, Fact, in_order, storable, uuid_of
 from services.foundation.scales import SCALES, answer
 
 HOUR = timedelta(hours=1)
@@ -167,7 +167,7 @@ class MeasuresProjection:
             if isinstance(f.event, InteractionRecorded)
         }
         analyses = [f for f in facts if isinstance(f.event, FeedbackAnalyzed)]
-        about = [_uuid(f.event.interaction_event_id) for f in analyses]
+        about = [uuid_of(f.event.interaction_event_id) for f in analyses]
         known = await _known(connection, {each for each in about if each is not None} - new.keys())
         after = {**known, **new}
         for key, fact in zip(about, analyses, strict=True):
@@ -193,8 +193,8 @@ class MeasuresProjection:
                     f.recorded.position,
                     _customer(f.event.customer_id),
                     _hour(f.event.occurred_at or f.recorded.recorded_at),
-                    _text(f.event.touchpoint),
-                    _text(f.event.need_path),
+                    storable(f.event.touchpoint),
+                    storable(f.event.need_path),
                 )
                 for f in signals
             ],
@@ -222,8 +222,8 @@ class MeasuresProjection:
                 int(each.position),
                 _customer(each.pseudonym),
                 _hour(each.occurred_at or each.recorded_at or fact.recorded.recorded_at),
-                _text(each.touchpoint),
-                _text(each.need_path),
+                storable(each.touchpoint),
+                storable(each.need_path),
             )
             for each in event.signals
             if each.rule == BAD_MOMENT
@@ -280,7 +280,7 @@ def _heard(interaction: Interaction, fact: Fact) -> _Heard:
         event_id=fact.recorded.event_id,
         customer=_customer(interaction.customer.customer_id if interaction.customer else ""),
         hour=_hour(interaction.occurred_at or fact.recorded.recorded_at),
-        touchpoint=_text(interaction.touchpoint),
+        touchpoint=storable(interaction.touchpoint),
         **_answers(interaction.ratings),
     )
 
@@ -291,7 +291,7 @@ def _anonymous(left: AnonymousInteraction, fact: Fact) -> _Heard:
         event_id=None,
         customer=_customer(left.pseudonym),
         hour=_hour(left.occurred_at or left.recorded_at or fact.recorded.recorded_at),
-        touchpoint=_text(left.touchpoint),
+        touchpoint=storable(left.touchpoint),
         **_answers(left.ratings),
     )
     for each in sorted(left.analyses, key=lambda analysis: int(analysis.position)):
@@ -303,7 +303,7 @@ def _anonymous(left: AnonymousInteraction, fact: Fact) -> _Heard:
 def _analysed(heard: _Heard, analysis: Analysis) -> _Heard:
     return replace(
         heard,
-        need_path=_text(analysis.need_path),
+        need_path=storable(analysis.need_path),
         score=round(max(-1.0, min(1.0, analysis.sentiment_score)) * _MICRO),
         pain=analysis.point is PointKind.PAIN,
     )
@@ -317,20 +317,8 @@ def _hour(at: datetime) -> datetime:
     return at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 
-def _text(value: str) -> str:
-    # PostgreSQL's text holds no NUL.
-    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
 def _customer(customer_id: str) -> int:
     return int.from_bytes(blake2b(customer_id.encode(), digest_size=8).digest(), signed=True)
-
-
-def _uuid(value: str) -> UUID | None:
-    try:
-        return UUID(value)
-    except ValueError:
-        return None
 
 
 # -- questions -----------------------------------------------------------------------------------------------------

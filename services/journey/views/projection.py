@@ -13,7 +13,6 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from itertools import chain
 from typing import Any, TypeAlias
-from uuid import UUID
 
 import msgspec
 
@@ -44,7 +43,7 @@ from recorrido.ingest.v1.events import (
 )
 from recorrido.journey.v1.events import JourneyMapPublished, SignalRaised
 from services.foundation.events import Event, Recorded
-from services.foundation.projection import Fact, in_order
+from services.foundation.projection import Fact, in_order, storable, uuid_of
 from services.foundation.scales import SCALES, answer
 from services.foundation.sharing import partition_of
 from services.journey.domain.personas import customer_attributes
@@ -284,7 +283,7 @@ async def _placed(
     A history may hold an event twice. An analysis stands in its interaction's stream, behind it; one that does not can
     be no interaction's.
     """
-    asked = {fact.recorded.position: _uuid(fact.event.interaction_event_id) for fact in about}
+    asked = {fact.recorded.position: uuid_of(fact.event.interaction_event_id) for fact in about}
     event_ids = {fact.recorded.event_id for fact in interactions}
     rows = await connection.fetch(
         "SELECT event_id, partition, position FROM interaction WHERE event_id = ANY($1::uuid[])",
@@ -320,7 +319,7 @@ def _interaction_names(told: _Told) -> Iterator[Name]:
 
 def _analysis_names(analysed: _Analysed) -> Iterator[Name]:
     if analysed.analysis.need_path:
-        yield Kind.NEED, _text(analysed.analysis.need_path)
+        yield Kind.NEED, storable(analysed.analysis.need_path)
 
 
 def _link_names(change: IdentityLinked | IdentityUnlinked) -> Iterator[Name]:
@@ -363,7 +362,7 @@ def _interaction_row(told: _Told, keys: Keys) -> tuple[Any, ...]:
         bool((interaction.verbatim or Verbatim()).text),
         told.partition,
         recorded.event_id,
-        _text(interaction.episode_id),
+        storable(interaction.episode_id),
         recorded.data,
     )
 
@@ -377,7 +376,7 @@ async def _insert_analyses(connection: Any, several: Sequence[_Analysed], keys: 
                     each.fact.recorded.position,
                     each.fact.recorded.recorded_at,
                     each.interaction,
-                    keys[Kind.NEED, _text(each.analysis.need_path)] if each.analysis.need_path else 0,
+                    keys[Kind.NEED, storable(each.analysis.need_path)] if each.analysis.need_path else 0,
                     each.analysis.sentiment_score,
                     each.analysis.sentiment.number,
                     each.analysis.point.number,
@@ -418,8 +417,8 @@ async def _insert_signals(connection: Any, facts: Sequence[Fact], keys: Keys) ->
                 f.recorded.position,
                 f.recorded.recorded_at,
                 keys[_customer(f.event.customer_id)] if f.event.customer_id else 0,
-                _text(f.event.rule),
-                _text(f.event.signal_id),
+                storable(f.event.rule),
+                storable(f.event.signal_id),
                 f.recorded.data,
             )
             for f in facts
@@ -430,10 +429,10 @@ async def _insert_signals(connection: Any, facts: Sequence[Fact], keys: Keys) ->
         "signal_evidence",
         "uuid text",
         [
-            (event_id, _text(f.event.signal_id))
+            (event_id, storable(f.event.signal_id))
             for f in facts
             for evidence in f.event.evidence
-            if (event_id := _uuid(evidence.event_id)) is not None
+            if (event_id := uuid_of(evidence.event_id)) is not None
         ],
     )
 
@@ -458,7 +457,7 @@ async def _insert_maps(connection: Any, facts: Sequence[Fact]) -> None:
                 f.event.version,
                 f.recorded.position,
                 f.recorded.recorded_at,
-                _text(f.event.actor),
+                storable(f.event.actor),
                 _ENCODE(f.event.map),
             )
             for f in facts
@@ -480,20 +479,8 @@ async def _insert(connection: Any, table: str, types: str, rows: Iterable[Sequen
 # -- what the events say, as columns ---------------------------------------------------------------------------------
 
 
-def _text(value: str) -> str:
-    # PostgreSQL's text holds no NUL. Ingest lets none in, but a history may have had other writers.
-    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
-def _uuid(value: str) -> UUID | None:
-    try:
-        return UUID(value)
-    except ValueError:
-        return None
-
-
 def _customer(customer_id: str) -> Name:
-    return Kind.CUSTOMER, _text(customer_id)
+    return Kind.CUSTOMER, storable(customer_id)
 
 
 def _customer_id(interaction: Interaction) -> str:
@@ -506,16 +493,16 @@ def _touchpoint(interaction: Interaction) -> str:
 
 @lru_cache(maxsize=4096)
 def _named(source: str, touchpoint: str, channel: Channel) -> str:
-    return json.dumps([_text(source), _text(touchpoint), channel.number])
+    return json.dumps([storable(source), storable(touchpoint), channel.number])
 
 
 def _profile(interaction: Interaction) -> str:
     told = customer_attributes(interaction.attributes)
-    return _text(json.dumps(told, sort_keys=True, ensure_ascii=False)) if told else ""
+    return storable(json.dumps(told, sort_keys=True, ensure_ascii=False)) if told else ""
 
 
 def _scale(rating: Any) -> str:
-    return json.dumps([_text(rating.name), rating.scale_min, rating.scale_max])
+    return json.dumps([storable(rating.name), rating.scale_min, rating.scale_max])
 
 
 def _answer(interaction: Interaction, metric: RatingMetric) -> int:
@@ -550,7 +537,7 @@ def _analysis(fact: Fact) -> Analysis:
 
 def _failure(fact: Fact) -> str:
     event = fact.event
-    return _text(f"{event.reason}: {event.message}") if isinstance(event, FeedbackAnalysisFailed) else ""
+    return storable(f"{event.reason}: {event.message}") if isinstance(event, FeedbackAnalysisFailed) else ""
 
 
 def _owner(change: IdentityLinked | IdentityUnlinked) -> str | None:
@@ -558,10 +545,10 @@ def _owner(change: IdentityLinked | IdentityUnlinked) -> str | None:
 
 
 def _action_row(event: Any, keys: Keys) -> Sequence[Any]:
-    action_id = _text(event.action_id)
+    action_id = storable(event.action_id)
     if isinstance(event, ActionOpened):
         customer = keys[_customer(event.customer_id)] if event.customer_id else 0
         kind, state = event.kind.number, ActionState.OPEN.number
-        return customer, action_id, kind, state, 0, _text(event.title), _text(event.signal_id)
+        return customer, action_id, kind, state, 0, storable(event.title), storable(event.signal_id)
     result = event.result.number if isinstance(event, ActionCompleted) else 0
     return 0, action_id, 0, ACTION_STATES[type(event)].number, result, "", ""
