@@ -4,7 +4,8 @@
 
 - RecordInteractions with 500 items each, from several callers at once, against bare AppendRecords calls of the same
   bytes, in the same portions, to the same node, through the official client.
-- RecordInteraction with 64 calls in flight, against an empty grpc.aio echo of the same messages.
+- RecordInteraction with 64 calls in flight, against an empty grpc.aio echo of messages of the same size; and the CPU
+  time that each process spends on a call, which says what bounds it where all of them share few cores.
 - The Python `eventsourcing` library appending the same events to its SQLite recorder, with durable commits.
 
 Each is repeated, in turns; the ratio is that of the medians. Everything is acknowledged from disk.
@@ -15,12 +16,13 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,11 @@ def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 class Bench:
     """One run against one cluster."""
 
-    def __init__(self, channel: grpc.aio.Channel, echo: grpc.aio.Channel, store: AsyncKurrentDBClient) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, echo: grpc.aio.Channel, store: AsyncKurrentDBClient, pids: Mapping[str, int]
+    ) -> None:
+        #: Whose CPU time is told, by name.
+        self.pids = pids
         self._stub: Any = pb_grpc.IngestServiceStub(channel)
         self._echo: Any = pb_grpc.IngestServiceStub(echo)
         self._store = store
@@ -146,7 +152,8 @@ class Echo(pb_grpc.IngestServiceServicer):
     ) -> pb.RecordInteractionResponse:
         status = pb.RECORD_STATUS_RECORDED
         return pb.RecordInteractionResponse(
-            result=pb.RecordResult(status=status, event_id=request.interaction.interaction_id)
+            # As long as an event id.
+            result=pb.RecordResult(status=status, event_id=f"{request.interaction.interaction_id:>36}"[:36])
         )
 
 
@@ -163,12 +170,14 @@ def echo_server(ports: "multiprocessing.Queue[int]") -> None:
 
 
 @contextlib.contextmanager
-def echoing() -> Iterator[str]:
+def echoing() -> Iterator[tuple[str, int]]:
+    """Yield the address of an echo server and its process id."""
     ports: multiprocessing.Queue[int] = multiprocessing.Queue()
     server = multiprocessing.Process(target=echo_server, args=(ports,), daemon=True)
     server.start()
     try:
-        yield f"127.0.0.1:{ports.get(timeout=20)}"
+        assert server.pid is not None
+        yield f"127.0.0.1:{ports.get(timeout=20)}", server.pid
     finally:
         server.kill()
 
@@ -207,7 +216,7 @@ def eventsourcing_library(directory: Path, written: Sequence[Any], batch: int) -
 @contextlib.asynccontextmanager
 async def parts(data: Path) -> AsyncIterator[Bench]:
     options = [("grpc.max_send_message_length", 24 * 1024 * 1024)]
-    with echoing() as echo:
+    with echoing() as (echo, echo_pid):
         async with (
             running(["ingest"], data=data) as cluster,
             grpc.aio.insecure_channel(cluster.address("ingest"), options=options) as channel,
@@ -215,8 +224,16 @@ async def parts(data: Path) -> AsyncIterator[Bench]:
         ):
             client = AsyncKurrentDBClient(uri=cluster.environment["RECORRIDO_EVENTSTORE_URI"])
             await client.connect()
-            yield Bench(channel, echo_channel, client)
+            pids = {"client": os.getpid(), "echo": echo_pid}
+            pids |= {part: cluster.pid(part) for part in ("ingest", "eventstore")}
+            yield Bench(channel, echo_channel, client, pids)
             await client.close()
+
+
+def cpu_us(pid: int) -> float:
+    """Microseconds of CPU time that a process has spent, in all its threads (man 5 proc)."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK") * 1e6
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -231,6 +248,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 async def measure(rounds: int, count: int, calls: int, *, library: bool) -> dict[str, Any]:
     rates: dict[str, list[float]] = {}
     took: dict[str, list[float]] = {"ingest": [], "echo": []}
+    cpu: dict[str, dict[str, list[float]]] = {}
 
     def note(name: str, rate: float) -> None:
         rates.setdefault(name, []).append(rate)
@@ -244,7 +262,10 @@ async def measure(rounds: int, count: int, calls: int, *, library: bool) -> dict
                 note("RecordInteractions of 500: interactions/s", rate)
                 note("bare AppendRecords of 500: events/s", await bench.bare(written))
                 for name in ("echo", "ingest"):
+                    before = {part: cpu_us(pid) for part, pid in bench.pids.items()}
                     rate, each = await bench.unary(calls, echo=name == "echo")
+                    for part, pid in bench.pids.items():
+                        cpu.setdefault(name, {}).setdefault(part, []).append((cpu_us(pid) - before[part]) / calls)
                     note(f"unary, 64 in flight, {name}: calls/s", rate)
                     took[name] += each
                 if library:
@@ -258,6 +279,8 @@ async def measure(rounds: int, count: int, calls: int, *, library: bool) -> dict
     batches, bare, echo, unary, *other = rates.values()
     figures["ratio RecordInteractions / AppendRecords"] = ratio(batches, bare)
     figures["ratio unary / echo"] = ratio(unary, echo)
+    for name, parts_cpu in cpu.items():
+        figures[f"unary {name}: CPU per call, us"] = {p: round(statistics.median(c)) for p, c in parts_cpu.items()}
     for name, each in took.items():
         figures[f"unary {name}: p50, p99 ms"] = [percentile(each, 0.5), percentile(each, 0.99)]
     for batch, rate in zip((1, ITEMS), other, strict=False):

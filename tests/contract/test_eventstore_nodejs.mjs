@@ -9,14 +9,18 @@ const require = createRequire(`${process.env.KURRENTDB_MODULES}/`);
 const {
   ANY,
   AppendConsistencyViolationError,
+  AppendRecordSizeExceededError,
   BACKWARDS,
   END,
   FORWARDS,
   KurrentDBClient,
+  MaxAppendSizeExceededError,
   NO_STREAM,
   PARK,
   PersistentSubscriptionDoesNotExistError,
   PersistentSubscriptionExistsError,
+  RETRY,
+  SKIP,
   START,
   STREAM_EXISTS,
   StreamDeletedError,
@@ -26,6 +30,7 @@ const {
   eventTypeFilter,
   jsonEvent,
   binaryEvent,
+  persistentSubscriptionToAllSettingsFromDefaults,
   persistentSubscriptionToStreamSettingsFromDefaults,
   streamNameFilter,
 } = require("@kurrent/kurrentdb-client");
@@ -115,6 +120,32 @@ test("stream metadata limits what is visible", async () => {
   assert.equal((await collect(client.readStream(stream))).length, 2);
 });
 
+test("what is before $tb or older than $maxAge is not given out", async () => {
+  const [cut, aged] = [fresh(), fresh()];
+  for (const stream of [cut, aged]) await client.appendToStream(stream, events(5));
+  await client.setStreamMetadata(cut, { truncateBefore: 3 });
+  assert.deepEqual((await collect(client.readStream(cut))).map(({ event }) => event.revision), [3n, 4n]);
+  await client.setStreamMetadata(aged, { maxAge: 1 });
+  const deadline = Date.now() + 20_000;
+  // Of a stream all of whose events are too old, none is given, or it is not found.
+  const left = async () => {
+    try {
+      return (await collect(client.readStream(aged))).length;
+    } catch (error) {
+      assert.ok(error instanceof StreamNotFoundError);
+      return 0;
+    }
+  };
+  while ((await left()) > 0) assert.ok(Date.now() < deadline, "still there after 20 s");
+});
+
+test("typed errors: too large", async () => {
+  const large = (mib) => jsonEvent({ type: "Large", data: { text: "x".repeat(mib * 1024 * 1024) } });
+  await assert.rejects(client.appendToStream(fresh(), large(17)), MaxAppendSizeExceededError);
+  const records = [{ streamName: fresh(), record: large(17) }];
+  await assert.rejects(client.appendRecords(records), AppendRecordSizeExceededError);
+});
+
 test("append records to many streams, all or nothing", async () => {
   const [a, b] = [fresh(), fresh()];
   const records = () => [a, b].map((streamName) => ({ streamName, record: jsonEvent({ type: "Recorded", data: {} }) }));
@@ -153,6 +184,38 @@ test("read all through filters", async () => {
   assert.equal(last.length, 2);
   const after = await collect(client.readAll({ direction: FORWARDS, fromPosition: seen[3].event.position }));
   assert.deepEqual(after[0].event.position, seen[3].event.position);
+});
+
+test("read all by prefix and by regular expression, of names and of types, in both directions", async () => {
+  const key = randomUUID().replaceAll("-", "");
+  for (const n of [0, 1, 2, 3]) {
+    await client.appendToStream(`${key}${n % 2 ? "odd" : "even"}-${n}`, events(2, `${key}Kind${n}`));
+  }
+  const count = async (filter, more = {}) => (await collect(client.readAll({ filter, ...more }))).length;
+  const backwards = { direction: BACKWARDS, fromPosition: END };
+  for (const more of [{}, backwards]) {
+    assert.equal(await count(streamNameFilter({ prefixes: [`${key}odd`] }), more), 4);
+    assert.equal(await count(streamNameFilter({ regex: `^${key}(odd|even)-[03]$` }), more), 4);
+    assert.equal(await count(eventTypeFilter({ prefixes: [`${key}Kind1`, `${key}Kind2`] }), more), 4);
+    assert.equal(await count(eventTypeFilter({ regex: `^${key}Kind[^1]$` }), more), 6);
+    assert.equal(await count(eventTypeFilter({ regex: `^${key}` }), { ...more, maxCount: 3 }), 3);
+  }
+});
+
+test("subscribe from the end and from a position, and hear when all is told", async () => {
+  const stream = fresh();
+  await client.appendToStream(stream, events(3));
+  const filter = streamNameFilter({ prefixes: [stream] });
+  const [, second] = (await collect(client.readAll({ filter }))).map(({ event }) => event.position);
+  const behind = client.subscribeToAll({ filter, fromPosition: second });
+  const caughtUp = new Promise((resolve) => behind.once("caughtUp", resolve));
+  const live = client.subscribeToAll({ filter, fromPosition: END });
+  const confirmed = new Promise((resolve) => live.once("caughtUp", resolve));
+  const [first, last] = [take(behind, 2), take(live, 1)];
+  await Promise.all([caughtUp, confirmed]);
+  await client.appendToStream(stream, events(1));
+  assert.deepEqual((await first).map(({ event }) => event.revision), [2n, 3n]);
+  assert.deepEqual((await last).map(({ event }) => event.revision), [3n]);
 });
 
 test("subscribe to all: history, then live, with checkpoints", async () => {
@@ -219,6 +282,37 @@ test("persistent subscription: ack, park, info, replay", async () => {
     client.getPersistentSubscriptionToStreamInfo(stream, group),
     PersistentSubscriptionDoesNotExistError
   );
+});
+
+test("persistent subscription to all: filter, update, retry, skip", async () => {
+  const [stream, group] = [fresh(), `group-${randomUUID()}`];
+  await client.appendToStream(stream, events(3));
+  const settings = persistentSubscriptionToAllSettingsFromDefaults({ startFrom: START });
+  await client.createPersistentSubscriptionToAll(group, settings, {
+    filter: streamNameFilter({ prefixes: [stream] }),
+  });
+  await client.updatePersistentSubscriptionToAll(group, { ...settings, maxRetryCount: 3 });
+  assert.equal((await client.getPersistentSubscriptionToAllInfo(group)).settings.maxRetryCount, 3);
+  const subscription = other.subscribeToPersistentSubscriptionToAll(group);
+  const seen = [];
+  let retried = false;
+  for await (const resolved of subscription) {
+    const { revision } = resolved.event;
+    seen.push(revision);
+    if (revision === 0n && !retried) {
+      retried = true;
+      await subscription.nack(RETRY, "once more", resolved);
+    } else if (revision === 1n) {
+      await subscription.nack(SKIP, "of no use", resolved);
+    } else {
+      await subscription.ack(resolved);
+    }
+    if (seen.length === 4) break;
+  }
+  assert.deepEqual([...seen].sort(), [0n, 0n, 1n, 2n]);
+  assert.ok((await client.listPersistentSubscriptionsToAll()).some(({ groupName }) => groupName === group));
+  await client.deletePersistentSubscriptionToAll(group);
+  await assert.rejects(client.getPersistentSubscriptionToAllInfo(group), PersistentSubscriptionDoesNotExistError);
 });
 
 test("what the node does not do is said clearly", { skip: process.env.KURRENTDB_IS_REAL === "1" }, async () => {
