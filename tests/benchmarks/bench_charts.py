@@ -12,6 +12,7 @@ PROCESSES: dict[str, Process] = {
     "CSAT 95 %, about 100 answers a day": shares(0.95, 100),
     "CSAT 80 %, about 1,000 answers a day; days differ by 3 points besides": shares(0.8, 1_000, 0.03),
     "a pain of 5 %, about 100 customers heard a day": shares(0.05, 100),
+    "a pain of 1 %, about 100 customers heard a day": shares(0.01, 100),
     "NPS 30, 30 answers a day": promoters((0.2, 0.3, 0.5), 30),
     "NPS 88, 50 answers a day": promoters((0.02, 0.08, 0.90), 50),
 }

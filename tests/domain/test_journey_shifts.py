@@ -13,7 +13,7 @@ from scipy import stats
 from recorrido.inference.v1.events import PointKind
 from recorrido.ingest.v1.events import Customer, Interaction, InteractionRecorded
 from recorrido.journey.v1.events import JourneyMap, SignalRaised, Stage, Touchpoint
-from services.journey.domain.charts import LEAST_BASELINE, WEIGHT, WIDTH, first_alarm, points
+from services.journey.domain.charts import LEAST_BASELINE, WEIGHT, WIDTH, first_alarm, points, stabilised
 from services.journey.domain.finding import Finding, watched
 from services.journey.domain.maps import PublishedMap
 from services.journey.domain.placement import Placements
@@ -40,7 +40,7 @@ def test_run_lengths_in_theory_are_those_published() -> None:
 
 @pytest.mark.parametrize(
     "process",
-    [normal, shares(0.8, 30), shares(0.8, 1_000, 0.03), shares(0.05, 100), promoters((0.2, 0.3, 0.5), 30)],
+    [normal, shares(0.8, 30), shares(0.8, 1_000, 0.03), shares(0.01, 100), promoters((0.2, 0.3, 0.5), 30)],
     ids=["normal", "csat", "days differ", "rare", "nps"],
 )
 def test_false_alarms_are_as_rare_as_published(process: Process) -> None:
@@ -72,6 +72,14 @@ def test_points_are_standard_normal_whatever_the_sizes_are() -> None:
         sigma = math.sqrt((weight * (before - centre) ** 2).sum() / (at - 1))
         t = (mean[at] - centre) / (sigma * math.sqrt(1 / count[at] + 1 / weight.sum()))
         assert found[at] == pytest.approx(stats.norm.ppf(stats.t.cdf(t, at - 1)), abs=0.01)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9])
+def test_shares_are_charted_on_a_scale_on_which_they_vary_alike(share: float) -> None:
+    counts = np.full(20_000, 200)
+    found = stabilised(np.random.default_rng(1).binomial(counts, share), counts)
+    assert found.std() == pytest.approx(1 / math.sqrt(4 * 200), rel=0.05)
+    assert found.mean() == pytest.approx(math.asin(math.sqrt(share)), abs=0.01)
 
 
 def test_where_nothing_ever_varied_nothing_is_told() -> None:
@@ -238,7 +246,7 @@ def test_looking_every_day_finds_what_the_chart_of_the_whole_history_tells(seed:
     of_day = [e.csat == 5 for e in events]
     day = np.array([int(e.day) for e in events])
     counts = np.bincount(day)
-    means = 100 * np.bincount(day, of_day) / counts
+    means = stabilised(np.bincount(day, of_day).astype(np.int64), counts)
     expected, begin = [], 0
     while (alarm := first_alarm(means[begin:], counts[begin:])) is not None:
         expected.append(begin + alarm.at)
@@ -355,6 +363,13 @@ def test_more_of_a_point_is_told_by_its_need(kind: PointKind, rule: str) -> None
     assert f"{kind.name.lower()} about delivery/speed rose from 1" in found.reasons[0]
     assert all(read.history.need[row] > 0 for row in found.rows)
     assert of_points(shifted(read, [raised(found, read)])) == []
+
+
+def test_a_pain_that_few_told_of_is_told_when_it_spreads() -> None:
+    before = told(0, 60, 0.005)
+    assert of_points(shifted(reading([*before, *told(60, 78, 0.005)]))) == []
+    (found,) = of_points(shifted(reading([*before, *told(60, 68, 0.15)])))
+    assert (found.rule, found.need_path) == (POINT_WORSENED, "delivery/speed")
 
 
 def test_a_point_counts_customers_not_words() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.journey.domain.charts import LEAST_BASELINE, Alarm, first_alarm
+from services.journey.domain.charts import LEAST_BASELINE, Alarm, first_alarm, stabilised
 
 Dice = np.random.Generator
 #: Means and counts of so many subgroups, of which those from the second number on are shifted by so many standard
@@ -47,7 +47,7 @@ def shares(share: float, answers: int, between: float = 0.0) -> Process:
         counts = np.maximum(dice.poisson(answers, size), 20)
         own = share + between * dice.standard_normal(size)
         own[since:] += shift * math.sqrt(share * (1 - share) / answers + between**2)
-        return dice.binomial(counts, np.clip(own, 0, 1)) / counts, counts
+        return stabilised(dice.binomial(counts, np.clip(own, 0, 1)), counts), counts
 
     return process
 

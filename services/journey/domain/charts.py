@@ -39,19 +39,25 @@ class Alarm:
     """Where a chart left its limits. `at` and `start` are numbers of subgroups: the last and the first of the run.
 
     The run is what has been on one side of the centre since the average last was on the other. `average` and `limit`
-    are in standard deviations of a point; `average` is negative where the values fell. `centre` is the mean of the
-    `baseline` subgroups before the run, `sigma` the standard deviation of one answer that explains how these differ;
-    `level` is the mean of the run. All three are in units of the values.
+    are in standard deviations of a point; `average` is negative where the values fell. `sigma`, in units of the values,
+    is the standard deviation of one answer that explains how the subgroups before the run differ.
     """
 
     at: int
     start: int
     average: float
     limit: float
-    centre: float
     sigma: float
-    level: float
-    baseline: int
+
+
+def stabilised(hits: Ints, count: Ints) -> Floats:
+    """Return the shares `hits` of `count` on a scale, 0 to π/2, on which their variance is 1/(4 `count`) for any share.
+
+    F. J. Anscombe, "The Transformation of Poisson, Binomial and Negative-Binomial Data", Biometrika 35, 1948. On it
+    small shares are far less skewed, so that a pain that few tell of raises no more false alarms than another.
+    """
+    angles: Floats = np.arcsin(np.sqrt((hits + 0.375) / (count + 0.75)))
+    return angles
 
 
 def points(mean: Floats, count: Ints) -> Floats:
@@ -96,11 +102,7 @@ def first_alarm(mean: Floats, count: Ints) -> Alarm | None:
         if average * side <= 0:
             start, side = at, average
         if abs(average) > limit:
-            centre, level = _mean(mean[:start], count[:start]), _mean(mean[start : at + 1], count[start : at + 1])
-            spread = float((count[:start] * (mean[:start] - centre) ** 2).sum()) / (start - 1)
-            return Alarm(at, start, average, limit, centre, math.sqrt(spread), level, start)
+            before, weight = mean[:start], count[:start]
+            spread = (weight * (before - np.average(before, weights=weight)) ** 2).sum() / (start - 1)
+            return Alarm(at, start, average, limit, math.sqrt(spread))
     return None
-
-
-def _mean(mean: Floats, count: Ints) -> float:
-    return float(np.average(mean, weights=count))

@@ -7,6 +7,7 @@ A subgroup is what happened in a day, where most days hold enough for that, else
 too little is a gap, which the chart passes over. After a signal a chart begins anew with what happened after its run.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -20,7 +21,7 @@ from recorrido.inference.v1.events import PointKind
 from recorrido.ingest.v1.events import RatingMetric
 from recorrido.journey.v1.events import SignalRaised
 from services.foundation.scales import SCALES
-from services.journey.domain.charts import LEAST_BASELINE, WEIGHT, WIDTH, Alarm, first_alarm
+from services.journey.domain.charts import LEAST_BASELINE, WEIGHT, WIDTH, Alarm, first_alarm, stabilised
 from services.journey.domain.finding import NEWS_DAYS, Finding, rows_by_touchpoint, touchpoint_id_of
 from services.journey.domain.history import DAY_US, Flags, Floats, Ints
 from services.journey.domain.reading import Reading
@@ -36,7 +37,7 @@ SHIFT_VERSION = 1
 #: Answers (of points: customers heard) that make a subgroup; and how many of each kind, such as within the top boxes
 #: and without, one has in the mean: with fewer a share is too far from normal.
 LEAST_ANSWERS = 20
-LEAST_OF_EACH = 5
+LEAST_OF_EACH = 1
 #: How far back a chart goes, in days.
 CHARTED_DAYS = 1_096
 #: Interactions that a signal names.
@@ -108,12 +109,24 @@ class _Chart:
     def is_point(self) -> bool:
         return self.metric in _POINTS
 
+    @property
+    def is_share(self) -> bool:
+        """Return whether a subgroup's mean is the share of its top answers, in percent."""
+        return self.is_point or self.metric in {"csat", "ces"}
+
 
 @dataclass(frozen=True, slots=True)
 class _Shift:
-    """An alarm, the days that its run began and ended on (exclusive), and how many subgroups of it are gaps."""
+    """An alarm, the days that its run began and ended on (exclusive), and how many subgroups of it are gaps.
+
+    `centre` and `level` are the means of the answers before the run and of those in it, `sigma` the standard deviation
+    of one, all in the unit of the chart.
+    """
 
     alarm: Alarm
+    centre: float
+    level: float
+    sigma: float
     length: int
     since: int
     until: int
@@ -243,15 +256,30 @@ def _first_news(chart: _Chart, span: _Span, begin: int) -> _Shift | None:
         count, top = groups.count[usable], groups.top[usable]
         if min(top.mean(), (count - top).mean()) < LEAST_OF_EACH:
             continue
-        mean = groups.total[usable] / count
-        while (alarm := first_alarm(mean, count)) is not None:
+        total = groups.total[usable]
+        charted = stabilised(top, count) if chart.is_share else total / count
+        while (alarm := first_alarm(charted, count)) is not None:
             start, end = int(usable[alarm.start]), int(usable[alarm.at])
             until = span.begins(end + 1, length)
             if until >= span.today - NEWS_DAYS:
+                before, run = slice(0, alarm.start), slice(alarm.start, alarm.at + 1)
+                centre = float(total[before].sum() / count[before].sum())
+                level = float(total[run].sum() / count[run].sum())
+                # On the scale of `stabilised` a share changes by 1 / (2 root of p(1 - p)) of what it does by itself.
+                scale = 2 * math.sqrt(max(centre * (100 - centre), 0.0)) if chart.is_share else 1.0
                 gaps = end - start + 1 - (alarm.at - alarm.start + 1)
-                return _Shift(alarm, length, span.begins(start, length), until, gaps)
+                return _Shift(
+                    alarm,
+                    centre,
+                    level,
+                    alarm.sigma * scale,
+                    length,
+                    since=span.begins(start, length),
+                    until=until,
+                    gaps=gaps,
+                )
             after = slice(alarm.at + 1, None)
-            mean, count, usable = mean[after], count[after], usable[after]
+            charted, total, count, usable = charted[after], total[after], count[after], usable[after]
         return None
     return None
 
@@ -262,7 +290,7 @@ def _finding(reading: Reading, chart: _Chart, shift: _Shift, last_signal_id: str
     run = chart.rows[(occurred >= shift.since * DAY_US) & (occurred < shift.until * DAY_US)]
     value = chart.value(run)
     rose = alarm.average > 0
-    told = run[value > alarm.centre if rose else value < alarm.centre]
+    told = run[value > shift.centre if rose else value < shift.centre]
     newest = told[np.argsort(history.interactions.occurred[told], kind="stable")][-EVIDENCE:]
     touchpoint_id, where = chart.touchpoint_id, ""
     if chart.is_point:
@@ -274,7 +302,7 @@ def _finding(reading: Reading, chart: _Chart, shift: _Shift, last_signal_id: str
     analysed = history.analysis[run]
     last = max(int(positions.max()), int(history.analyses.position[analysed[analysed >= 0]].max(initial=0)))
     form = {"sentiment": "{:+.2f}", "nps": "{:.1f}"}.get(chart.metric, "{:.1f} %")
-    before, level, since = form.format(alarm.centre), form.format(alarm.level), _date(shift.since)
+    before, level, since = form.format(shift.centre), form.format(shift.level), _date(shift.since)
     return Finding(
         rule=improved if better else worsened,
         version=SHIFT_VERSION,
@@ -291,11 +319,11 @@ def _finding(reading: Reading, chart: _Chart, shift: _Shift, last_signal_id: str
             "width": f"{WIDTH:g}",
             "average": f"{alarm.average:.4f}",
             "limit": f"{alarm.limit:.4f}",
-            "centre": f"{alarm.centre:.4f}",
-            "sigma": f"{alarm.sigma:.4f}",
-            "level": f"{alarm.level:.4f}",
+            "centre": f"{shift.centre:.4f}",
+            "sigma": f"{shift.sigma:.4f}",
+            "level": f"{shift.level:.4f}",
             "subgroup": _LENGTHS[shift.length],
-            "baseline_subgroups": str(alarm.baseline),
+            "baseline_subgroups": str(alarm.start),
             "run_from": since,
             "run_until": _date(shift.until),
             "run_subgroups": str(alarm.at - alarm.start + 1),
