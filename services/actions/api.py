@@ -239,10 +239,10 @@ def _filter(enum: type[EnumT], number: int, field: str) -> EnumT | None:
 
 
 def _order(number: int) -> Order:
-    try:
-        return Order(number or Order.NEWEST.value)
-    except ValueError:
-        raise InvalidError([Violation("order", "a value of the contract")]) from None
+    rules = Rules()
+    order = rules.choice("order", Order, number)
+    rules.enforce()
+    return order or Order.NEWEST
 
 
 def moment(request: Any, field: str) -> datetime | None:

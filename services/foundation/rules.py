@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Any, Protocol, Self, TypeVar
 
 from services.foundation.errors import InvalidError, Violation
@@ -30,6 +31,7 @@ class Numbered(Protocol):
 
 
 EnumT = TypeVar("EnumT", bound=Numbered)
+ChoiceT = TypeVar("ChoiceT", bound=Enum)
 
 
 def text(field: str, value: str, most: int, *, required: bool = False, lines: bool = False) -> Iterator[Violation]:
@@ -108,6 +110,14 @@ class Rules:
         value = kind.from_number(number)
         self.require(value.number == number, field, "one of the known values")
         return value
+
+    def choice(self, field: str, kind: type[ChoiceT], number: int) -> ChoiceT | None:
+        """Read a value of an enumeration of our own, whose numbers are those of the contract; 0: None."""
+        try:
+            return kind(number) if number else None
+        except ValueError:
+            self.refuse(field, "one of the known values")
+            return None
 
     def size(self, field: str, value: int, *, default: int, most: int) -> int:
         """Read how many are wanted; 0: the default."""

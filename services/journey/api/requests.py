@@ -1,8 +1,7 @@
 """Reading requests: every rule broken is named."""
 
 from datetime import datetime
-from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 
 from recorrido.ingest.v1.events import Channel, Outcome
 from recorrido.journey.v1 import journey_map_pb2, journey_service_pb2
@@ -11,8 +10,6 @@ from services.foundation.rules import MAX_CUSTOMER_ID, Rules
 from services.journey.views.flow import Ending, FlowFilter
 from services.journey.views.scores import Grouping, Period
 from services.journey.views.selection import Selection
-
-EnumT = TypeVar("EnumT", bound=Enum)
 
 MAX_PAGE = 1000
 
@@ -64,27 +61,18 @@ class Checks(Rules):
             selection=self.selection(message.selection, path=f"{path}.selection"),
             outcome=self.known(f"{path}.outcome", Outcome, message.outcome),
             goal_id=self.optional_identity(f"{path}.goal_id", message.goal_id),
-            ending=self.choice(f"{path}.ending", message.ending, Ending),
+            ending=self.choice(f"{path}.ending", Ending, message.ending),
         )
 
-    def choice(self, field: str, number: int, kind: type[EnumT]) -> EnumT | None:
-        """Read one of a kind; None where none is given."""
-        try:
-            return kind(number) if number else None
-        except ValueError:
-            self.refuse(field, "one of the known values")
-            return None
-
     def period(self, number: int) -> Period | None:
-        return self.choice("period", number, Period)
+        return self.choice("period", Period, number)
 
     def groupings(self, numbers: Any) -> list[Grouping]:
         found = []
         for n, number in enumerate(numbers):
-            try:
-                found.append(Grouping(number))
-            except ValueError:
-                self.refuse(f"group_by[{n}]", "one of the known values")
+            self.require(number != 0, f"group_by[{n}]", "one of the known values")
+            if grouping := self.choice(f"group_by[{n}]", Grouping, number):
+                found.append(grouping)
         if len(set(found)) < len(found):
             self.refuse("group_by", "each grouping once")
         return found

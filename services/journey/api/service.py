@@ -255,8 +255,8 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
     async def GetFlow(self, request: pb.GetFlowRequest, _context: Any) -> pb.GetFlowResponse:  # noqa: N802
         check = Checks()
         as_of, map_id = check.time(request, "as_of"), check.optional_identity("map_id", request.map_id)
-        level = check.choice("level", request.level, Level) or Level.TOUCHPOINT
-        case = check.choice("case", request.case, CaseOf) or CaseOf.EPISODE
+        level = check.choice("level", Level, request.level) or Level.TOUCHPOINT
+        case = check.choice("case", CaseOf, request.case) or CaseOf.EPISODE
         asked = {"filter": check.flow_filter(request.filter, "filter")}
         if request.HasField("compare_with"):
             asked["compare_with"] = check.flow_filter(request.compare_with, "compare_with")
