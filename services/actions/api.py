@@ -29,8 +29,10 @@ from services.actions.domain.commands import (
     LinkActions,
     OfferRemedy,
     OpenAction,
+    PrioritizeAction,
     RecordContact,
     ReopenAction,
+    RescheduleAction,
     StartAction,
     VerifyAction,
 )
@@ -101,6 +103,20 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
     async def AssignAction(self, request: pb.AssignActionRequest, _context: Any) -> pb.AssignActionResponse:  # noqa: N802
         done = await self._change(AssignAction, request, owner=request.owner, reason=request.reason)
         return pb.AssignActionResponse(action=done)
+
+    async def PrioritizeAction(  # noqa: N802
+        self, request: pb.PrioritizeActionRequest, _context: Any
+    ) -> pb.PrioritizeActionResponse:
+        priority = Priority.from_number(request.priority)
+        done = await self._change(PrioritizeAction, request, priority=priority, reason=request.reason)
+        return pb.PrioritizeActionResponse(action=done)
+
+    async def RescheduleAction(  # noqa: N802
+        self, request: pb.RescheduleActionRequest, _context: Any
+    ) -> pb.RescheduleActionResponse:
+        due_at = moment(request, "due_at")
+        done = await self._change(RescheduleAction, request, reason=request.reason, due_at=due_at)
+        return pb.RescheduleActionResponse(action=done)
 
     async def StartAction(self, request: pb.StartActionRequest, _context: Any) -> pb.StartActionResponse:  # noqa: N802
         return pb.StartActionResponse(action=await self._change(StartAction, request, reason=request.reason))

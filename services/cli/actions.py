@@ -276,6 +276,18 @@ _CHANGES: Sequence[tuple[str, str, str, Mapping[str, tuple[Any, Any]]]] = (
         "Give an action to somebody.",
         {"owner": (Annotated[str, typer.Option(help="Who has it from now on.")], ...), "reason": (Reason, "")},
     ),
+    (
+        "prioritize",
+        "PrioritizeAction",
+        "Say how urgent an action is.",
+        {"priority": (Annotated[PriorityName, typer.Option(help="From now on.")], ...), "reason": (Reason, "")},
+    ),
+    (
+        "reschedule",
+        "RescheduleAction",
+        "Say by when an action has to be completed.",
+        {"due_at": (DueAt, ...), "reason": (Reason, ...)},
+    ),
     ("start", "StartAction", "Begin to work on an action.", {"reason": (Reason, "")}),
     (
         "contact",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recorrido.actions.v1.events import ActionKind, ActionResult, ContactChannel, RemedyKind, Target
+from recorrido.actions.v1.events import ActionKind, ActionResult, ContactChannel, Priority, RemedyKind, Target
 from recorrido.journey.v1.events import SignalRaised
 from services.actions.domain.commands import (
     CHANGES,
@@ -20,8 +20,10 @@ from services.actions.domain.commands import (
     OfferRemedy,
     OpenAction,
     OpenRecovery,
+    PrioritizeAction,
     RecordContact,
     ReopenAction,
+    RescheduleAction,
     StartAction,
     VerifyAction,
 )
@@ -47,6 +49,8 @@ VALID: dict[type, dict[str, Any]] = {
     AcceptAction: {"action_id": "a", "actor": "maja", "owner": "luka", "request_id": "r-2", "occurred_at": NOW},
     DeclineAction: {**CHANGE, "reason": "no ground:\nshe had not paid"},
     AssignAction: {**CHANGE, "owner": "luka", "reason": "knows her"},
+    PrioritizeAction: {**CHANGE, "priority": Priority.HIGH, "reason": "she is a regular"},
+    RescheduleAction: {**CHANGE, "due_at": NOW + timedelta(days=1), "reason": "parts are on order"},
     StartAction: {**CHANGE, "reason": ""},
     RecordContact: {**CHANGE, "channel": ContactChannel.PHONE, "reached": False, "note": "nobody home"},
     OfferRemedy: {**CHANGE, "remedy": RemedyKind.REFUND, "note": "all of it"},
@@ -113,6 +117,10 @@ BROKEN = [
     (DeclineAction, "reason", "x" * (MAX_REASON + 1), "at most 1,024 characters"),
     (AssignAction, "owner", "", "required"),
     (StartAction, "reason", "\0", "no control characters"),
+    (PrioritizeAction, "priority", Priority.UNSPECIFIED, "a priority, such as HIGH"),
+    (RescheduleAction, "due_at", None, "required"),
+    (RescheduleAction, "due_at", NOW, "later than now"),
+    (RescheduleAction, "reason", "", "required"),
     (RecordContact, "channel", ContactChannel.UNSPECIFIED, "a channel, such as PHONE"),
     (RecordContact, "note", "x" * (MAX_NOTE + 1), "at most 4,096 characters"),
     (OfferRemedy, "remedy", RemedyKind.UNSPECIFIED, "a remedy, such as APOLOGY or REFUND"),

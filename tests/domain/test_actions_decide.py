@@ -23,9 +23,12 @@ from recorrido.actions.v1.events import (
     ContactChannel,
     Deadline,
     DeadlineKind,
+    EscalationStep,
     Obligation,
+    Period,
     Priority,
     RemedyKind,
+    ServiceLevel,
 )
 from recorrido.journey.v1.events import SignalRaised
 from services.actions.domain.action import (
@@ -37,6 +40,7 @@ from services.actions.domain.action import (
     decide,
     evolve,
 )
+from services.actions.domain.calendars import BusinessTime
 from services.actions.domain.commands import (
     CHANGES,
     AcceptAction,
@@ -53,8 +57,10 @@ from services.actions.domain.commands import (
     OpenAction,
     OpenRecovery,
     PassDeadline,
+    PrioritizeAction,
     RecordContact,
     ReopenAction,
+    RescheduleAction,
     StartAction,
     Terms,
     VerifyAction,
@@ -80,6 +86,8 @@ ASKED: dict[type[Change], dict[str, Any]] = {
     AcceptAction: {"actor": "luka"},
     DeclineAction: {"reason": "no ground"},
     AssignAction: {"owner": "tina"},
+    PrioritizeAction: {"priority": Priority.URGENT},
+    RescheduleAction: {"due_at": NOW + timedelta(days=30), "reason": "parts are on order"},
     StartAction: {},
     RecordContact: {"channel": ContactChannel.PHONE, "reached": True},
     OfferRemedy: {"remedy": RemedyKind.REFUND},
@@ -415,6 +423,32 @@ def test_what_is_taken_up_again_is_not_late_for_an_acceptance_of_long_ago() -> N
     again = fold(decide(asking(ReopenAction, due_at=due), state), state)
     assert again.state is ActionState.OPEN
     assert (again.accept_by, again.next_due) == (None, due)
+
+
+def test_what_is_rescheduled_falls_due_at_the_new_moment_and_keeps_who_is_told() -> None:
+    state = timed()
+    due = NOW + timedelta(days=3)
+    level = ServiceLevel(
+        escalations=(
+            EscalationStep(obligation=Obligation.RESOLUTION, after=Period(minutes=30), to="lead"),
+            EscalationStep(obligation=Obligation.ACCEPTANCE, after=Period(minutes=5), to="nobody"),
+        )
+    )
+    late = fold(passing(2, 4, state), state)
+    assert late.late
+    moved = fold(decide(asking(RescheduleAction, due_at=due, level=level, time=BusinessTime(None)), late), late)
+    assert (moved.due_at, Obligation.RESOLUTION in moved.late, moved.state) == (due, False, late.state)
+    told = [(each.kind, each.at) for each in moved.deadlines if each.obligation is Obligation.RESOLUTION]
+    assert told == [
+        (DeadlineKind.DUE_SOON, due - timedelta(days=3) / 5),
+        (DeadlineKind.OVERDUE, due),
+        (DeadlineKind.ESCALATION, due + timedelta(minutes=30)),
+    ]
+    # Again, and reopened: no deadline has the name of another.
+    again = fold(decide(asking(RescheduleAction, "r-again", due_at=due), moved), moved)
+    every = (*SCHEDULE.deadlines, *moved.deadlines, *again.deadlines)
+    names = [each.deadline_id for each in every if each.obligation is Obligation.RESOLUTION]
+    assert len(set(names)) == len(names)
 
 
 # -- whatever comes ------------------------------------------------------------------------------------------------

@@ -87,11 +87,14 @@ async def test_an_improvement_from_a_proposal_to_the_proof_and_back(office: Offi
     assert (await office.ask("ReopenAction", key, reason="it fell again")).state == ACCEPTED
 
 
-@pytest.mark.parametrize("call", ["DeclineAction", "ReopenAction", "VerifyAction", "AssignAction", "CommentAction"])
+@pytest.mark.parametrize(
+    "call", ["DeclineAction", "ReopenAction", "VerifyAction", "AssignAction", "CommentAction", "PrioritizeAction"]
+)
 async def test_what_has_to_be_told_is_asked_for(office: Office, call: str) -> None:
     error = await refusal(office.ask(call, "some"))
-    field = {"AssignAction": "owner", "CommentAction": "text"}.get(call, "reason")
-    assert [(name, rule.partition(",")[0]) for name, rule in violations(error)] == [(field, "required")]
+    field = {"AssignAction": "owner", "CommentAction": "text", "PrioritizeAction": "priority"}.get(call, "reason")
+    said = "a priority" if field == "priority" else "required"
+    assert [(name, rule.partition(",")[0]) for name, rule in violations(error)] == [(field, said)]
 
 
 async def test_a_due_time_in_the_past_is_refused(office: Office) -> None:
@@ -303,6 +306,8 @@ async def test_every_change_can_be_asked_for_on_the_command_line(office: Office)
             ("contact", first.action_id, "--channel", "phone", "--reached", "--note", "she was kind"),
             ("remedy", first.action_id, "--kind", "refund", "--note", "12 EUR"),
             ("assign", first.action_id, "--owner", "tina"),
+            ("prioritize", first.action_id, "--priority", "urgent"),
+            ("reschedule", first.action_id, "--due", "2098-01-01", "--reason", "parts are on order"),
             ("complete", first.action_id, "--result", "helped"),
             ("reopen", first.action_id, "--reason", "again", "--due", due),
             ("decline", second.action_id, "--reason", "twice the same"),
@@ -311,14 +316,14 @@ async def test_every_change_can_be_asked_for_on_the_command_line(office: Office)
     ]
     assert [each["state"].removeprefix("ACTION_STATE_") for each in done] == [
         "IN_PROGRESS",
-        "REMEDIED",
-        "REMEDIED",
+        *4 * ("REMEDIED",),
         "COMPLETED",
         "ACCEPTED",
         "DECLINED",
         "DECLINED",
     ]
-    assert done[4]["dueAt"] == "2099-01-01T00:00:00Z"
+    assert (done[4]["priority"], done[4]["dueAt"]) == ("PRIORITY_URGENT", "2098-01-01T00:00:00Z")
+    assert done[6]["dueAt"] == "2099-01-01T00:00:00Z"
     linked = await recorrido(cluster, "actions", "link", first.action_id, "--to", improvement.action_id)
     assert "1 recoveries are under" in linked.out
     shown, missing = await asyncio.gather(
@@ -327,6 +332,7 @@ async def test_every_change_can_be_asked_for_on_the_command_line(office: Office)
     )
     assert "offered a remedy: refund" in shown.out
     assert "she was kind" in shown.out
+    assert "made it due 2098-01-01 00:00 UTC" in shown.out
     assert missing.code == 2
 
 

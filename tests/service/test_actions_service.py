@@ -294,13 +294,21 @@ async def test_what_falls_due_next_comes_first_on_every_page(office: Office) -> 
     assert await paged(order=pb.ACTION_ORDER_DUE) == [2, 3, 7, 0, 4, 1, 5, 6]
     assert await paged(order=pb.ACTION_ORDER_OLDEST) == list(range(8))
     assert await paged(order=pb.ACTION_ORDER_NEWEST) == await paged() == list(range(8))[::-1]
+    sooner = now + timedelta(hours=2)
+    moved = await office.ask("RescheduleAction", ids[0], due_at=sooner, reason="she leaves tomorrow")
+    assert moved.due_at.ToDatetime(UTC) == sooner
+
+    async def comes_first() -> bool:
+        return (await paged(order=pb.ACTION_ORDER_DUE))[:2] == [0, 2]
+
+    await until(comes_first, 20)
     first = await office.list(customer_id=customer, page_size=3, order=pb.ACTION_ORDER_DUE)
     for order in (pb.ACTION_ORDER_OLDEST, pb.ACTION_ORDER_NEWEST):
         error = await refusal(office.list(customer_id=customer, order=order, page_token=first.next_page_token))
         assert violations(error) == [("page_token", "used with the filters it was given for")]
     assert violations(await refusal(office.list(order=99))) == [("order", "one of the known values")]
     listed = await answer(office.cluster, "actions", "list", "--customer", customer, "--order", "due")
-    assert [ids.index(each["actionId"]) for each in listed["actions"]] == [2, 3, 7, 0, 4, 1, 5, 6]
+    assert [ids.index(each["actionId"]) for each in listed["actions"]] == [0, 2, 3, 7, 4, 1, 5, 6]
 
 
 async def test_what_combines_filters_is_counted_to_a_limit(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,9 @@ from recorrido.actions.v1.events import (
     ActionLinked,
     ActionOpened,
     ActionOverdue,
+    ActionPrioritized,
     ActionReopened,
+    ActionRescheduled,
     ActionResult,
     ActionStarted,
     ActionState,
@@ -55,12 +57,15 @@ from services.actions.domain.commands import (
     OpenImprovement,
     OpenRecovery,
     PassDeadline,
+    PrioritizeAction,
     RecordContact,
     ReopenAction,
+    RescheduleAction,
     StartAction,
     VerifyAction,
     passing,
 )
+from services.actions.domain.deadlines import in_order
 from services.foundation.errors import DiffersError, NotFoundError, RefusedError
 from services.foundation.events import Event, stream_name
 
@@ -92,6 +97,8 @@ RECOVERY: Transitions = MappingProxyType(
         (S.COMPLETED, ReopenAction): S.ACCEPTED,
         (S.DECLINED, ReopenAction): S.OPEN,
         **_staying(AssignAction, S.OPEN, S.ACCEPTED, S.IN_PROGRESS, S.REMEDIED),
+        **_staying(PrioritizeAction, S.OPEN, S.ACCEPTED, S.IN_PROGRESS, S.REMEDIED),
+        **_staying(RescheduleAction, S.OPEN, S.ACCEPTED, S.IN_PROGRESS, S.REMEDIED),
         **_staying(CommentAction, *_EVERYWHERE),
         **_staying(LinkActions, *_EVERYWHERE),
     }
@@ -110,6 +117,8 @@ IMPROVEMENT: Transitions = MappingProxyType(
         (S.VERIFIED, ReopenAction): S.ACCEPTED,
         (S.DECLINED, ReopenAction): S.OPEN,
         **_staying(AssignAction, S.OPEN, S.ACCEPTED, S.IN_PROGRESS, S.COMPLETED),
+        **_staying(PrioritizeAction, S.OPEN, S.ACCEPTED, S.IN_PROGRESS, S.COMPLETED),
+        **_staying(RescheduleAction, S.OPEN, S.ACCEPTED, S.IN_PROGRESS),
         **_staying(CommentAction, S.OPEN, S.ACCEPTED, S.IN_PROGRESS, S.COMPLETED, S.VERIFIED, S.DECLINED),
     }
 )
@@ -166,6 +175,7 @@ class Action:
     cause_id: str = ""
     target: Target | None = None
     reopened: int = 0
+    rescheduled: int = 0
     requests: Mapping[str, ActionEvent] = field(default_factory=dict)
 
     @property
@@ -197,6 +207,10 @@ def evolve(state: Action, event: ActionEvent) -> Action:
             after = state
         case ActionAssigned():
             after = replace(state, owner=event.owner)
+        case ActionPrioritized():
+            after = replace(state, priority=event.priority)
+        case ActionRescheduled():
+            after = _rescheduled(state, event)
         case ActionLinked():
             after = replace(state, improvement_id=event.improvement_id)
         case _:
@@ -283,6 +297,18 @@ def _met(state: Action, obligation: Obligation) -> Action:
     )
 
 
+def _rescheduled(state: Action, event: ActionRescheduled) -> Action:
+    was_late = Obligation.RESOLUTION in state.late
+    met = _met(state, Obligation.RESOLUTION)
+    return replace(
+        met,
+        due_at=event.due_at,
+        deadlines=in_order([*met.deadlines, *event.deadlines]),
+        escalated_to="" if was_late else state.escalated_to,
+        rescheduled=state.rescheduled + 1,
+    )
+
+
 def _closed(state: Action, at: datetime | None) -> Action:
     return replace(state, deadlines=(), late=(), closed_at=at)
 
@@ -329,7 +355,10 @@ def decide(command: Command, state: Action) -> Sequence[ActionEvent]:
 def _decide_for_people(
     command: OpenAction | OpenRecovery | OpenImprovement | Change, state: Action
 ) -> Sequence[ActionEvent]:
-    event = command.event(state.reopened + 2) if isinstance(command, ReopenAction) else command.event()
+    dated = state.reopened + state.rescheduled + 2
+    event: ActionEvent = (
+        command.event(dated) if isinstance(command, ReopenAction | RescheduleAction) else command.event()
+    )
     done = state.requests.get(command.request_id)
     if done is not None:
         if _asks_for(command, event, done):
@@ -356,8 +385,8 @@ def _asks_for(command: Command, event: ActionEvent, done: ActionEvent) -> bool:
     same: dict[str, Any] = {"occurred_at": done.occurred_at}
     if isinstance(done, ActionVerified | ActionReopened):
         same["impact"] = done.impact
-    if isinstance(event, ActionOpened | ActionReopened):
-        assert isinstance(done, ActionOpened | ActionReopened)
+    if isinstance(event, ActionOpened | ActionReopened | ActionRescheduled):
+        assert isinstance(done, ActionOpened | ActionReopened | ActionRescheduled)
         same["deadlines"] = done.deadlines
         if isinstance(command, ReopenAction) and command.due_at is None:
             same["due_at"] = done.due_at
@@ -423,6 +452,8 @@ class ActionDecider:
         ActionAccepted,
         ActionDeclined,
         ActionAssigned,
+        ActionPrioritized,
+        ActionRescheduled,
         ActionStarted,
         CustomerContacted,
         RemedyOffered,

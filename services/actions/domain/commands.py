@@ -22,7 +22,9 @@ from recorrido.actions.v1.events import (
     ActionLinked,
     ActionOpened,
     ActionOverdue,
+    ActionPrioritized,
     ActionReopened,
+    ActionRescheduled,
     ActionResult,
     ActionStarted,
     ActionVerified,
@@ -40,7 +42,7 @@ from recorrido.actions.v1.events import (
 )
 from recorrido.journey.v1.events import SignalRaised
 from services.actions.domain.calendars import BusinessTime
-from services.actions.domain.deadlines import Schedule, by_hand, scheduled
+from services.actions.domain.deadlines import Schedule, by_hand, rescheduled, scheduled
 from services.actions.domain.impact import MEASURES
 from services.actions.domain.rules import MAX_ID, MAX_NOTE, MAX_REASON, MAX_REASONS, MAX_TITLE, cut
 from services.foundation.events import cause_of, derived_id
@@ -51,6 +53,8 @@ ActionEvent = (
     | ActionAccepted
     | ActionDeclined
     | ActionAssigned
+    | ActionPrioritized
+    | ActionRescheduled
     | ActionStarted
     | CustomerContacted
     | RemedyOffered
@@ -397,6 +401,51 @@ class AssignAction(Change):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrioritizeAction(Change):
+    """Say how urgent it is."""
+
+    changed = ActionPrioritized
+
+    priority: Priority
+    reason: str = ""
+
+    def check(self, rules: Rules) -> None:
+        rules.require(self.priority is not Priority.UNSPECIFIED, "priority", "a priority, such as HIGH")
+        rules.text("reason", self.reason, MAX_REASON, lines=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RescheduleAction(Change):
+    """It has to be completed by another moment; escalations of its playbook's service level follow."""
+
+    changed = ActionRescheduled
+
+    due_at: datetime | None
+    reason: str
+    level: ServiceLevel | None = None
+    time: BusinessTime | None = None
+
+    def check(self, rules: Rules) -> None:
+        rules.require(self.due_at is not None, "due_at", "required")
+        rules.require(self.due_at is None or self.due_at > self.occurred_at, "due_at", "later than now")
+        rules.text("reason", self.reason, MAX_REASON, required=True, lines=True)
+
+    def event(self, opening: int = 2) -> ActionRescheduled:
+        """Return the event; `opening` tells these deadlines from any that it had."""
+        assert self.due_at is not None
+        schedule = rescheduled(self.occurred_at, self.due_at, self.level, self.time, opening=opening)
+        return ActionRescheduled(
+            action_id=self.action_id,
+            actor=self.actor,
+            due_at=schedule.due_at,
+            deadlines=tuple(schedule.deadlines),
+            reason=self.reason,
+            request_id=self.request_id,
+            occurred_at=self.occurred_at,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartAction(Change):
     """Begin to work on it."""
 
@@ -503,7 +552,7 @@ class ReopenAction(Change):
         rules.require(self.due_at is None or self.due_at > self.occurred_at, "due_at", "later than now")
 
     def event(self, opening: int = 2) -> ActionReopened:
-        """Return the event of the `opening`-th opening."""
+        """Return the event; `opening` tells these deadlines from any that it had."""
         if self.due_at is None and self.level is not None and self.time is not None:
             level = replace(self.level, accept_within=None)
             schedule = scheduled(self.occurred_at, level, self.time, opening=opening)
@@ -555,6 +604,8 @@ CHANGES: Sequence[type[Change]] = (
     AcceptAction,
     DeclineAction,
     AssignAction,
+    PrioritizeAction,
+    RescheduleAction,
     StartAction,
     RecordContact,
     OfferRemedy,

@@ -4,7 +4,7 @@ The moments are reckoned once, when the action is opened or reopened, and stand 
 move when a calendar does, and what a timer has to do is to compare two moments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -41,7 +41,7 @@ def scheduled(start: datetime, level: ServiceLevel | None, time: BusinessTime, *
         deadlines.append(_deadline(DeadlineKind.OVERDUE, obligation, due_at, due_at, opening=opening))
         steps = (step for step in level.escalations if step.obligation is obligation)
         deadlines.extend(_escalation(number, step, due_at, time, opening) for number, step in enumerate(steps, 1))
-    return Schedule(due.get(Obligation.ACCEPTANCE), due.get(Obligation.RESOLUTION), _in_order(deadlines))
+    return Schedule(due.get(Obligation.ACCEPTANCE), due.get(Obligation.RESOLUTION), in_order(deadlines))
 
 
 def by_hand(start: datetime, due_at: datetime | None, *, opening: int = 1) -> Schedule:
@@ -55,7 +55,21 @@ def by_hand(start: datetime, due_at: datetime | None, *, opening: int = 1) -> Sc
     return Schedule(None, due_at, (reminder, overdue))
 
 
-def _in_order(deadlines: list[Deadline]) -> tuple[Deadline, ...]:
+def rescheduled(
+    start: datetime, due_at: datetime, level: ServiceLevel | None, time: BusinessTime | None, *, opening: int
+) -> Schedule:
+    """Return the same with the escalations of a service level behind it."""
+    plain = by_hand(start, due_at, opening=opening)
+    if level is None or time is None:
+        return plain
+    steps = (step for step in level.escalations if step.obligation is Obligation.RESOLUTION)
+    escalations = [_escalation(number, step, due_at, time, opening) for number, step in enumerate(steps, 1)]
+    return Schedule(None, due_at, in_order([*plain.deadlines, *escalations]))
+
+
+def in_order(deadlines: Iterable[Deadline]) -> tuple[Deadline, ...]:
+    """Return deadlines in the order in which they come."""
+
     def at(deadline: Deadline) -> datetime:
         assert deadline.at is not None
         return deadline.at

@@ -8,7 +8,7 @@ from opentelemetry.context import get_current
 
 from recorrido.actions.v1.events import ActionKind
 from services.actions.domain.action import Action, decide, stream_of, unknown
-from services.actions.domain.commands import Change, LinkActions, OpenAction, ReopenAction
+from services.actions.domain.commands import Change, LinkActions, OpenAction, ReopenAction, RescheduleAction
 from services.actions.handlers.playbooks import PlaybookBook
 from services.foundation.commit import GroupCommit
 from services.foundation.errors import RecorridoError, RefusedError
@@ -30,7 +30,7 @@ class ActionCommands:
         """Execute `command`; raises what `decide` refuses with, ConflictError, ExhaustedError and UnavailableError."""
         if isinstance(command, OpenAction) and command.improvement_id:
             await self._check_improvement(command.improvement_id)
-        if isinstance(command, ReopenAction) and command.due_at is None:
+        if isinstance(command, RescheduleAction) or (isinstance(command, ReopenAction) and command.due_at is None):
             command = await self._with_service_level(command)
         (done,) = await self._execute([command], metadata, expected_revision)
         return done
@@ -49,7 +49,7 @@ class ActionCommands:
             decide(command, folded.state)
         return await self._execute(commands, metadata)
 
-    async def _with_service_level(self, command: ReopenAction) -> ReopenAction:
+    async def _with_service_level(self, command: ReopenAction | RescheduleAction) -> ReopenAction | RescheduleAction:
         state = (await self._executor.load(stream_of(command.action_id))).state
         if not state.playbook_id:
             return command

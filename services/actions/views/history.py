@@ -15,7 +15,9 @@ from recorrido.actions.v1.events import (
     ActionLinked,
     ActionOpened,
     ActionOverdue,
+    ActionPrioritized,
     ActionReopened,
+    ActionRescheduled,
     ActionStarted,
     ActionVerified,
     CustomerContacted,
@@ -116,7 +118,7 @@ def why(event: ActionEvent) -> str:
             return event.reason
 
 
-def summary(event: ActionEvent) -> str:  # noqa: C901, PLR0911 - one per type
+def summary(event: ActionEvent) -> str:  # noqa: C901, PLR0911, PLR0912 - one per type
     """Return what `event` tells, in words for people; actor and reason are told beside it."""
     match event:
         case ActionOpened():
@@ -126,6 +128,10 @@ def summary(event: ActionEvent) -> str:  # noqa: C901, PLR0911 - one per type
             return "accepted it" if event.owner == event.actor else f"accepted it for {event.owner}"
         case ActionAssigned():
             return f"gave it to {event.owner}"
+        case ActionPrioritized():
+            return f"made its priority {event.priority.name.lower()}"
+        case ActionRescheduled():
+            return f"made it due {event.due_at:%Y-%m-%d %H:%M} UTC"
         case CustomerContacted():
             how = event.channel.name.lower().replace("_", " ")
             return f"reached the customer by {how}" if event.reached else f"tried to reach the customer by {how}"

@@ -52,6 +52,7 @@ _PLAIN = (
     "playbook_rule",
     "cause_id",
     "reopened",
+    "rescheduled",
 )
 #: Fields that are kept as JSON, as nobody filters by them.
 _JSON = ("deadlines", "target")
@@ -106,6 +107,7 @@ class ActionsProjection:
             playbook_rule text NOT NULL,
             cause_id text NOT NULL,
             reopened int NOT NULL,
+            rescheduled int NOT NULL,
             deadlines bytea NOT NULL,
             target bytea NOT NULL,
             revision bigint NOT NULL,

@@ -60,6 +60,16 @@ class ActionsServiceStub:
                 request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.AssignActionRequest.SerializeToString,
                 response_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.AssignActionResponse.FromString,
                 _registered_method=True)
+        self.PrioritizeAction = channel.unary_unary(
+                '/recorrido.actions.v1.ActionsService/PrioritizeAction',
+                request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.PrioritizeActionRequest.SerializeToString,
+                response_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.PrioritizeActionResponse.FromString,
+                _registered_method=True)
+        self.RescheduleAction = channel.unary_unary(
+                '/recorrido.actions.v1.ActionsService/RescheduleAction',
+                request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.RescheduleActionRequest.SerializeToString,
+                response_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.RescheduleActionResponse.FromString,
+                _registered_method=True)
         self.StartAction = channel.unary_unary(
                 '/recorrido.actions.v1.ActionsService/StartAction',
                 request_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.StartActionRequest.SerializeToString,
@@ -154,6 +164,20 @@ class ActionsServiceServicer:
 
     def AssignAction(self, request, context):
         """Gives it to somebody.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PrioritizeAction(self, request, context):
+        """How urgent it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RescheduleAction(self, request, context):
+        """By when it has to be completed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -263,6 +287,16 @@ def add_ActionsServiceServicer_to_server(servicer, server):
                     servicer.AssignAction,
                     request_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.AssignActionRequest.FromString,
                     response_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.AssignActionResponse.SerializeToString,
+            ),
+            'PrioritizeAction': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrioritizeAction,
+                    request_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.PrioritizeActionRequest.FromString,
+                    response_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.PrioritizeActionResponse.SerializeToString,
+            ),
+            'RescheduleAction': grpc.unary_unary_rpc_method_handler(
+                    servicer.RescheduleAction,
+                    request_deserializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.RescheduleActionRequest.FromString,
+                    response_serializer=recorrido_dot_actions_dot_v1_dot_actions__service__pb2.RescheduleActionResponse.SerializeToString,
             ),
             'StartAction': grpc.unary_unary_rpc_method_handler(
                     servicer.StartAction,
@@ -439,6 +473,60 @@ class ActionsService:
             '/recorrido.actions.v1.ActionsService/AssignAction',
             recorrido_dot_actions_dot_v1_dot_actions__service__pb2.AssignActionRequest.SerializeToString,
             recorrido_dot_actions_dot_v1_dot_actions__service__pb2.AssignActionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrioritizeAction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.actions.v1.ActionsService/PrioritizeAction',
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.PrioritizeActionRequest.SerializeToString,
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.PrioritizeActionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RescheduleAction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.actions.v1.ActionsService/RescheduleAction',
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.RescheduleActionRequest.SerializeToString,
+            recorrido_dot_actions_dot_v1_dot_actions__service__pb2.RescheduleActionResponse.FromString,
             options,
             channel_credentials,
             insecure,

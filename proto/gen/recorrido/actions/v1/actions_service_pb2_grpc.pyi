@@ -47,6 +47,10 @@ class ActionsServiceStub:
     """It will not be done, for a reason."""
     AssignAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.AssignActionRequest, _actions_service_pb2.AssignActionResponse]
     """Gives it to somebody."""
+    PrioritizeAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.PrioritizeActionRequest, _actions_service_pb2.PrioritizeActionResponse]
+    """How urgent it is."""
+    RescheduleAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.RescheduleActionRequest, _actions_service_pb2.RescheduleActionResponse]
+    """By when it has to be completed."""
     StartAction: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.StartActionRequest, _actions_service_pb2.StartActionResponse]
     """Work begins."""
     RecordContact: _grpc.UnaryUnaryMultiCallable[_actions_service_pb2.RecordContactRequest, _actions_service_pb2.RecordContactResponse]
@@ -89,6 +93,10 @@ class ActionsServiceAsyncStub(ActionsServiceStub):
     """It will not be done, for a reason."""
     AssignAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.AssignActionRequest, _actions_service_pb2.AssignActionResponse]  # type: ignore[assignment]
     """Gives it to somebody."""
+    PrioritizeAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.PrioritizeActionRequest, _actions_service_pb2.PrioritizeActionResponse]  # type: ignore[assignment]
+    """How urgent it is."""
+    RescheduleAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.RescheduleActionRequest, _actions_service_pb2.RescheduleActionResponse]  # type: ignore[assignment]
+    """By when it has to be completed."""
     StartAction: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.StartActionRequest, _actions_service_pb2.StartActionResponse]  # type: ignore[assignment]
     """Work begins."""
     RecordContact: _aio.UnaryUnaryMultiCallable[_actions_service_pb2.RecordContactRequest, _actions_service_pb2.RecordContactResponse]  # type: ignore[assignment]
@@ -152,6 +160,22 @@ class ActionsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_actions_service_pb2.AssignActionResponse, _abc.Awaitable[_actions_service_pb2.AssignActionResponse]]:
         """Gives it to somebody."""
+
+    @_abc_1.abstractmethod
+    def PrioritizeAction(
+        self,
+        request: _actions_service_pb2.PrioritizeActionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_actions_service_pb2.PrioritizeActionResponse, _abc.Awaitable[_actions_service_pb2.PrioritizeActionResponse]]:
+        """How urgent it is."""
+
+    @_abc_1.abstractmethod
+    def RescheduleAction(
+        self,
+        request: _actions_service_pb2.RescheduleActionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_actions_service_pb2.RescheduleActionResponse, _abc.Awaitable[_actions_service_pb2.RescheduleActionResponse]]:
+        """By when it has to be completed."""
 
     @_abc_1.abstractmethod
     def StartAction(

@@ -1199,6 +1199,83 @@ class ActionAssigned(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
         return message
 
 
+class ActionPrioritized(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """Stream: action-<action id>."""
+
+    type_name: ClassVar[str] = "recorrido.actions.v1.ActionPrioritized"
+
+    action_id: str = ""
+    actor: str = ""
+    priority: Priority = Priority.UNSPECIFIED
+    reason: str = ""
+    request_id: str = ""
+    occurred_at: datetime | None = None
+
+    @classmethod
+    def from_proto(cls, message: events_pb2.ActionPrioritized) -> Self:
+        return cls(
+            action_id=message.action_id,
+            actor=message.actor,
+            priority=Priority.from_number(message.priority),
+            reason=message.reason,
+            request_id=message.request_id,
+            occurred_at=message.occurred_at.ToDatetime(UTC) if message.HasField("occurred_at") else None,
+        )
+
+    def to_proto(self) -> events_pb2.ActionPrioritized:
+        message = events_pb2.ActionPrioritized(
+            action_id=self.action_id,
+            actor=self.actor,
+            priority=self.priority.number,
+            reason=self.reason,
+            request_id=self.request_id,
+        )
+        if self.occurred_at is not None:
+            message.occurred_at.FromDatetime(self.occurred_at)
+        return message
+
+
+class ActionRescheduled(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """It has to be completed by another moment. Stream: action-<action id>."""
+
+    type_name: ClassVar[str] = "recorrido.actions.v1.ActionRescheduled"
+
+    action_id: str = ""
+    actor: str = ""
+    due_at: datetime | None = None
+    reason: str = ""
+    request_id: str = ""
+    occurred_at: datetime | None = None
+    deadlines: tuple[Deadline, ...] = ()
+    """In place of those that it had for its completion."""
+
+    @classmethod
+    def from_proto(cls, message: events_pb2.ActionRescheduled) -> Self:
+        return cls(
+            action_id=message.action_id,
+            actor=message.actor,
+            due_at=message.due_at.ToDatetime(UTC) if message.HasField("due_at") else None,
+            reason=message.reason,
+            request_id=message.request_id,
+            occurred_at=message.occurred_at.ToDatetime(UTC) if message.HasField("occurred_at") else None,
+            deadlines=tuple(Deadline.from_proto(x) for x in message.deadlines),
+        )
+
+    def to_proto(self) -> events_pb2.ActionRescheduled:
+        message = events_pb2.ActionRescheduled(
+            action_id=self.action_id,
+            actor=self.actor,
+            reason=self.reason,
+            request_id=self.request_id,
+            deadlines=[x.to_proto() for x in self.deadlines],
+        )
+        if self.due_at is not None:
+            message.due_at.FromDatetime(self.due_at)
+        if self.occurred_at is not None:
+            message.occurred_at.FromDatetime(self.occurred_at)
+        return message
+
+
 class ActionStarted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
     """Work began. Stream: action-<action id>."""
 
@@ -2092,6 +2169,8 @@ EVENTS = (
     ActionCompleted,
     ActionDeclined,
     ActionAssigned,
+    ActionPrioritized,
+    ActionRescheduled,
     ActionStarted,
     CustomerContacted,
     RemedyOffered,
