@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recorrido.inference.v1.events import PointKind
 from recorrido.ingest.v1.events import Channel, Outcome, ReferralDirection
@@ -30,7 +32,7 @@ from recorrido.journey.v1.events import (
 from services.foundation.errors import InvalidError
 from services.journey.domain import intervals
 from services.journey.domain.experience import experience
-from services.journey.domain.history import DAY_US, History, Scale
+from services.journey.domain.history import DAY_US, History, Scale, stable_order
 from services.journey.domain.intervals import Sample
 from services.journey.domain.loyalty import DEFAULT_RULES, levels, loyalty, standing
 from services.journey.domain.placement import Placements
@@ -674,6 +676,12 @@ def test_hedges_g_is_the_standardised_difference() -> None:
     assert found[0] == pytest.approx(expected)
     assert found[1].low < expected < found[1].high
     assert intervals.hedges_g(sample([1, 1]), sample([1, 1])) is None
+
+
+@given(st.lists(st.integers(-(2**62), 2**62) | st.integers(-3, 3)))
+def test_numbers_are_ordered_as_numpy_orders_them(keys: list[int]) -> None:
+    column = np.array(keys, np.int64)
+    assert stable_order(column).tolist() == np.argsort(column, kind="stable").tolist()
 
 
 def test_days_are_days() -> None:

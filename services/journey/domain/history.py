@@ -31,6 +31,24 @@ HOUR_US = 3_600_000_000
 BAD_OUTCOMES = {Outcome.FAILED: -1.0, Outcome.ABANDONED: -0.5, Outcome.LATE: -0.5}
 
 
+def stable_order(keys: NDArray[np.integer[Any]]) -> Ints:
+    """Return in which order whole numbers ascend, equal ones in the order in which they stand.
+
+    Digit by digit, from the lowest: numpy sorts numbers of 16 bits by counting, and larger ones by comparing, which
+    takes two to six times as long (D. E. Knuth, "The Art of Computer Programming" 3, 5.2.5, algorithm R).
+    """
+    order: Ints = np.arange(len(keys))
+    if not len(keys):
+        return order
+    rest = (keys.astype(np.int64) - int(keys.min())).astype(np.uint64)
+    while True:
+        digit = rest.astype(np.uint16)
+        order = order[np.argsort(digit[order], kind="stable")]
+        rest >>= np.uint64(16)
+        if not rest.any():
+            return order
+
+
 @dataclass(frozen=True)
 class Table:
     """Columns of equal length, in the order of `position`. `recorded` is microseconds."""
@@ -319,7 +337,7 @@ class History:
     @cached_property
     def by_time(self) -> Ints:
         """Return the rows of interactions in the order in which they happened."""
-        return np.argsort(self.interactions.occurred, kind="stable")
+        return stable_order(self.interactions.occurred)
 
     @cached_property
     def times(self) -> Ints:
@@ -351,7 +369,7 @@ class History:
     @cached_property
     def order(self) -> Ints:
         """Return the rows of interactions by customer, and of each in the order in which it happened."""
-        return self.by_time[np.argsort(self.customer[self.by_time], kind="stable")]
+        return self.by_time[stable_order(self.customer[self.by_time])]
 
     def of_customer(self, customer: int) -> "History":
         """Return the history of one customer, whose number in it is 0, under all their identities.

@@ -18,7 +18,7 @@ from recorrido.ingest.v1.events import Outcome
 from recorrido.journey.v1.events import EpisodeRules
 from services.foundation.errors import InvalidError, Violation
 from services.journey.domain import intervals
-from services.journey.domain.history import HOUR_US, Flags, Floats, Ints
+from services.journey.domain.history import HOUR_US, Flags, Floats, Ints, stable_order
 from services.journey.domain.intervals import Interval
 from services.journey.domain.reading import DEFAULT_INACTIVITY_HOURS, Reading
 from services.journey.views.scores import EventRange
@@ -177,7 +177,7 @@ class Cases:
         order = history.order
         of = history.customer if case is CaseOf.CUSTOMER else reading.episode
         if case is CaseOf.EPISODE:
-            order = order[np.argsort(of[order], kind="stable")]
+            order = order[stable_order(of[order])]
         self.order = order
         begins = np.ones(len(order), bool)
         begins[1:] = of[order][1:] != of[order][:-1]
@@ -236,7 +236,7 @@ class Cases:
         rank = rank.reshape(-1)
         size = len(times)
         starts = self.customer.astype(np.int64) * size + rank[: len(self.started)]
-        by_start = np.argsort(starts, kind="stable")
+        by_start = stable_order(starts)
         ends = self.customer[cases].astype(np.int64) * size + rank[len(self.started) :][cases]
         at = np.searchsorted(starts[by_start], ends, side="right")
         after = np.append(by_start, -1)[np.minimum(at, len(by_start))]
