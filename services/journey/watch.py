@@ -51,7 +51,8 @@ async def _look(read_model: ReadModel, handlers: WatchHandlers) -> None:
             shifts = [each.raised for each in await signals_by_rules(snapshot, SHIFT_RULES)]
         begun = time.monotonic()
         # A part of a history that is read or imported just now tells of a present that never was.
-        whole = snapshot.position >= head and (snapshot.cut == last or not is_import(reading.history, last))
+        # Where nothing more came for a while, it is all there is: a store may hold later events that are not for us.
+        whole = snapshot.cut == last or (snapshot.position >= head and not is_import(reading.history, last))
         if whole and snapshot.cut != looked:
             found = await asyncio.to_thread(findings, reading, versions, shifts)
             raised = await handlers.raise_all(reading, found, in_force.version)
