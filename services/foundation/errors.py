@@ -57,6 +57,16 @@ class OtherHistoryError(RefusedError):
         )
 
 
+class OtherTablesError(RefusedError):
+    """Another version of the service made the tables of a read model anew: this one must not write them any more."""
+
+    def __init__(self, schema: str) -> None:
+        super().__init__(
+            "OTHER_TABLES",
+            f"another version made the tables of {schema} anew; stop this one, or start it again to make them its own",
+        )
+
+
 class ErasedError(RecorridoError):
     """What it was to be recorded because of was erased; so nothing is."""
 

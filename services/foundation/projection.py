@@ -20,10 +20,11 @@ from opentelemetry.trace import SpanKind
 
 from services.foundation import telemetry
 from services.foundation.backoff import Backoff
-from services.foundation.errors import OtherHistoryError, UnavailableError
+from services.foundation.errors import OtherHistoryError, OtherTablesError, UnavailableError
 from services.foundation.events import Event, Place, Recorded, Registry
 from services.foundation.eventstore import CaughtUp, Checkpoint, EventStore
 from services.foundation.flow import batches
+from services.foundation.lease import SILENT_S
 
 LOG = structlog.get_logger()
 
@@ -35,6 +36,9 @@ POSTGRES_DOWN = (
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
+    # Who was frozen hears of it when it goes on.
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.IdleSessionTimeoutError,
     # What asyncpg says of a connection that broke while it was being used: "another operation is in progress".
     asyncpg.InternalClientError,
     TimeoutError,
@@ -54,6 +58,8 @@ UNFIT = (
 )
 
 
+#: What the tables of a schema were made for.
+MADE_FOR = "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = $1"
 #: How far the history was read, and the last event in the rows. Its stream is bytes: PostgreSQL's text holds no NUL.
 _CHECKPOINT = """CREATE TABLE checkpoint (
     position bigint NOT NULL, event_position bigint, event_id uuid, stream bytea, revision bigint
@@ -174,21 +180,29 @@ class ProjectionRunner:
         self.position = 0
         self._stored = -1
         self._last: Place | None = None
+        #: All events that the rows claim to be the last, each of which has to be in the history.
+        self._places: Sequence[Place | None] = ()
         #: Set once everything recorded before the start was projected.
         self.caught_up = asyncio.Event()
+        self._prepared = False
         self._moved = asyncio.Condition()
         self._passed_over = telemetry.METER.create_counter("recorrido.projection.undecodable")
         self._applied = telemetry.METER.create_counter("recorrido.projection.events")
 
     async def prepare(self) -> None:
-        """Create the schema where it is missing, or was made for other tables or events. Raises UnavailableError."""
+        """Create the schema where it is missing, or was made for other tables or events.
+
+        Raises:
+            OtherTablesError: it was made anew for others since: by an instance of another version, which goes on.
+            UnavailableError: PostgreSQL does not answer.
+        """
         try:
             async with self._pool.acquire() as connection, connection.transaction():
                 # Two instances may start together; the lock lets one create and the other find.
                 await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", self._schema)
-                made_for = await connection.fetchval(
-                    "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = $1", self._schema
-                )
+                made_for = await connection.fetchval(MADE_FOR, self._schema)
+                if self._prepared:
+                    self._check_tables(made_for)
                 if made_for != self._fingerprint:
                     await connection.execute(f"DROP SCHEMA IF EXISTS {self._schema} CASCADE")
                     await connection.execute(f"CREATE SCHEMA {self._schema}")
@@ -199,19 +213,26 @@ class ProjectionRunner:
                     await connection.execute(self._projection.ddl)
         except POSTGRES_DOWN as error:
             raise UnavailableError("PostgreSQL", repr(error)) from error
+        self._prepared = True
+
+    def _check_tables(self, made_for: str | None) -> None:
+        if made_for not in {None, self._fingerprint}:
+            raise OtherTablesError(self._schema)
 
     async def run(self, *, available: Callable[[bool], None] = lambda _: None) -> None:
         """Project for ever; while a part that it needs is down it waits, and `available(False)` is called.
 
-        So it does when the store was replaced: what is in the rows then stays, until the schema is dropped.
+        So it does when the store was replaced, and when another version made the tables anew: what is in the rows then
+        stays, until the schema is dropped.
         """
         told = ""
+        task = asyncio.current_task()
         while True:
             try:
                 async with asyncio.timeout(self._write_within_s):
                     await self.prepare()
                 await self._project(available)
-            except OtherHistoryError as error:
+            except (OtherHistoryError, OtherTablesError) as error:
                 available(False)
                 if error.message != told:
                     LOG.error("projection stopped", projection=self._schema, error=error.message)  # noqa: TRY400 - the text says it all
@@ -223,6 +244,9 @@ class ProjectionRunner:
             except asyncpg.TransactionRollbackError as error:
                 # Another instance moved the checkpoint, or two waited for each other's rows.
                 LOG.warning("projection starts over", projection=self._schema, error=str(error))
+            if task is not None and task.cancelling():
+                # To give back a connection that is gone raised another error in its place.
+                raise asyncio.CancelledError
             await asyncio.sleep(0.25)
 
     async def _project(self, available: Callable[[bool], None]) -> None:
@@ -233,7 +257,8 @@ class ProjectionRunner:
     async def _begin(self, available: Callable[[bool], None]) -> None:
         async with asyncio.timeout(self._write_within_s):
             await self._load()
-        await self._store.check(self._last)
+        for place in self._places:
+            await self._store.check(place)
         available(True)
 
     async def wait_for(self, position: int, timeout_s: float) -> bool:
@@ -256,6 +281,7 @@ class ProjectionRunner:
         async with self._pool.acquire() as connection:
             row = await connection.fetchrow(f"SELECT * FROM {self._schema}.checkpoint")  # noqa: S608 - a constant of ours
         self._stored, self._last = row["position"], place_of(row)
+        self._places = [self._last]
         self.position = self._last.position if self._last else 0
 
     async def _follow(self) -> None:
@@ -311,7 +337,7 @@ class ProjectionRunner:
     async def _transaction(self) -> AsyncIterator[Any]:
         async with asyncio.timeout(self._write_within_s), self._pool.acquire() as connection, connection.transaction():
             # Who is frozen in the middle of a write must not keep the others from writing for ever.
-            silent_ms = int(1000 * self._write_within_s)
+            silent_ms = int(1000 * min(SILENT_S, self._write_within_s))
             await connection.execute(
                 f"SET LOCAL search_path TO {self._schema}; SET LOCAL idle_in_transaction_session_timeout = {silent_ms}"
             )

@@ -10,7 +10,7 @@ import asyncio
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import Protocol
+from typing import Any, Protocol
 
 import asyncpg
 import structlog
@@ -19,6 +19,7 @@ from services.foundation.events import Event, Recorded
 from services.foundation.eventstore import CaughtUp, Checkpoint
 from services.foundation.lease import LOOK_EVERY_S, Shares
 from services.foundation.projection import (
+    MADE_FOR,
     Projection,
     ProjectionRunner,
     columns_of,
@@ -53,15 +54,16 @@ class SharedRunner(ProjectionRunner):
 
     _projection: SharedProjection
 
-    checkpoint_ddl = """CREATE TABLE checkpoint (
-    partition smallint PRIMARY KEY, position bigint NOT NULL,
+    checkpoint_ddl = f"""CREATE TABLE checkpoint (
+    partition smallint PRIMARY KEY CHECK (partition < {PARTITIONS}), position bigint NOT NULL,
     event_position bigint, event_id uuid, stream bytea, revision bigint
 )"""
     checkpoint_rows = f"INSERT INTO checkpoint SELECT n, -1 FROM generate_series(0, {PARTITIONS - 1}) AS n"  # noqa: S608 - a constant of ours
 
-    #: The partitions that are written here, and what the checkpoint of each is known to be.
+    #: The partitions that are written here, how far each was read, and the position of the last event in its rows.
     _held: frozenset[int] = frozenset(range(PARTITIONS))
     _at: dict[int, int]
+    _has: dict[int, int]
 
     async def _project(self, available: Callable[[bool], None]) -> None:
         async with self._pool.acquire() as connection:
@@ -101,9 +103,14 @@ class SharedRunner(ProjectionRunner):
     async def _load(self) -> None:
         """Read where the rows stand: going on is from the last event before which every held partition is complete."""
         self._projection.forget()
-        rows = await self._pool.fetch(f"SELECT * FROM {self._schema}.checkpoint")  # noqa: S608 - a constant of ours
+        async with self._pool.acquire() as connection:
+            # Who was overtaken may have been by another version.
+            self._check_tables(await connection.fetchval(MADE_FOR, self._schema))
+            rows = await connection.fetch(f"SELECT * FROM {self._schema}.checkpoint")  # noqa: S608 - a constant of ours
         held = [row for row in rows if row["partition"] in self._held]
         self._at = {row["partition"]: row["position"] for row in held}
+        self._has = {row["partition"]: _event_position(row) for row in held}
+        self._places = list({place_of(row) for row in rows})
         lasts = [place_of(row) for row in held or rows]
         self._last = None if None in lasts else min((last for last in lasts if last), key=lambda last: last.position)
         self.position = self._last.position if self._last else 0
@@ -120,9 +127,10 @@ class SharedRunner(ProjectionRunner):
                 await self._cross(item)
 
     async def _fold(self, recorded: Sequence[Recorded], position: int) -> None:
-        behind = {partition: at for partition, at in self._at.items() if at < position}
-        facts = list(self._facts(list(self._new(recorded))))
         last = recorded[-1].place if recorded else self._last
+        newest = last.position if last else -1
+        behind = {part: at for part, at in self._at.items() if at < position or self._has[part] < newest}
+        facts = list(self._facts(list(self._new(recorded))))
         if behind:
             async with self._transaction() as connection:
                 moved = await connection.execute(
@@ -139,12 +147,17 @@ class SharedRunner(ProjectionRunner):
                     raise asyncpg.SerializationError(f"checkpoints of {self._schema} are not at {behind}")
                 await self._apply(connection, facts)
             self._at |= dict.fromkeys(behind, position)
+            self._has |= dict.fromkeys(behind, newest)
         await self._reached(position, last, len(facts))
 
     def _new(self, recorded: Sequence[Recorded]) -> Iterator[Recorded]:
-        """Yield the events of the held partitions that are not in the rows yet."""
+        """Yield the events of the held partitions that are not in the rows yet.
+
+        What stands between the last event in the rows and the checkpoint came with another history, behind the same
+        beginning.
+        """
         for item in recorded:
-            if item.position > self._at.get(partition_of(item.stream), item.position):
+            if item.position > self._has.get(partition_of(item.stream), item.position):
                 yield item
 
     async def _cross(self, recorded: Recorded) -> None:
@@ -154,10 +167,10 @@ class SharedRunner(ProjectionRunner):
             async with self._transaction() as connection:
                 # Whoever writes begins with a checkpoint: they wait here.
                 await connection.execute("LOCK TABLE checkpoint IN SHARE ROW EXCLUSIVE MODE")
-                rows = await connection.fetch("SELECT position, event_position FROM checkpoint")
-                if any(row["position"] >= recorded.position for row in rows):
+                reached = [_event_position(row) for row in await connection.fetch("SELECT * FROM checkpoint")]
+                if max(reached) >= recorded.position:
                     raise asyncpg.SerializationError(f"others are behind position {recorded.position} already")
-                if all((-1 if row["event_position"] is None else row["event_position"]) >= before for row in rows):
+                if min(reached) >= before:
                     await connection.execute(
                         """UPDATE checkpoint SET position = $1, event_position = $2, event_id = $3, stream = $4,
                                   revision = $5""",
@@ -168,4 +181,9 @@ class SharedRunner(ProjectionRunner):
                     break
             await asyncio.sleep(_MEET_EVERY_S)
         self._at = dict.fromkeys(self._at, recorded.position)
+        self._has = dict.fromkeys(self._has, recorded.position)
         await self._reached(recorded.position, recorded.place, 1)
+
+
+def _event_position(row: Any) -> int:
+    return -1 if row["event_position"] is None else int(row["event_position"])

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid5
 
+import asyncpg
 import pytest
 import pytest_asyncio
 
@@ -256,9 +257,11 @@ async def passed(stage: Stage, schema: str, position: int) -> bool:
 
 async def test_nothing_is_seen_and_nobody_erased_before_all_have_come_to_it(stage: Stage) -> None:
     schema = "waiting"
-    async with stage.pool.acquire() as connection, instance(stage, schema) as runner:
+    await live(stage, range(99, 100))
+    begun = await stage.last()
+    async with stage.pool.acquire() as connection, instance(stage, schema):
         await shared_among(stage, schema, 8)
-        await until(lambda: passed(stage, schema, runner.position), 20)
+        await until(lambda: passed(stage, schema, begun), 20)
         # An instance that holds its half and does nothing.
         idle = Shares(connection, f"partitions of {schema}", PARTITIONS)
         await idle.join()
@@ -309,6 +312,94 @@ async def waits_at(stage: Stage, schema: str, position: int) -> bool:
     types = Registry(JourneyProjection.types).type_names
     before = max([each.position async for each in stage.store.read_all(None, types) if each.position < position])
     return bool(await stage.pool.fetchval(f"SELECT max(event_position) FROM {schema}.checkpoint") == before)
+
+
+async def test_who_is_frozen_in_a_write_keeps_nobody_from_writing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.foundation.projection.SILENT_S", 1)
+    schema = "frozen_in_a_write"
+    pool = await stage.dsn_pool()
+    frozen = SharedRunner(stage.store, pool, projection(schema))
+    await frozen.prepare()
+    await live(stage, range(200, 202))
+    writing = contextlib.AsyncExitStack()
+    connection = await writing.enter_async_context(frozen._transaction())
+    await connection.execute("UPDATE checkpoint SET position = position")
+    async with instance(stage, schema):
+        last = await stage.last()
+        await until(lambda: passed(stage, schema, last), 15)
+    with contextlib.suppress(*foundation.POSTGRES_DOWN):
+        await writing.aclose()
+    pool.terminate()
+
+
+async def told_by(runner: SharedRunner, count: int) -> list[bool]:
+    """Run until it told of its availability so often, and return what."""
+    told: list[bool] = []
+    task = asyncio.create_task(runner.run(available=told.append))
+    await until(lambda: len(told) >= count, 20, what=f"{count} answers")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return told
+
+
+async def test_no_partition_goes_on_over_another_history(stage: Stage) -> None:
+    """The store was replaced by a backup that ends between the partitions: some of them had read farther."""
+    schema = "replaced"
+    await live(stage, range(210, 212))
+    before = await alone(stage, schema)
+    await stage.pool.execute(
+        f"UPDATE {schema}.checkpoint SET event_position = event_position + 1000, position = position + 1000,"
+        " event_id = gen_random_uuid() WHERE partition = 5"
+    )
+    await live(stage, range(212, 214))
+    assert await told_by(SharedRunner(stage.store, stage.pool, projection(schema)), 1) == [False]
+    rows = await dump(stage.pool, schema)
+    rows.pop("checkpoint")
+    assert rows == before
+
+
+async def test_what_came_behind_the_last_event_is_found(stage: Stage) -> None:
+    """A backup from between the last event and the checkpoint holds all that was read, and goes on differently."""
+    schema = "behind"
+    await live(stage, range(220, 222))
+    await alone(stage, schema)
+    await stage.pool.execute(f"UPDATE {schema}.checkpoint SET position = position + 1000000")
+    await live(stage, range(222, 230))
+    async with instance(stage, schema):
+        last = await stage.last()
+        await until(lambda: passed(stage, schema, last), 20)
+    rows = await dump(stage.pool, schema)
+    rows.pop("checkpoint")
+    assert rows == await alone(stage, "behind_alone")
+
+
+async def test_who_is_of_another_version_writes_no_more(stage: Stage) -> None:
+    """Tables that a newer version made anew are left to it: they are neither filled by the older one nor dropped."""
+    schema = "versions"
+    await live(stage, range(240, 242))
+    newer = projection(schema)
+    newer.types = [each for each in newer.types if each is not ActionOpened]
+    older = SharedRunner(stage.store, stage.pool, projection(schema))
+    told: list[bool] = []
+    running_on = asyncio.create_task(older.run(available=told.append))
+    last = await stage.last()
+    await until(lambda: passed(stage, schema, last), 20, ignoring=(asyncpg.UndefinedTableError,))
+    await SharedRunner(stage.store, stage.pool, newer).prepare()
+    await live(stage, range(242, 243))
+    await until(lambda: told[-1] is False, 20, what="the older one stops")
+    assert await stage.pool.fetchval(f"SELECT count(*) FROM {schema}.interaction") == 0
+    assert await stage.pool.fetchval(f"SELECT max(position) FROM {schema}.checkpoint") == -1
+    await stage.pool.execute(f"DROP SCHEMA {schema} CASCADE")
+    await until(lambda: told[-1] is True, 20, what="it is built anew")
+    running_on.cancel()
+    await asyncio.gather(running_on, return_exceptions=True)
+
+
+async def test_another_number_of_partitions_is_another_read_model() -> None:
+    """What tells tables apart names the number."""
+    assert f"partition < {PARTITIONS}" in SharedRunner.checkpoint_ddl
 
 
 async def test_who_says_nothing_loses_its_share(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
