@@ -89,6 +89,11 @@ def test_waiting_grows_to_an_hour_and_half_of_it_is_chance(attempts: int, chance
         ("fe80::1", False),
         ("fd00::1", False),
         ("ff02::1", False),
+        # Private to a site before fd00::/8 was; for protocols; for documentation.
+        ("fec0::1", False),
+        ("192.0.0.8", False),
+        ("3fff::1", False),
+        ("::ffff:192.0.0.8", False),
         # What carries a private IPv4 address: mapped, translated (RFC 6052), 6to4.
         ("::ffff:127.0.0.1", False),
         ("64:ff9b::10.0.0.1", False),

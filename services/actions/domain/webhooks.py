@@ -370,6 +370,9 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 #: Addresses behind a translator stand for the IPv4 address in their last bits (RFC 6052).
 _TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
+#: What Python does not know to be no part of the public internet: protocol assignments (RFC 6890), addresses for
+#: documentation (RFC 9637), and those that were private to a site before fc00::/7 was (RFC 3879).
+_NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "3fff::/20", "fec0::/10")))
 
 
 def meant(address: Address) -> Address:
@@ -384,13 +387,18 @@ def meant(address: Address) -> Address:
 def is_public(address: Address) -> bool:
     """Return whether an address is reached over the public internet, by the registries of IANA."""
     reached = meant(address)
+    if _within(reached, _NOT_PUBLIC):
+        return False
     return reached.is_global and not reached.is_multicast and not reached.is_reserved
 
 
 def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
     """Return whether an address is in one of the networks that are allowed although they are not public."""
-    reached = meant(address)
-    return any(reached in network for network in allowed if network.version == reached.version)
+    return _within(meant(address), allowed)
+
+
+def _within(address: Address, some: Sequence[Network]) -> bool:
+    return any(address in network for network in some if network.version == address.version)
 
 
 def networks(text: str) -> Sequence[Network]:
