@@ -17,10 +17,12 @@ from recorrido.actions.v1 import events as actions_events
 from recorrido.actions.v1.events import (
     ActionCompleted,
     ActionDeclined,
+    ActionKind,
     ActionOpened,
     ActionReopened,
     ActionResult,
     ActionState,
+    ActionVerified,
     SignalAnswered,
     SignalJoined,
 )
@@ -326,23 +328,37 @@ def _link(recorded: Recorded, event: IdentityLinked | IdentityUnlinked, pseudony
 def _action(
     recorded: Recorded, event: ActionOpened, events: Sequence[Event], pseudonyms: _Pseudonyms
 ) -> AnonymousAction:
-    ends = [e for e in events if isinstance(e, ActionCompleted | ActionDeclined | ActionReopened)]
-    end = ends[-1] if ends else None
-    declined = isinstance(end, ActionDeclined)
-    # What is under way ends here: nobody can be reached any more.
-    result = end.result if isinstance(end, ActionCompleted) else ActionResult.UNREACHABLE
+    state, result = _end(event.kind, events)
     times: list[datetime | None] = [getattr(e, "occurred_at", None) for e in events]
     return AnonymousAction(
         pseudonym=pseudonyms.of(event.customer_id),
         position=str(recorded.position),
         kind=event.kind,
-        state=ActionState.DECLINED if declined else ActionState.COMPLETED,
-        result=ActionResult.UNSPECIFIED if declined else result,
+        state=state,
+        result=result,
         touchpoint=event.touchpoint,
         need_path=event.need_path,
         opened_at=event.occurred_at,
         updated_at=next((at for at in reversed(times) if at is not None), None),
     )
+
+
+def _end(kind: ActionKind, events: Sequence[Event]) -> tuple[ActionState, ActionResult]:
+    """Return how an action ended. What is under way ends here: nobody can be reached, or go on with it, any more."""
+    ends = [e for e in events if isinstance(e, ActionCompleted | ActionDeclined | ActionVerified | ActionReopened)]
+    result = next((e.result for e in reversed(ends) if isinstance(e, ActionCompleted)), ActionResult.UNSPECIFIED)
+    match ends[-1] if ends else None:
+        case ActionVerified():
+            return ActionState.VERIFIED, result
+        case ActionCompleted() if kind is not ActionKind.IMPROVEMENT:
+            return ActionState.COMPLETED, result
+        case ActionDeclined():
+            return ActionState.DECLINED, ActionResult.UNSPECIFIED
+        case _ if kind is ActionKind.IMPROVEMENT:
+            # One that is only completed waits to be verified, which nobody could do.
+            return ActionState.DECLINED, ActionResult.UNSPECIFIED
+        case _:
+            return ActionState.COMPLETED, ActionResult.UNREACHABLE
 
 
 def receipt(receipt_id: str, parts: Sequence[CustomerAnonymized]) -> CustomerErased:

@@ -15,6 +15,7 @@ from recorrido.actions.v1.events import (
     ActionReopened,
     ActionResult,
     ActionState,
+    ActionVerified,
 )
 from recorrido.inference.v1.events import (
     Analysis,
@@ -180,6 +181,26 @@ def test_an_action_ends_as_it_ended_or_unreachable(
     assert (left.state, left.result, left.opened_at) == (state, result, AT)
     assert len(part.erased_positions) == 1 + len(ends)
     assert "Ana" not in encode(part).decode()
+
+
+@pytest.mark.parametrize(
+    ("ends", "state", "result"),
+    [
+        ((), ActionState.DECLINED, ActionResult.UNSPECIFIED),
+        ((ActionCompleted(result=ActionResult.HELPED),), ActionState.DECLINED, ActionResult.UNSPECIFIED),
+        (
+            (ActionCompleted(result=ActionResult.HELPED), ActionVerified(reason="it does")),
+            ActionState.VERIFIED,
+            ActionResult.HELPED,
+        ),
+    ],
+)
+def test_an_improvement_waits_for_nobody_when_it_is_erased(
+    ends: tuple[Event, ...], state: ActionState, result: ActionResult
+) -> None:
+    opened = ActionOpened(action_id="a", kind=ActionKind.IMPROVEMENT, customer_id="ana", occurred_at=AT)
+    ((left,),) = [part.actions for part in told(stream("action-a", opened, *ends))]
+    assert (left.state, left.result) == (state, result)
 
 
 def test_a_persons_correction_still_wins_and_tells_nothing_of_anybody() -> None:

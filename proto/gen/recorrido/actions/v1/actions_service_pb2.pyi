@@ -1195,6 +1195,7 @@ class WatchActionsRequest(_message.Message):
     action_id: _builtins.str
     kind: _action_pb2.ActionKind.ValueType
     customer_id: _builtins.str
+    """As the action names it: links of identities are not followed."""
     owner: _builtins.str
     """Whose it is after the change."""
     touchpoint: _builtins.str

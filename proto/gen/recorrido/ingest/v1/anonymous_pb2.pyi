@@ -191,7 +191,9 @@ class AnonymousAction(_message.Message):
     """Of the event that opened it."""
     kind: _action_pb2.ActionKind.ValueType
     state: _action_pb2.ActionState.ValueType
-    """Declined or completed. An action that was under way is completed: the customer cannot be reached any more."""
+    """Declined, completed or verified. A recovery that was under way is completed: the customer cannot be reached any
+    more. An improvement that was not verified is declined: nobody can go on with it.
+    """
     result: _action_pb2.ActionResult.ValueType
     touchpoint: _builtins.str
     need_path: _builtins.str

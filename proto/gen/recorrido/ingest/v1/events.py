@@ -616,7 +616,8 @@ class AnonymousAction(Struct, frozen=True, kw_only=True, omit_defaults=True, ren
     """Of the event that opened it."""
     kind: actions_v1.ActionKind = actions_v1.ActionKind.UNSPECIFIED
     state: actions_v1.ActionState = actions_v1.ActionState.UNSPECIFIED
-    """Declined or completed. An action that was under way is completed: the customer cannot be reached any more."""
+    """Declined, completed or verified. A recovery that was under way is completed: the customer cannot be reached any
+    more. An improvement that was not verified is declined: nobody can go on with it."""
     result: actions_v1.ActionResult = actions_v1.ActionResult.UNSPECIFIED
     touchpoint: str = ""
     need_path: str = ""
