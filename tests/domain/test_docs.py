@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from recorrido.actions.v1 import events as actions
+from recorrido.inference.v1 import events as inference
+from recorrido.ingest.v1 import events as ingest
+from recorrido.journey.v1 import events as journey
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _SPEC = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs/generate.py")
@@ -70,6 +75,26 @@ def test_the_page_of_the_command_line_names_every_command() -> None:
     table = (ROOT / "docs/cli.md").read_text(encoding="utf-8").partition("\n| --- | --- |\n")[2].partition("\n\n")[0]
     named = set(re.findall(r"`([a-z-]+)", table))
     assert {name.split()[1] for name in COMMANDS} - named == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_of_the_page_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)\s]+)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_command_option_and_setting_says_what_it_is() -> None:
+    options = [f"{name} {each.name}" for name, command in COMMANDS.items() for each in command.params if not each.help]
+    settings = {name: generate.settings_of(name).model_fields for name in generate.SERVICES}
+    assert [name for name, command in COMMANDS.items() if not command.help] == []
+    assert [each for each in options if not each.endswith(" help")] == []
+    assert [name for fields in settings.values() for name, field in fields.items() if not field.description] == []
+
+
+def test_the_page_of_events_names_every_event() -> None:
+    page = (ROOT / "docs/events.md").read_text(encoding="utf-8")
+    names = [event.type_name for package in (actions, inference, ingest, journey) for event in package.EVENTS]
+    assert [name for name in names if f"`{name}`" not in page] == []
 
 
 def test_every_setting_that_a_page_names_exists() -> None:
