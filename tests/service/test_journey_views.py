@@ -61,6 +61,7 @@ from services.foundation.errors import InvalidError, NotFoundError
 from services.foundation.events import Recorded, Registry, encode
 from services.foundation.projection import ProjectionRunner
 from services.journey.domain.placement import place
+from services.journey.views import columns
 from services.journey.views.overview import overview
 from services.journey.views.points import KINDS, points, words
 from services.journey.views.projection import JourneyProjection
@@ -715,6 +716,69 @@ async def _time_does_not_go_back(pool: Any, read_model: ReadModel, history: Hist
         history.recorded[-1] = replace(history.recorded[-1], recorded_at=late)
         await project(pool, history.recorded[-1:])
         assert await now() == microseconds(late)
+
+
+async def test_a_question_keeps_to_what_it_began_with(tmp_path: Path) -> None:
+    """A customer is erased between two steps of a question: it is answered by the rows of before, to its end."""
+    history = History(random.Random(0))
+    for customer_id in ("ana", "bor", "cid"):
+        happened = Interaction(source="web", customer=Customer(customer_id=customer_id), occurred_at=START)
+        history.add(InteractionRecorded(interaction=happened), customer_id)
+
+    async def total(snapshot: Snapshot, customer_id: str) -> tuple[str, int]:
+        in_force = snapshot.map_in_force("")
+        journey = await customer_journey(snapshot, in_force, customer_id, page_size=10, page_token="")
+        return journey.customer_id, journey.total
+
+    async with postgres(tmp_path) as pool:
+        read_model = await project(pool, history.recorded)
+        async with read_model.snapshot() as before:
+            gone = (str(history.recorded[0].position),)
+            history.add(CustomerAnonymized(receipt_id="r", erased_positions=gone), "erased")
+            await project(pool, history.recorded[-1:])
+            async with read_model.snapshot() as after:
+                assert await total(after, "cid") == ("cid", 1)
+                with pytest.raises(NotFoundError):
+                    await total(after, "ana")
+            assert [await total(before, each) for each in ("ana", "bor", "cid")] == [
+                ("ana", 1),
+                ("bor", 1),
+                ("cid", 1),
+            ]
+            assert len(before.history.interactions) == 3
+        async with read_model.snapshot() as now:
+            assert len(now.history.interactions) == 2
+
+
+async def test_who_gives_up_takes_nothing_from_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was being read for a caller who went away is read to its end, and not once more."""
+    history = random_history(8, 60)
+    asked, going_on = asyncio.Event(), asyncio.Event()
+    copied = []
+    copy = columns._copy
+
+    async def slowly(connection: Any, query: str, wanted: Any) -> Any:
+        copied.append(query)
+        asked.set()
+        await going_on.wait()
+        return await copy(connection, query, wanted)
+
+    async def ask(read_model: ReadModel) -> int:
+        async with read_model.snapshot() as snapshot:
+            return len(snapshot.history.interactions)
+
+    async with postgres(tmp_path) as pool:
+        read_model = await project(pool, history)
+        monkeypatch.setattr(columns, "_copy", slowly)
+        hasty, patient = asyncio.create_task(ask(read_model)), asyncio.create_task(ask(read_model))
+        await asked.wait()
+        hasty.cancel()
+        await asyncio.sleep(0)
+        going_on.set()
+        assert await patient == await pool.fetchval("SELECT count(*) FROM journey.interaction")
+        with pytest.raises(asyncio.CancelledError):
+            await hasty
+    assert len(copied) == len(set(copied))
 
 
 async def test_of_an_erased_customer_statistics_stay_and_the_rows_are_those_of_a_rebuild(tmp_path: Path) -> None:

@@ -163,14 +163,14 @@ class MapVersion:
 
 
 class Columns:
-    """What the tables of a schema hold, as far as it was read."""
+    """What the tables of a schema hold, as far as it was read. Rows are added only: where some changed, others begin.
+
+    `broken`: half of something was added, and nothing more will be.
+    """
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
-        self._generation: Any = None
-        self._empty()
-
-    def _empty(self) -> None:
+        self.broken = False
         self.position = -1
         self.vocabulary = Vocabulary()
         self.maps: list[MapVersion] = []
@@ -197,28 +197,28 @@ class Columns:
             self._erasures,
         )
 
-    async def refresh(self, connection: Any, position: int, generation: object) -> bool:
-        """Read what was added up to `position`. Another `generation` means other tables: all is read anew.
-
-        Returns:
-            Whether it was: then numbers and histories of before mean nothing any more.
-        """
+    async def refresh(self, connection: Any, position: int) -> bool:
+        """Read what was added up to `position`; return whether it is there. It is not where these are broken."""
         async with self._lock:
-            anew = bool(generation != self._generation)
-            if anew:
-                self._empty()
-            try:
-                if position > self.position:
-                    for table, last in zip(self._tables, await self._lasts(connection, position), strict=True):
-                        await self._read(connection, table, last)
-                    await self._read_maps(connection, position)
-                    self.position = position
-            except BaseException:
-                # Half of it was added: begin anew the next time.
-                self._generation = None
-                raise
-            self._generation = generation
-            return anew
+            if position > self.position and not self.broken:
+                reading = asyncio.ensure_future(self._add(connection, position))
+                try:
+                    await asyncio.shield(reading)
+                except asyncio.CancelledError:
+                    # Who asked gave up; what is being read serves the next.
+                    await _end_of(reading)
+                    raise
+        return not self.broken
+
+    async def _add(self, connection: Any, position: int) -> None:
+        try:
+            for table, last in zip(self._tables, await self._lasts(connection, position), strict=True):
+                await self._read(connection, table, last)
+            await self._read_maps(connection, position)
+        except BaseException:
+            self.broken = True
+            raise
+        self.position = position
 
     async def _lasts(self, connection: Any, upto: int) -> Sequence[int]:
         """Return how far each table is to be read, all in one question: mostly little was added, to few of them."""
@@ -322,6 +322,14 @@ class Columns:
     def number_of(self, customer_key: int) -> int | None:
         """Return the number of a customer in the columns, given the key of their name."""
         return self._codes[Kind.CUSTOMER].number(customer_key)
+
+
+async def _end_of(reading: asyncio.Future[None]) -> None:
+    try:
+        await asyncio.wait({reading})
+    finally:
+        # For who is told twice to stop.
+        reading.cancel()
 
 
 _DECODE_MAP = msgspec.json.Decoder(JourneyMap).decode

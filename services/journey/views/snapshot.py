@@ -75,7 +75,7 @@ class Snapshot:
     as_of: datetime
     position: int
     cut: int
-    model: "ReadModel"
+    model: "Generation"
 
     @property
     def then(self) -> str:
@@ -126,15 +126,44 @@ class Snapshot:
         return None if key is None else self.model.columns.number_of(key)
 
 
+class Generation:
+    """The columns of tables of which no row changed yet, and what was derived of them.
+
+    Who looks at them keeps them to the end of the question, also when rows changed and others look at new ones.
+    """
+
+    def __init__(self, of: object) -> None:
+        self.of = of
+        self.columns = Columns()
+        self._placements: dict[tuple[str, int], Placements] = {}
+        self._readings: OrderedDict[tuple[int, str, int], Reading] = OrderedDict()
+
+    def reading(self, history: History, in_force: MapInForce) -> Reading:
+        """Return a history read by a published map; of those asked for last what was derived is kept."""
+        key = (history.cut, in_force.map_id, in_force.version)
+        reading = self._readings.pop(key, None)
+        if reading is None or reading.history is not history:
+            reading = Reading(history, in_force.map, self.placements(in_force))
+        self._readings[key] = reading
+        while len(self._readings) > _KEPT_READINGS:
+            self._readings.popitem(last=False)
+        return reading
+
+    def placements(self, in_force: MapInForce) -> Placements:
+        """Return where a published map places each raw touchpoint."""
+        key = (in_force.map_id, in_force.version)
+        if key not in self._placements:
+            self._placements[key] = Placements(in_force.map)
+        return self._placements[key]
+
+
 class ReadModel:
     """The tables of the projection `schema`, behind a connection pool, and their columns in memory."""
 
     def __init__(self, pool: Any, schema: str) -> None:
         self._pool = pool
         self._schema = schema
-        self.columns = Columns()
-        self._placements: dict[tuple[str, int], Placements] = {}
-        self._readings: OrderedDict[tuple[int, str, int], Reading] = OrderedDict()
+        self._generation = Generation(None)
 
     @asynccontextmanager
     async def snapshot(self, as_of: datetime | None = None) -> AsyncIterator[Snapshot]:
@@ -155,30 +184,19 @@ class ReadModel:
                               (SELECT count(*) FROM erasure) AS erasures
                        FROM checkpoint"""
                 )
-                position, generation = row["position"], (row["tables"], row["erasures"])
-                if await self.columns.refresh(connection, position, generation):
-                    self._placements.clear()
-                    self._readings.clear()
+                position = row["position"]
+                generation = await self._read(connection, position, (row["tables"], row["erasures"]))
                 # Others may have read on meanwhile; these rows go to `position` only.
-                cut = min(self.columns.cut(None if as_of is None else microseconds(as_of)), position + 1)
-                yield Snapshot(connection, as_of or NOW, max(position, 0), cut, self)
+                cut = min(generation.columns.cut(None if as_of is None else microseconds(as_of)), position + 1)
+                yield Snapshot(connection, as_of or NOW, max(position, 0), cut, generation)
         except (*POSTGRES_DOWN, *_NOT_BUILT) as error:
             raise UnavailableError("PostgreSQL", repr(error)) from error
 
-    def reading(self, history: History, in_force: MapInForce) -> Reading:
-        """Return a history read by a published map; of those asked for last what was derived is kept."""
-        key = (history.cut, in_force.map_id, in_force.version)
-        reading = self._readings.pop(key, None)
-        if reading is None or reading.history is not history:
-            reading = Reading(history, in_force.map, self.placements(in_force))
-        self._readings[key] = reading
-        while len(self._readings) > _KEPT_READINGS:
-            self._readings.popitem(last=False)
-        return reading
-
-    def placements(self, in_force: MapInForce) -> Placements:
-        """Return where a published map places each raw touchpoint."""
-        key = (in_force.map_id, in_force.version)
-        if key not in self._placements:
-            self._placements[key] = Placements(in_force.map)
-        return self._placements[key]
+    async def _read(self, connection: Any, position: int, of: object) -> Generation:
+        """Return the columns of the tables, read up to `position`. Another `of` means that rows of before changed."""
+        while True:
+            if self._generation.of != of or self._generation.columns.broken:
+                self._generation = Generation(of)
+            generation = self._generation
+            if await generation.columns.refresh(connection, position):
+                return generation
