@@ -217,6 +217,9 @@ def test_pause_resume_delete() -> None:
             decider.decide(command, deleted)
         with pytest.raises(NotFoundError):
             decider.decide(command, Webhook())
+    assert decider.decide(change(WebhookDeleted, "2"), deleted) == []
+    with pytest.raises(NotFoundError):
+        decider.decide(register, deleted)
 
 
 def test_the_secret_before_signs_for_a_day() -> None:
@@ -227,6 +230,25 @@ def test_the_secret_before_signs_for_a_day() -> None:
     assert salts(state, NOW + OVERLAP - timedelta(seconds=1)) == ["2", "1"]
     assert salts(state, NOW + OVERLAP) == ["2"]
     assert salts(after(RegisterWebhook(**REGISTER)), NOW) == ["1"]
+
+
+def test_whoever_loses_a_new_secret_and_rotates_again_is_still_understood() -> None:
+    """The receiver has the one before the one that was lost."""
+    hour = timedelta(hours=1)
+    lost = change(WebhookSecretRotated, "2", key_id="k", salt="2")
+    again = change(WebhookSecretRotated, "3", key_id="k", salt="3", occurred_at=NOW + hour)
+    state = after(RegisterWebhook(**REGISTER), lost, again)
+
+    def salts(at: datetime) -> list[str]:
+        return [each.salt for each in state.secrets(at)]
+
+    assert salts(NOW + hour) == ["3", "2", "1"]
+    assert salts(NOW + OVERLAP) == ["3", "2"]
+    assert salts(NOW + OVERLAP + hour) == ["3"]
+    state = after(
+        RegisterWebhook(**REGISTER), lost, change(WebhookSecretRotated, "4", salt="4", occurred_at=NOW + OVERLAP)
+    )
+    assert len(state.earlier) == 1
 
 
 # -- secrets -------------------------------------------------------------------------------------------------------

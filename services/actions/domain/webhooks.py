@@ -8,7 +8,7 @@ import base64
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Self
@@ -192,17 +192,24 @@ class Webhook:
     paused: bool = False
     deleted: bool = False
     secret: WebhookSecret | None = None
-    previous_secret: WebhookSecret | None = None
+    #: Those before it that may still sign, the latest first.
+    earlier: tuple[WebhookSecret, ...] = ()
     #: When each delivery was given up last: of a receiver who is away for days there are very many.
     abandoned: Map[str, datetime | None] = field(default_factory=Map)
     requests: Mapping[str, WebhookEvent] = field(default_factory=dict)
 
     def secrets(self, now: datetime) -> Sequence[WebhookSecret]:
         """Return what the secrets that sign at `now` are made of, the present one first."""
-        present, before = self.secret, self.previous_secret
-        if present is None:
-            return ()
-        return (present, before) if before and now < present.occurred_at + OVERLAP else (present,)
+        return (self.secret, *_still_good(self.secret, self.earlier, now)) if self.secret else ()
+
+
+def _still_good(present: WebhookSecret, earlier: Sequence[WebhookSecret], now: datetime) -> Iterator[WebhookSecret]:
+    """Yield those that sign at `now`, too: each until a day after the next one was made."""
+    for each in earlier:
+        if now >= present.occurred_at + OVERLAP:
+            return
+        yield each
+        present = each
 
 
 class Webhooks:
@@ -233,7 +240,8 @@ class Webhooks:
             case WebhookDeleted():
                 after = replace(state, deleted=True)
             case WebhookSecret():
-                return replace(state, secret=event, previous_secret=state.secret)
+                earlier = (state.secret, *state.earlier) if state.secret else ()
+                return replace(state, secret=event, earlier=tuple(_still_good(event, earlier, event.occurred_at)))
             case DeliveryAbandoned():
                 return replace(state, abandoned=state.abandoned.set(event.delivery_id, event.occurred_at))
             case _:
@@ -261,6 +269,9 @@ class Webhooks:
                 or msgspec.structs.replace(event, occurred_at=done.occurred_at) != done
             ):
                 raise DiffersError("REQUEST_ID_REUSED", f"request_id {command.request_id} was used for something else")
+            if isinstance(command, RegisterWebhook) and state.deleted:
+                # To answer as the first time would tell of a webhook that is not there.
+                raise _not_found(command.webhook_id)
             return []
         secret = [
             WebhookSecret(
@@ -273,10 +284,14 @@ class Webhooks:
         if isinstance(command, RegisterWebhook):
             return [event, *secret]
         if not state.webhook_id or state.deleted:
-            raise NotFoundError("WEBHOOK_NOT_FOUND", f"there is no webhook {command.webhook_id}")
+            raise _not_found(command.webhook_id)
         if isinstance(event, WebhookPaused | WebhookResumed) and state.paused is isinstance(event, WebhookPaused):
             raise RefusedError("ILLEGAL_TRANSITION", f"it is {'' if state.paused else 'not '}paused already")
         return [event, *(secret if isinstance(event, WebhookSecretRotated) else [])]
+
+
+def _not_found(webhook_id: str) -> NotFoundError:
+    return NotFoundError("WEBHOOK_NOT_FOUND", f"there is no webhook {webhook_id}, or not any more")
 
 
 def webhook_stream(webhook_id: str) -> str:
