@@ -3,12 +3,14 @@
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import hashlib
 import hmac
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,6 +24,10 @@ from aiohttp import web
 from recorrido.actions.v1 import webhook_service_pb2 as pb
 from recorrido.actions.v1.events import ActionCommented
 from recorrido.actions.v1.webhook_service_pb2_grpc import WebhookServiceStub
+from services.actions.domain.webhooks import Keyring, Webhook, networks
+from services.actions.handlers import webhooks as webhook_handlers
+from services.actions.handlers.webhooks import WebhookHandlers
+from services.actions.receivers import Receivers
 from services.actions.views import outbox
 from services.foundation.events import Pending, stream_name
 from services.foundation.eventstore import NO_STREAM, StreamAppend
@@ -413,6 +419,43 @@ async def test_a_large_replay_runs_beside_deliveries_and_other_replays(desk: Des
 
     await until(dropped, 30, every_s=0.2)
     assert desk.office.cluster.restarts("actions") == 0
+
+
+async def test_what_was_claimed_and_not_begun_in_time_is_given_back(desk: Desk) -> None:
+    key, day = str(uuid4()), timedelta(days=1)
+    now = datetime.now(UTC)
+    pool = await asyncpg.create_pool(desk.office.cluster.environment["RECORRIDO_POSTGRES_DSN"], min_size=1, max_size=2)
+    receivers = Receivers(networks("127.0.0.0/8"), 2.0)
+    try:
+        await pool.execute(
+            """INSERT INTO actions_webhooks.webhook (webhook_id, url, event_types, description, registered_at,
+               registered_by, position) VALUES ($1, 'http://127.0.0.1:9/', '{}', '', $2, 'x', 0)""",
+            *(key, now),
+        )
+        # Due tomorrow, so that the service leaves them to us.
+        await pool.executemany(
+            """INSERT INTO actions_webhooks.delivery (delivery_id, webhook_id, event_id, event_type, stream, revision,
+               position, recorded_at, next_at) VALUES ($1, $2, $3, 'x', 'action-x', 0, $4, $5, $6)""",
+            [(str(uuid4()), key, uuid4(), position, now, now + day) for position in range(3)],
+        )
+        box = outbox.Outbox(pool, 2.0)
+        clock = lambda: now + 2 * day  # noqa: E731 - as short as it is
+        given = {"first_wait_s": 1.0, "give_up_s": 10.0}
+        handlers = WebhookHandlers(desk.office.store, box, receivers, Keyring(()), clock, **given)
+        dues = await box.claim(key, clock(), 8)
+        assert [due.attempts for due in dues] == [1, 1, 1]
+        assert await box.claim(key, clock(), 8) == []
+        await handlers._deliver_all(webhook_handlers._Claimed(Webhook(), dues, before=0.0))
+        again = await box.claim(key, clock(), 8)
+        assert [due.attempts for due in again] == [1, 1, 1]
+        # What somebody else has by now is not given back.
+        await box.release([dataclasses.replace(due, attempts=7) for due in again], clock())
+        assert await box.claim(key, clock(), 8) == []
+    finally:
+        await pool.execute("DELETE FROM actions_webhooks.delivery WHERE webhook_id = $1", key)
+        await pool.execute("DELETE FROM actions_webhooks.webhook WHERE webhook_id = $1", key)
+        await receivers.close()
+        await pool.close()
 
 
 # -- keys ----------------------------------------------------------------------------------------------------------
