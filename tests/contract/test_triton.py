@@ -321,4 +321,9 @@ def test_the_encoder_is_of_this_taxonomy() -> None:
     assert meta["labels"]["need"] == ["", *known.needs]
     assert meta["labels"]["language"] == list(known.languages)
     assert set(meta["labels"]) == set(meta["temperatures"]) == set(meta["thresholds"]) == set(ALL.split(","))
+    # What is taken off before the best answer is chosen: a number per label, never above nothing.
+    assert {name: len(values) for name, values in meta["offsets"].items()} == {
+        name: len(meta["labels"][name]) for name in meta["adjusted"]
+    }
+    assert max(value for values in meta["offsets"].values() for value in values) <= 0
     assert (MODELS / "feedback/2/adapter.npz").stat().st_size < 8_000_000
