@@ -403,11 +403,12 @@ async def test_another_number_of_partitions_is_another_read_model() -> None:
 
 
 async def test_who_says_nothing_loses_its_share(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.foundation.lease.SILENT_S", 1)
     pool = await stage.dsn_pool()
     connection = await pool.acquire()
     frozen = Shares(connection, "partitions of frozen", PARTITIONS)
-    await frozen.join()
+    with monkeypatch.context() as patch:
+        patch.setattr("services.foundation.lease.SILENT_S", 1)
+        await frozen.join()
     assert await frozen.take() == EVERYTHING
     async with instance(stage, "frozen"):
         await shared_among(stage, "frozen", 8)
