@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import grpc
-import msgspec
 import nats
 import pytest
 import pytest_asyncio
@@ -25,7 +24,7 @@ from recorrido.journey.v1 import journey_service_pb2
 from recorrido.journey.v1.journey_service_pb2_grpc import JourneyServiceStub
 from tests.support.cli import recorrido
 from tests.support.cluster import Cluster, running
-from tests.support.event_types import event_types, filled
+from tests.support.event_types import oddities
 from tests.support.front_door import DUPLICATE, RECORDED, of
 from tests.support.relays import status
 from tests.support.truth import stored
@@ -121,35 +120,11 @@ async def test_poison_in_the_store_becomes_a_dead_letter_and_stops_nobody(cluste
         await until(lambda c=customer_id: _is(_signals(cluster, c), 3), 20, what="signals")
 
 
-def _odd(value: Any, text: str) -> Any:
-    """Return what JSON holds with other texts, times and numbers than anybody would expect; names of values stay."""
-    if isinstance(value, dict):
-        return {key: _odd(each, text) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_odd(each, text) for each in value]
-    if isinstance(value, str):
-        of_a_time = "0001-01-01T00:00:00Z" if value.endswith("Z") else value
-        return text if "čü" in value else of_a_time
-    return value if isinstance(value, bool) else type(value)(-(2**31))
-
-
-def _oddities() -> list[NewEvent]:
-    """Events of every type that can be decoded and make no sense: empty ones, and with texts that nothing can take."""
-    made = []
-    for struct in event_types():
-        made.append(NewEvent(type=struct.type_name, data=b"{}", id=uuid.uuid4()))  # type: ignore[attr-defined]
-        whole = msgspec.json.decode(msgspec.json.encode(filled(struct)))
-        for text in ("\0", "x" * 9_000, "-1", str(2**64)):
-            data = msgspec.json.encode(_odd(whole, text))
-            made.append(NewEvent(type=struct.type_name, data=data, id=uuid.uuid4()))  # type: ignore[attr-defined]
-    return made
-
-
 async def test_events_that_make_no_sense_stop_nobody(cluster: Cluster) -> None:
     """Of every type there is, in the streams that the services read and follow."""
     before = [cluster.restarts(part) for part in cluster.parts]
     for stream in ("customer-odd", "action-odd", "signal-odd"):
-        await _in_store(cluster, stream, *_oddities())
+        await _in_store(cluster, stream, *(NewEvent(type=t, data=data, id=uuid.uuid4()) for t, data in oddities()))
     assert {r.status for r in await _record(cluster, "after", range(3), csat=1)} == {RECORDED}
     refused = of("after", 10)
     refused.touchpoint = ""

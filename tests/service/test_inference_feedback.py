@@ -10,12 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
+from uuid import uuid4
 
 import grpc
 import pytest
 import pytest_asyncio
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from kurrentdbclient import AsyncKurrentDBClient, NewEvent, StreamState
 from opentelemetry.context import Context
 from tritonclient.grpc.aio import InferenceServerClient
 
@@ -44,6 +46,7 @@ from services.inference.handlers import Handlers
 from services.inference.triton import Triton
 from tests.support import eventstore
 from tests.support.cluster import Cluster, running
+from tests.support.event_types import oddities
 from tests.support.interactions import interaction
 from tests.support.rpc_errors import info, violations
 from tests.support.triton import triton
@@ -221,6 +224,18 @@ def recorded_words(customer_id: str, text: str) -> Pending:
         )
     )
     return Pending(event, derived_id("old", customer_id))
+
+
+async def test_events_that_make_no_sense_hinder_nobody(company: Company) -> None:
+    client = AsyncKurrentDBClient(uri=company.cluster.environment["RECORRIDO_EVENTSTORE_URI"])
+    await client.connect()
+    events = [NewEvent(type=name, data=data, id=uuid4()) for name, data in oddities()]
+    await client.append_to_stream("customer-odd", events=events, current_version=StreamState.ANY)
+    await client.close()
+    await company.say("after odd ones", "Terrible, the parcel came two weeks late.")
+    (result,) = await company.heard("after odd ones", 1, deadline_s=60)
+    assert result.type_name == FeedbackAnalyzed.type_name
+    assert company.cluster.restarts("inference") == 0
 
 
 async def test_while_triton_is_away_words_wait_and_health_says_so(company: Company) -> None:

@@ -147,6 +147,28 @@ class _Filler:
         return self.struct(annotation)
 
 
+def oddities() -> Iterator[tuple[str, bytes]]:
+    """Yield events of every type, as type and data, that can be decoded and make no sense: empty ones, and odd ones."""
+    for struct in event_types():
+        name: str = struct.type_name  # type: ignore[attr-defined]
+        yield name, b"{}"
+        whole = msgspec.json.decode(msgspec.json.encode(filled(struct)))
+        for text in ("\0", "x" * 9_000, "-1", str(2**64)):
+            yield name, msgspec.json.encode(_odd(whole, text))
+
+
+def _odd(value: Any, text: str) -> Any:
+    """Return what JSON holds with other texts, times and numbers than anybody would expect; names of values stay."""
+    if isinstance(value, dict):
+        return {key: _odd(each, text) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_odd(each, text) for each in value]
+    if isinstance(value, str):
+        of_a_time = "0001-01-01T00:00:00Z" if value.endswith("Z") else value
+        return text if "čü" in value else of_a_time
+    return value if isinstance(value, bool) else type(value)(-(2**31))
+
+
 def golden_files(struct: type[msgspec.Struct]) -> list[Path]:
     """Return the stored examples of an event type, oldest first."""
     files = GOLDEN.glob(f"{struct.type_name}.*.json")  # type: ignore[attr-defined]
