@@ -200,6 +200,9 @@ class ProjectionRunner:
             async with self._pool.acquire() as connection, connection.transaction():
                 # Two instances may start together; the lock lets one create and the other find.
                 await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", self._schema)
+                # What is left of a rebuild that was killed holds what may be erased later.
+                if await connection.fetchval("SELECT pg_try_advisory_xact_lock(hashtext($1))", lock_of(self._schema)):
+                    await connection.execute(f"DROP SCHEMA IF EXISTS {beside_of(self._schema)} CASCADE")
                 made_for = await connection.fetchval(MADE_FOR, self._schema)
                 if self._prepared:
                     self._check_tables(made_for)
@@ -375,6 +378,16 @@ class ProjectionRunner:
             self.position = position
             self._moved.notify_all()
         self._applied.add(events, {"projection": self._schema})
+
+
+def beside_of(schema: str) -> str:
+    """Return the schema that a read model is built anew in."""
+    return f"{schema}_beside"
+
+
+def lock_of(schema: str) -> str:
+    """Return the lock of who builds a read model anew."""
+    return f"rebuild {schema}"
 
 
 def columns_of(last: Place | None) -> Sequence[Any]:

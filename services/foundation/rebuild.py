@@ -11,7 +11,7 @@ from services.foundation.errors import ConflictError, UnavailableError
 from services.foundation.events import Place, Registry
 from services.foundation.eventstore import EventStore
 from services.foundation.flow import batches
-from services.foundation.projection import POSTGRES_DOWN, Projection, ProjectionRunner
+from services.foundation.projection import POSTGRES_DOWN, Projection, ProjectionRunner, beside_of, lock_of
 
 LOG = structlog.get_logger()
 
@@ -42,13 +42,15 @@ async def rebuild(
     live = make().name
     try:
         async with pool.acquire() as guard:
-            if not await guard.fetchval("SELECT pg_try_advisory_lock(hashtext($1))", f"rebuild {live}"):
+            if not await guard.fetchval("SELECT pg_try_advisory_lock(hashtext($1))", lock_of(live)):
                 raise ConflictError({f"rebuild of {live}": 0})
             try:
                 async for progress in _rebuild(store, pool, make, runner, live):
                     yield progress
             finally:
-                await guard.execute("SELECT pg_advisory_unlock(hashtext($1))", f"rebuild {live}")
+                # What was given up holds what may be erased later.
+                await guard.execute(f"DROP SCHEMA IF EXISTS {beside_of(live)} CASCADE")
+                await guard.execute("SELECT pg_advisory_unlock(hashtext($1))", lock_of(live))
     except POSTGRES_DOWN as error:
         raise UnavailableError("PostgreSQL", repr(error)) from error
 
@@ -57,7 +59,7 @@ async def _rebuild(
     store: EventStore, pool: Any, make: Callable[[], Projection], kind: type[ProjectionRunner], live: str
 ) -> AsyncGenerator[Progress, None]:
     projection = make()
-    projection.name = beside = f"{live}_beside"
+    projection.name = beside = beside_of(live)
     await pool.execute(f"DROP SCHEMA IF EXISTS {beside} CASCADE")
     runner = kind(store, pool, projection, batch_size=_BATCH)
     await runner.prepare()

@@ -30,6 +30,7 @@ from services.foundation import projection as foundation
 from services.foundation.events import Event, Pending, Registry
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
 from services.foundation.lease import Shares
+from services.foundation.rebuild import rebuild
 from services.foundation.sharing import PARTITIONS, SharedRunner, partition_of
 from services.journey.views.overview import overview
 from services.journey.views.projection import JourneyProjection
@@ -395,6 +396,29 @@ async def test_who_is_of_another_version_writes_no_more(stage: Stage) -> None:
     await until(lambda: told[-1] is True, 20, what="it is built anew")
     running_on.cancel()
     await asyncio.gather(running_on, return_exceptions=True)
+
+
+@pytest.mark.parametrize("how", ["given up", "killed"])
+async def test_a_rebuild_leaves_nothing_behind(stage: Stage, how: str) -> None:
+    """A copy that nobody keeps up would hold who is erased later."""
+    schema = f"left_{how[-2:]}"
+    await live(stage, range(250, 252))
+    runner = SharedRunner(stage.store, stage.pool, projection(schema))
+    await runner.prepare()
+    building = rebuild(stage.store, stage.pool, lambda: projection(schema), SharedRunner)
+    assert not (await anext(building)).done
+
+    async def there() -> set[str]:
+        rows = await stage.pool.fetch("SELECT nspname FROM pg_namespace WHERE nspname LIKE $1", f"{schema}%")
+        return {row["nspname"] for row in rows}
+
+    await runner.prepare()
+    assert await there() == {schema, f"{schema}_beside"}, "it goes on"
+    await building.aclose()
+    if how == "killed":
+        await stage.pool.execute(f"CREATE SCHEMA {schema}_beside")
+        await runner.prepare()
+    assert await there() == {schema}
 
 
 async def test_another_number_of_partitions_is_another_read_model() -> None:
