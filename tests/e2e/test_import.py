@@ -111,7 +111,8 @@ async def test_orders_imported_twice_are_there_once_and_every_service_answers(cl
     assert second.code == 0, second
     assert f"recorded 0, duplicates {len(told):,}, rejected 0" in second.err
     again = await answer(cluster, "overview")
-    # Signals are raised after what they are about is placed, so there may be more of them than when the first import ended.
+    # Signals are raised after what they are about is placed, so there may be more of them than when the first import
+    # ended.
     settled = {"position": "", "signals": ""}
     assert {**again, **settled} == {**overview, **settled}
     assert (await facts(cluster))[RECORDED] == len(told)
