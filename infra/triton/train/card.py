@@ -118,7 +118,7 @@ def _external(sets: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     for found, scores in sets[names[0]].items():
         for measure in scores:
             if measure != "rows":
-                cells = [f"{sets[name][found][measure]:.3f}" for name in names]
+                cells = [f"{sets[name][found][measure]:.3f}" if found in sets[name] else "" for name in names]
                 lines.append([found, f"{scores['rows']:.0f}", measure, *cells])
     table = _table(["set", "rows", "measure", *names], lines)
     return f"## Other texts and languages (evaluation only, never trained on)\n\n{table}\n"
