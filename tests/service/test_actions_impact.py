@@ -12,6 +12,7 @@ import asyncpg
 import grpc
 import pytest
 import pytest_asyncio
+from msgspec import structs
 
 from recorrido.actions.v1 import action_pb2, impact_pb2
 from recorrido.actions.v1 import impact_service_pb2 as pb
@@ -42,7 +43,7 @@ from recorrido.ingest.v1.events import (
     RatingMetric,
 )
 from recorrido.journey.v1.events import SignalRaised
-from services.actions.domain.impact import Samples, assess, share
+from services.actions.domain.impact import Samples, assess, moments, share
 from services.foundation.events import Event, Pending
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
 from tests.support.cli import answer, recorrido
@@ -412,6 +413,47 @@ async def test_a_fall_after_the_verification_reopens_once_and_a_steady_one_stays
     for key, count in ((falls, 1), (stays, 0)):
         history = (await world.office.get(key)).history
         assert [each.event_type.endswith("ActionReopened") for each in history].count(True) == count
+
+
+async def test_words_that_are_understood_anew_are_no_fall_nor_is_what_is_watched_no_more(world: World) -> None:
+    verified_at, long_ago = NOW - 21 * DAY, NOW - 100 * DAY
+    steady, fallen, old = unique("steady"), unique("fallen"), unique("old")
+
+    async def said(touchpoint: str, at: datetime, *scores: float) -> None:
+        stream = f"customer-{uuid4()}"
+        words = await world.append(stream, *(_interaction(touchpoint, at, hour, 0, hour) for hour in range(40)))
+        for score in scores:
+            analysis = Analysis(need_path="other", sentiment_score=score)
+            await world.append(
+                stream, *(FeedbackAnalyzed(interaction_event_id=str(w.event_id), analysis=analysis) for w in words)
+            )
+
+    async def verified(touchpoint: str, at: datetime) -> str:
+        samples = Samples(moments(40, -20, 10), moments(40, 20, 10))
+        impact = structs.replace(
+            assess(Target(metric="sentiment", touchpoint=touchpoint), samples),
+            after_from=at - 29 * DAY,
+            after_to=at - DAY,
+        )
+        return await world.improvement(impact.target, impact=impact, occurred_at=at)
+
+    # It was verified by what the model before understood, and the one of now finds less in all of it.
+    for touchpoint, *scores in ((steady, 0.5, -0.25), (fallen, 0.5)):
+        await said(touchpoint, verified_at - 20 * DAY, *scores)
+        await said(touchpoint, verified_at, -0.25)
+    await said(old, long_ago - 20 * DAY, 0.5)
+    await said(old, long_ago + 11 * 7 * DAY, -0.25)
+    stay = [await verified(steady, verified_at), await verified(old, long_ago)]
+    # What fell indeed is reopened, and a second one shows that all were looked at since.
+    for _ in range(2):
+        falls = await verified(fallen, verified_at)
+
+        async def reopened(key: str = falls) -> bool:
+            return bool((await world.office.get(key)).action.state == ACCEPTED)
+
+        await until(reopened, 30)
+    for each in stay:
+        assert (await world.office.get(each)).action.state == action_pb2.ACTION_STATE_VERIFIED
 
 
 async def test_what_cannot_be_measured_is_refused(world: World) -> None:

@@ -20,7 +20,7 @@ from recorrido.actions.v1.events import (
     Target,
 )
 from services.actions.domain.action import Action, evolve, stream_of, unknown
-from services.actions.domain.impact import MEASURES, MIN_DAYS, WATCHED_WEEKS, assess, fell
+from services.actions.domain.impact import MEASURES, MIN_DAYS, WATCHED_WEEKS, Samples, assess, fell
 from services.actions.domain.rules import MAX_ID
 from services.actions.views.history import REGISTRY
 from services.actions.views.measures import Measures, Windows
@@ -146,17 +146,19 @@ class Impacts:
         verified = found.verified
         if found.action.state is not ActionState.VERIFIED or verified is None or verified.occurred_at is None:
             return None
-        weeks = min(int((now - verified.occurred_at) / timedelta(weeks=1)), WATCHED_WEEKS)
+        weeks = int((now - verified.occurred_at) / timedelta(weeks=1))
         impact = verified.impact
-        if weeks < 1 or impact is None or impact.target is None:
+        if not 1 <= weeks <= WATCHED_WEEKS or impact is None or impact.target is None:
             return None
         # The latest whole weeks, four at most, all of them after the verification.
         until = verified.occurred_at + timedelta(weeks=weeks)
         since = max(verified.occurred_at, until - timedelta(weeks=4))
         windows = Windows.around(since, since, until, 28)
+        if impact.after_from is not None and impact.after_to is not None:
+            windows = dataclasses.replace(windows, before_from=impact.after_from, before_to=impact.after_to)
         comparison = impact.comparison_touchpoints or None
         measured = await self._measures.measure(impact.target, windows, comparison)
-        fallen = fell(impact, measured.samples)
+        fallen = fell(_as_heard_now(impact, measured.samples), measured.samples)
         if fallen is None:
             return None
         fallen = replace(
@@ -192,6 +194,14 @@ class Impacts:
         if state.kind is ActionKind.UNSPECIFIED:
             raise unknown(action_id)
         return _Improvement(state, revision, began, done, verified)
+
+
+def _as_heard_now(verified: Impact, measured: Samples) -> Impact:
+    """Return what was verified, as it is understood now, so that another analysis of the same words is no fall."""
+    if verified.after_from is None or verified.after_to is None:
+        return verified
+    elsewhere = measured.comparison_before if verified.comparison_after is not None else None
+    return replace(verified, after=measured.before, comparison_after=elsewhere)
 
 
 def _too_early(found: _Improvement, windows: Windows) -> str:
