@@ -309,12 +309,13 @@ def test_who_does_not_permit_it_is_counted_and_not_quoted() -> None:
         assert (point.mentions, point.touchpoint_id) == (5, "checkout")
         return [position // 10 for position in point.example_positions]
 
-    assert quoted(before, Quoting.UNLESS_REFUSED, before) == [5, 4, 3, 1]
-    assert quoted(before, Quoting.IF_PERMITTED, before) == [5, 4, 1]
+    # Of each customer what they said last.
+    assert quoted(before, Quoting.UNLESS_REFUSED, before) == [5, 3, 1]
+    assert quoted(before, Quoting.IF_PERMITTED, before) == [5, 1]
     assert quoted(before, Quoting.NEVER, before) == []
     # What was told last by whoever is linked counts for all their words, and what is known now as of any time.
-    assert quoted(linked, Quoting.UNLESS_REFUSED, linked) == [5, 4, 3]
-    assert quoted(before, Quoting.UNLESS_REFUSED, linked) == [5, 4, 3]
+    assert quoted(linked, Quoting.UNLESS_REFUSED, linked) == [5, 3]
+    assert quoted(before, Quoting.UNLESS_REFUSED, linked) == [5, 3]
 
 
 @SEEDS

@@ -442,7 +442,9 @@ async def compare_points(snapshot: Snapshot, truth: Known, map_id: str) -> None:
     expected = {}
     for group, mentions in groups.items():
         customers = {truth.customer(i) for _, i in mentions}
-        newest = sorted(mentions, key=lambda m: (m[1].occurred_at, m[0].position), reverse=True)
+        in_time = sorted(mentions, key=lambda m: (m[1].occurred_at, m[0].position))
+        newest = [*{truth.customer(i): (r, i) for r, i in in_time}.values()]
+        newest.sort(key=lambda m: (m[1].occurred_at, m[0].position), reverse=True)
         expected[group] = (
             len(customers),
             len(mentions),

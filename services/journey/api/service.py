@@ -157,12 +157,9 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
                         journey = await newest_entries(snapshot, in_force, customer_id, WATCHED)
             if journey is not None:
                 now = answers.journey(journey, in_force, _known_to(snapshot))
-                fresh = [
-                    each
-                    for each in now.entries
-                    if known.get(each.event_id) != each.SerializeToString(deterministic=True)
-                ]
-                known |= {each.event_id: each.SerializeToString(deterministic=True) for each in fresh}
+                told = {each.event_id: each.SerializeToString(deterministic=True) for each in now.entries}
+                fresh = [each for each in now.entries if known.get(each.event_id) != told[each.event_id]]
+                known = told
                 update = pb.WatchCustomerJourneyResponse(
                     total_entries=now.total_entries, loyalty=now.loyalty, signals=now.signals, actions=now.actions
                 )

@@ -48,7 +48,7 @@ class Point:
     """`share` is the part of all customers who said anything in words, 0 to 1; `mean_sentiment` is -1 to 1.
 
     `touchpoint_id` is empty, and the name the raw one, where the map does not place it. `example_positions`
-    are of interactions, newest first, whose words may be shown.
+    are of interactions, newest first, each of another customer, whose words may be shown.
     """
 
     kind: PointKind
@@ -183,7 +183,9 @@ def _point(
     kind = PointKind.from_number(number)
     score = history.score[members]
     strength = np.clip(score if kind is PointKind.DELIGHT else -score, 0, 1)
-    newest = shown[np.argsort(history.interactions.occurred[shown], kind="stable")][::-1][:_LOOKED_THROUGH]
+    newest = shown[np.argsort(history.interactions.occurred[shown], kind="stable")][::-1]
+    # What each customer said last.
+    newest = newest[np.sort(np.unique(history.customer[newest], return_index=True)[1])[:_LOOKED_THROUGH]]
     at_stake = {currency: int(total[customers].sum()) for currency, total in money.items()}
     positions = history.interactions.position[members]
     analysed = history.analyses.position[history.analysis[members]]
