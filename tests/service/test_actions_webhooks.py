@@ -461,6 +461,36 @@ async def test_what_was_claimed_and_not_begun_in_time_is_given_back(desk: Desk) 
 # -- keys ----------------------------------------------------------------------------------------------------------
 
 
+async def test_what_happens_does_not_wait_for_all_of_a_replay(desk: Desk) -> None:
+    count = 3 * outbox.PART
+    async with desk.hooked(event_types=["recorrido.actions.v1.ActionCommented"]) as (receiver, key):
+
+        async def comment(some: int) -> None:
+            events = [ActionCommented(action_id=unique("a"), actor="x", text="x", request_id="1") for _ in range(some)]
+            for at in range(0, some, 250):
+                await desk.office.store.append(
+                    [
+                        StreamAppend(stream_name("action", each.action_id), NO_STREAM, [Pending(each, uuid4())])
+                        for each in events[at : at + 250]
+                    ]
+                )
+
+        await comment(count)
+        await until(lambda: len(receiver.got) >= count, 60, every_s=0.1)
+
+        async def slowly(_: int) -> web.Response:
+            await asyncio.sleep(0.02)
+            return web.Response()
+
+        receiver.answer = slowly
+        known = set(receiver.ids)
+        await desk.ask("ReplayWebhook", key, delivered_too=True)
+        await receiver.until_got(count + 50)
+        await comment(1)
+        await until(lambda: set(receiver.ids) - known, 60, every_s=0.02)
+        assert len(receiver.got) < 2 * count
+
+
 async def test_secrets_go_with_their_key_and_come_back_with_another(tmp_path: Path) -> None:
     keys = [base64.b64encode(letter * 32).decode() for letter in (b"1", b"2")]
     async with listening() as receiver:

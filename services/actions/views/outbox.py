@@ -348,15 +348,26 @@ class Outbox:
         """Drop a delivery whose event was erased."""
         await self._fetch("DELETE FROM actions_webhooks.delivery WHERE delivery_id = $1", due.delivery_id)
 
-    async def work_off(self) -> None:
-        """Do a part of what people asked for that concerns many deliveries, where there is anything."""
+    async def work_off(self, now: datetime) -> None:
+        """Do a part of what people asked for that concerns many deliveries, where there is anything.
+
+        No more is sent again than a receiver keeps up with, so that what happens meanwhile does not wait for all of it.
+        """
         try:
             async with self._pool.acquire() as connection, connection.transaction():
                 chore = await connection.fetchrow(
-                    "SELECT * FROM actions_webhooks.chore ORDER BY position LIMIT 1 FOR UPDATE SKIP LOCKED"
+                    """SELECT * FROM actions_webhooks.chore c
+                       WHERE what = 'DROP' OR (
+                           SELECT count(*) FROM (
+                               SELECT FROM actions_webhooks.delivery d
+                               WHERE d.webhook_id = c.webhook_id AND state = 'PENDING' AND next_at <= $1 LIMIT $2
+                           ) AS waiting) < $2
+                       ORDER BY position LIMIT 1 FOR UPDATE OF c SKIP LOCKED""",
+                    now,
+                    PART,
                 )
                 if chore is not None:
-                    await _work_off(connection, chore)
+                    await _work_off(connection, chore, now)
         except (*POSTGRES_DOWN, asyncpg.TransactionRollbackError) as error:
             raise UnavailableError("PostgreSQL", type(error).__name__) from error
 
@@ -401,12 +412,12 @@ class Outbox:
         return [DeliveryLine(*row) for row in rows]
 
 
-async def _work_off(connection: Any, chore: Any) -> None:
+async def _work_off(connection: Any, chore: Any, now: datetime) -> None:
     if chore["what"] == "DROP":
         done = await connection.fetch(_DROP, chore["webhook_id"], PART)
     else:
         which = (chore["webhook_id"], chore["done_to"], chore["position"], chore["delivered_too"])
-        done = await connection.fetch(_REPLAY, *which, chore["recorded_since"], chore["asked_at"], PART)
+        done = await connection.fetch(_REPLAY, *which, chore["recorded_since"], now, PART)
     if len(done) < PART:
         await connection.execute("DELETE FROM actions_webhooks.chore WHERE position = $1", chore["position"])
     else:
