@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from infra.triton import shared_memory
 from infra.triton.install import DEFAULT_VENV, MODELS, InstallationError, build_models, find
 from infra.triton.launch import PROVIDERS, TritonSettings, command, otlp_traces_url
 
@@ -41,6 +42,7 @@ def main() -> None:
         argv, environment = command(settings, installation)
     except InstallationError as error:
         sys.exit(f"error: {error}")
+    shared_memory.clear()
     os.execve(argv[0], argv, environment)  # noqa: S606 - no shell is wanted
 
 

@@ -4,11 +4,13 @@ Everything here is a pure function of its arguments, so that the local superviso
 infra.triton` start the very same server.
 """
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from infra.triton import shared_memory
 from infra.triton.install import MODELS, Installation
 
 #: What the encoder can run on, and the precision of the graph for it.
@@ -31,6 +33,8 @@ class TritonSettings:
     # What ONNX Runtime runs the encoder on: cpu, cuda or tensorrt.
     provider: str = "cpu"
     exit_timeout_seconds: int = 4
+    # What the names of the Python backend's shared memory begin with.
+    shared_memory: str = field(default_factory=lambda: shared_memory.prefix(os.getpid()))
 
 
 def otlp_traces_url(environment: Mapping[str, str]) -> str | None:
@@ -81,6 +85,7 @@ def command(settings: TritonSettings, installation: Installation) -> tuple[list[
         f"--exit-timeout-secs={settings.exit_timeout_seconds}",
         "--allow-gpu-metrics=false",
         "--disable-auto-complete-config",
+        f"--backend-config=python,shm-region-prefix-name={settings.shared_memory}",
     ]
     if settings.otlp_traces_url:
         argv += [

@@ -17,7 +17,7 @@ import onnx
 import pytest
 import tritonclient.grpc as grpcclient
 
-from infra.triton import taxonomy
+from infra.triton import shared_memory, taxonomy
 from infra.triton.install import DEFAULT_VENV, MODELS, Installation, InstallationError, build_models, find, install
 from infra.triton.launch import TritonSettings, command, otlp_traces_url
 from tests.support.triton import OUTPUTS, Server, infer, triton
@@ -276,6 +276,24 @@ def test_a_model_that_cannot_be_built_is_a_clear_error(installation: Installatio
     (version / "model.json").write_bytes(b"{}")
     with pytest.raises(InstallationError, match=r"the model in .*9 could not be built"):
         build_models(installation, tmp_path)
+
+
+def test_the_memory_of_a_server_that_was_killed_is_given_back_by_the_next(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["sleep", "60"])
+    name = shared_memory.prefix(gone.pid)
+    with triton(tmp_path / "log", shared_memory=name) as server:
+        assert server.analyze(["Vielen Dank"])["SENTIMENT"][0] == b"positive"
+        ours = list(shared_memory.REGIONS.glob(f"{name}*"))
+        assert ours
+        shared_memory.clear()
+        assert all(region.exists() for region in ours)
+        server.kill()
+        # What the kernel keeps of a killed server is its regions.
+        assert any(region.exists() for region in ours)
+    gone.kill()
+    gone.wait()
+    shared_memory.clear()
+    assert not any(region.exists() for region in ours)
 
 
 def test_the_server_sees_nothing_of_the_callers_environment() -> None:

@@ -382,12 +382,15 @@ async def test_drafts_and_versions_are_compared(shared: Company) -> None:
         "map.goals[0].touchpoint_ids[0]",
         "map.episodes.goal_ids[0]",
     ]
+    early, late = stamp(datetime(2020, 1, 1, tzinfo=UTC)), stamp(datetime(2100, 1, 1, tzinfo=UTC))
     for method, request, field in (
         ("GetScores", pb.GetScoresRequest(selection=pb.Selection(stage_id="x")), "selection.stage_id"),
         ("GetScores", pb.GetScoresRequest(group_by=[99]), "group_by[0]"),
         ("GetScores", pb.GetScoresRequest(period=99), "period"),
         ("GetScores", pb.GetScoresRequest(limit=10_001), "limit"),
         ("GetLoyaltyLadder", pb.GetLoyaltyLadderRequest(persona_id="x"), "persona_id"),
+        ("GetLoyaltyLadder", pb.GetLoyaltyLadderRequest(**{"from": late}), "from"),
+        ("GetScores", pb.GetScoresRequest(**{"from": late}, selection=pb.Selection(to=early)), "selection.to"),
         ("ListPoints", pb.ListPointsRequest(trend_days=-1), "trend_days"),
         ("WatchCustomerJourney", pb.WatchCustomerJourneyRequest(), "customer_id"),
     ):

@@ -19,6 +19,7 @@ import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from infra.triton import shared_memory
 from infra.triton.install import build_models, find
 from infra.triton.launch import PROVIDERS, TritonSettings, command
 
@@ -81,6 +82,7 @@ class Server:
         """Start and wait until the server and its models are ready, at most START_SECONDS."""
         installation = find()
         build_models(installation, self.settings.model_repository, PROVIDERS[self.settings.provider])
+        shared_memory.clear()
         argv, environment = command(self.settings, installation)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log, start_new_session=True)

@@ -41,13 +41,17 @@ class Checks(Rules):
     ) -> Selection:
         """Read a selection. `span` is said by the request itself, and goes before what the selection says."""
         since, until = self.span(message, f"{path}.")
+        if any(span):
+            since, until = span[0] or since, span[1] or until
+            if not all(span) and since and until and since >= until:
+                self.refuse(f"{path}.from" if span[1] else f"{path}.to", "a time span that ends after it begins")
         # Read as "none given", an unknown one would mean every channel.
         channel = self.known(f"{path}.channel", Channel, message.channel)
         for name in ("stage_id", "touchpoint_id", "persona_id", "source", "need_path"):
             self.optional_identity(f"{path}.{name}", getattr(message, name))
         return Selection(
-            since=span[0] or since,
-            until=span[1] or until,
+            since=since,
+            until=until,
             stage_id=message.stage_id,
             touchpoint_id=message.touchpoint_id,
             channel=channel,

@@ -105,10 +105,12 @@ def ladder(
     """Return the ladder at `until`, and what changed since `since`; without them at `moment`, and over the year before.
 
     Raises:
-        InvalidError: more than MAX_PERIODS periods, or the map has no such persona.
+        InvalidError: it would begin after it ends, more than MAX_PERIODS periods, or the map has no such persona.
     """
     end = moment if until is None else microseconds(until)
     start = end - YEAR_US if since is None else microseconds(since)
+    if start >= end:
+        raise InvalidError([Violation("from", f"before what is known ends: {moment_of(end).isoformat()}")])
     history = reading.history
     meant = _customers(reading, persona_id)
     rules = rules_of(reading.map_.loyalty)
