@@ -458,6 +458,35 @@ async def test_what_was_claimed_and_not_begun_in_time_is_given_back(desk: Desk) 
         await pool.close()
 
 
+async def test_what_is_over_for_long_is_dropped(desk: Desk) -> None:
+    key, now = str(uuid4()), datetime.now(UTC)
+    long_ago, lately = now - outbox.KEPT - timedelta(hours=1), now - outbox.KEPT + timedelta(hours=1)
+    pool = await asyncpg.create_pool(desk.office.cluster.environment["RECORRIDO_POSTGRES_DSN"], min_size=1, max_size=2)
+    rows = [
+        (state, tried if state != "PENDING" else None, tried if state == "DELIVERED" else None)
+        for state in ("DELIVERED", "ABANDONED", "PENDING")
+        for tried in (long_ago, lately)
+    ]
+    try:
+        # Of a webhook that the service does not know, so that it leaves what is pending alone.
+        await pool.executemany(
+            """INSERT INTO actions_webhooks.delivery (delivery_id, webhook_id, event_id, event_type, stream, revision,
+               position, recorded_at, next_at, state, first_at, delivered_at)
+               VALUES ($1, $2, $3, 'x', 'action-x', 0, $4, $5, $5, $6, $7, $8)""",
+            [(str(uuid4()), key, uuid4(), position, long_ago, *row) for position, row in enumerate(rows)],
+        )
+        box = outbox.Outbox(pool, 2.0)
+        while await box.prune(now):
+            pass
+        left = await pool.fetch(
+            "SELECT position FROM actions_webhooks.delivery WHERE webhook_id = $1 ORDER BY position", key
+        )
+        assert [row["position"] for row in left] == [1, 3, 4, 5]
+    finally:
+        await pool.execute("DELETE FROM actions_webhooks.delivery WHERE webhook_id = $1", key)
+        await pool.close()
+
+
 # -- keys ----------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 from uuid import UUID
 
 import structlog
@@ -255,7 +255,7 @@ class WebhookHandlers:
         timestamp = int(now.timestamp())
         try:
             # During a rotation the key of the secret before may be gone already.
-            present, *before = webhook.secrets(now)
+            present, *before = webhook.secrets(now) or _no_secret()
             secrets = [self._keyring.secret(present), *self._known(before)]
         except RefusedError as error:
             await self._failed(due, 0, error.message)
@@ -314,6 +314,10 @@ class WebhookHandlers:
         except RecorridoError as error:
             # It is paused, or deleted, already.
             LOG.info("webhook is not paused", webhook_id=due.webhook_id, error=error.message)
+
+
+def _no_secret() -> NoReturn:
+    raise RefusedError("NO_WEBHOOK_SECRET", "the webhook has no secret that could sign; rotate it")
 
 
 def content(recorded: Recorded) -> bytes:

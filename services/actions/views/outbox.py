@@ -25,7 +25,7 @@ from services.foundation.errors import UnavailableError
 from services.foundation.events import Event
 from services.foundation.projection import POSTGRES_DOWN, Fact, ProjectionRunner
 
-#: How long what was delivered is kept, to be shown and to be sent again.
+#: How long what was delivered is kept, to be shown and to be sent again; what was given up, from its first attempt on.
 KEPT = timedelta(days=30)
 #: How much longer than an attempt may take it is left to who tries it.
 _GRACE = timedelta(seconds=CLAIMED_S)
@@ -372,11 +372,12 @@ class Outbox:
             raise UnavailableError("PostgreSQL", type(error).__name__) from error
 
     async def prune(self, now: datetime) -> bool:
-        """Drop some of what was delivered long ago; return whether there was any."""
+        """Drop some of what was delivered or given up long ago; return whether there was any."""
         rows = await self._fetch(
             """DELETE FROM actions_webhooks.delivery WHERE delivery_id IN (
                    SELECT delivery_id FROM actions_webhooks.delivery
-                   WHERE state = 'DELIVERED' AND delivered_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED)
+                   WHERE (state = 'DELIVERED' AND delivered_at < $1) OR (state = 'ABANDONED' AND first_at < $1)
+                   LIMIT $2 FOR UPDATE SKIP LOCKED)
                RETURNING 1""",
             now - KEPT,
             PART,
