@@ -392,7 +392,7 @@ def test_the_time_is_the_servers_where_that_is_known(tmp_path: Path, times: dict
 
 def test_a_call_without_any_time_is_bad(tmp_path: Path) -> None:
     (row,) = segment_rows(tmp_path, {**CALL, "timestamp": None})
-    assert row.problems == ["occurred_at: nothing in timestamp"]
+    assert [str(problem) for problem in row.problems] == ["occurred_at: nothing in timestamp"]
 
 
 def test_batches_are_calls_and_what_they_share(tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_batches_are_calls_and_what_they_share(tmp_path: Path) -> None:
     found = segment_rows(tmp_path, batch)
     assert [row.interaction.interaction_id for row in found] == ["m1", "m2", ""]
     assert found[1].interaction.occurred_at.ToJsonString() == "2026-02-01T10:00:05Z"
-    assert "is no Segment call" in found[2].problems[0]
+    assert "is no Segment call" in str(found[2].problems[0])
 
 
 def test_who_somebody_is_becomes_a_link_and_no_interaction(tmp_path: Path) -> None:
@@ -417,7 +417,7 @@ def test_who_somebody_is_becomes_a_link_and_no_interaction(tmp_path: Path) -> No
     assert [[(link.value, link.customer_id) for link in row.links] for row in found] == [[("x7", "ana")], [], [], []]
     assert [row.skipped for row in found] == ["identify calls", "identify calls", "group calls", ""]
     assert [row.interaction is None for row in found] == [True, True, True, False]
-    assert "is no Segment call" in found[3].problems[0]
+    assert "is no Segment call" in str(found[3].problems[0])
 
 
 # -- XES -------------------------------------------------------------------------------------------------------------

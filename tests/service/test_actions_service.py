@@ -380,7 +380,7 @@ async def test_a_signal_of_nobody_becomes_a_dead_letter(office: Office) -> None:
     finally:
         await client.close()
     assert letter.headers["ce-id"] == str(event_id(raised))
-    assert letter.headers["recorrido-dead-reason"] == "customer_id: required"
+    assert letter.headers["recorrido-dead-reason"] == "customer_id: required, 1 to 256 characters, not blank"
 
 
 # -- the service itself --------------------------------------------------------------------------------------------
