@@ -317,6 +317,11 @@ async def test_a_stream_is_cut_where_the_erasure_was_asked_for(shared: Company) 
     # What was erased can be told again, and counts as new.
     assert await c.happened("fay", 1, text="MARKER-old", csat=1) == old
     assert [str(each.event_id) for each in await c.store.read("customer-fay")] == [new, old]
+
+    async def made_good() -> bool:
+        return bool((await c.actions.ListActions(actions_pb.ListActionsRequest(customer_id="fay"))).actions)
+
+    await until(made_good, 60, every_s=0.2)
     await c.settled(news=None)
 
 
