@@ -85,7 +85,7 @@ def _command(name: str, command: Any) -> str:
 
 
 def _argument(argument: Any) -> str:
-    name = argument.metavar or (argument.name or "").upper()
+    name = (argument.metavar or (argument.name or "").upper()).strip("[]")
     name = name if argument.nargs == 1 or name.endswith("…") else f"{name}…"
     return name if argument.required else f"[{name}]"
 

@@ -18,8 +18,11 @@ from rich.text import Text
 
 from recorrido.actions.v1 import actions_service_pb2 as pb
 from recorrido.actions.v1.action_pb2 import ActionKind, ActionResult, ActionState, Priority, Target
+from recorrido.journey.v1 import journey_service_pb2
+from recorrido.journey.v1.journey_service_pb2_grpc import JourneyServiceStub
 from services.cli import clients, show
 from services.cli.clients import DEADLINE_S, Addresses
+from services.cli.failures import explain
 from services.cli.options import Actor, Json, Limit, RequestId, moment, run
 
 app = typer.Typer(help="Recoveries and improvements: what is done about it.", no_args_is_help=True)
@@ -243,6 +246,20 @@ def open_action(
         request_id=request_id,
     )
     _change("OpenAction", request, as_json=as_json)
+    if customer_id and not as_json:
+        run(_tell_unknown(customer_id))
+
+
+async def _tell_unknown(customer_id: str) -> None:
+    """Say where nothing was ever recorded of a customer: it may be a slip of the pen, or somebody who just called."""
+    request = journey_service_pb2.GetCustomerJourneyRequest(customer_id=customer_id, page_size=1)
+    async with grpc.aio.insecure_channel(Addresses.configured().journey) as channel:
+        try:
+            await JourneyServiceStub(channel).GetCustomerJourney(request, timeout=DEADLINE_S)
+        except grpc.aio.AioRpcError as error:
+            # The action is open: that journey does not answer is no failure of it.
+            if "CUSTOMER_UNKNOWN" in explain(error, "journey", ""):
+                show.console(stderr=True).print(f"note: nothing was ever recorded of {customer_id!r}")
 
 
 #: Each call that changes one action: the command, what it does, and its own options (type and help, and the default;
@@ -469,15 +486,10 @@ def board_table(title: str, found: Iterable[pb.BoardLine]) -> Table:
             show.name(ActionKind.DESCRIPTOR, each.kind),
             show.count(each.count),
             show.count(each.overdue) if each.overdue else "",
-            age(each.mean_age_s),
-            age(each.oldest_age_s),
+            show.age(each.mean_age_s),
+            show.age(each.oldest_age_s),
         )
     return lines
-
-
-def age(seconds: float) -> str:
-    hours = seconds / 3600
-    return f"{hours / 24:.1f} d" if hours >= 24 else f"{hours:.1f} h"
 
 
 def _change(call: str, request: Any, *, as_json: bool) -> None:

@@ -53,8 +53,10 @@ async def _analyze(texts: list[str], version: str, *, as_json: bool, sentences: 
         _tell_unreadable(text, result)
     if as_json:
         show.print_json(found)
-        return
-    _print(texts, found.results, sentences=sentences)
+    else:
+        _print(texts, found.results, sentences=sentences)
+    if problems := [result.problem.message for result in found.results if result.HasField("problem")]:
+        raise CommandError(f"inference: {len(problems)} of {len(texts)} not analysed: {problems[0]}")
 
 
 async def _analyze_file(file: Path, version: str, *, as_json: bool, sentences: bool) -> None:

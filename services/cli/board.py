@@ -10,7 +10,7 @@ import typer
 from recorrido.actions.v1 import actions_service_pb2 as pb
 from recorrido.actions.v1.action_pb2 import ActionKind, ActionState, Priority
 from services.cli import clients, show
-from services.cli.actions import Kind, age, board_table
+from services.cli.actions import Kind, board_table
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.failures import CommandError
 from services.cli.options import Json, run
@@ -127,7 +127,8 @@ def _dimension(title: str, lines: Sequence[pb.BoardLine]) -> str:
             f"<td>{show.name(ActionKind.DESCRIPTOR, line.kind)}</td>"
             f'<td class="number share" style="{part}">{show.count(line.count)}</td>'
             f'<td class="number{" late" if line.overdue else ""}">{show.count(line.overdue)}</td>'
-            f'<td class="number">{age(line.mean_age_s)}</td><td class="number">{age(line.oldest_age_s)}</td></tr>\n'
+            f'<td class="number">{show.age(line.mean_age_s)}</td>'
+            f'<td class="number">{show.age(line.oldest_age_s)}</td></tr>\n'
         )
     note = "" if title == "State" else ", of what is not closed"
     head = [(title, ""), ("Kind", ""), ("Actions", "number"), ("Overdue", "number")]

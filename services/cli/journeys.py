@@ -473,7 +473,7 @@ async def _ladder(request: pb.GetLoyaltyLadderRequest, *, as_json: bool) -> None
     out.print(moves)
     won = found.recovery
     if won.had_bad_moment:
-        soon = f", half of them within {won.median_hours:,.0f} hours" if won.recovered else ""
+        soon = f", half of them within {show.age(3600 * won.median_hours)}" if won.recovered else ""
         out.print(
             f"service recovery: {show.count(won.recovered)} of {show.count(won.had_bad_moment)} customers with a bad"
             f" moment ended glad, {100 * won.rate:.0f} %"

@@ -78,7 +78,7 @@ def list_playbooks(*, as_json: Json = False) -> None:
                 str(len(each.playbook.recoveries)),
                 str(len(each.playbook.improvements)),
             )
-        show.console().print(lines)
+        show.console().print(show.filled(lines))
 
     run(work())
 

@@ -158,6 +158,11 @@ async def _scavenge(*, as_json: bool) -> None:
             # ScavengeResp of KurrentDB's operations.proto: its first field is the id.
             answer: Any = UnknownFieldSet(Empty.FromString(await start(b"", timeout=10)))
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                raise CommandError(
+                    f"the event store does not answer at {uri}: start the services with 'recorrido run', "
+                    "or tell where it is with RECORRIDO_EVENTSTORE_URI"
+                ) from error
             raise CommandError(f"event store at {uri}: {error.code().name}: {error.details()}") from error
     scavenge_id = next(field.data for field in answer if field.field_number == 1).decode()
     facts = await _completed(uri, scavenge_id)

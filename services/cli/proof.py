@@ -68,9 +68,8 @@ def _tell_impact(found: impact_pb2.Impact) -> None:
         ("after", found.after_from, found.after_to, found.after, found.comparison_after),
     ):
         elsewhere = (show.count(other.count), f"{other.mean:.2f}") if other.count else ("", "")
-        lines.add_row(
-            name, show.when(since), show.when(until), show.count(sample.count), f"{sample.mean:.2f}", *elsewhere
-        )
+        mean = f"{sample.mean:.2f}" if sample.count else ""
+        lines.add_row(name, show.when(since), show.when(until), show.count(sample.count), mean, *elsewhere)
     out.print(show.filled(lines))
 
 

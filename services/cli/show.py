@@ -92,8 +92,10 @@ def progress(*, quiet: bool) -> Progress:
     )
 
 
-def filled(lines: Table) -> Table:
-    """Return the table without the columns in which no line says anything."""
+def filled(lines: Table) -> Table | Text:
+    """Return the table without the columns in which no line says anything; without any line, that there is none."""
+    if not lines.row_count:
+        return Text(f"{lines.title}: none" if lines.title else "none")
     lines.columns = [column for column in lines.columns if any(str(cell) for cell in column.cells)]
     return lines
 
@@ -107,6 +109,12 @@ def plain(text: str) -> Text:
 def when(timestamp: Timestamp) -> str:
     """Return UTC to the minute."""
     return f"{timestamp.ToDatetime():%Y-%m-%d %H:%M}" if timestamp.seconds or timestamp.nanos else ""
+
+
+def age(seconds: float) -> str:
+    """Return days, or hours where it is less than one."""
+    hours = seconds / 3600
+    return f"{hours / 24:.1f} d" if hours >= 24 else f"{hours:.1f} h"
 
 
 def short_id(text: str, width: int) -> str:

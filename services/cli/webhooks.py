@@ -81,7 +81,7 @@ def list_webhooks(*, as_json: Json = False) -> None:
                 each.key_id or "none: rotate",
                 each.webhook_id,
             )
-        show.console().print(lines)
+        show.console().print(show.filled(lines))
 
     run(work())
 
@@ -167,7 +167,7 @@ def deliveries(
                 show.plain(each.last_error or (str(each.last_status) if each.last_status else "")),
                 each.delivery_id,
             )
-        show.console().print(lines)
+        show.console().print(show.filled(lines))
 
     run(work())
 

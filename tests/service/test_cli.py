@@ -228,9 +228,11 @@ async def test_report_has_everything_and_where_to_call(cluster: Cluster) -> None
 
 
 async def test_analyze_tells_what_texts_mean(cluster: Cluster) -> None:
-    found = await answer(cluster, "analyze", "The parcel came a week late.", " ")
-    assert found["results"][0]["analysis"]["model"]
-    assert found["results"][1]["problem"]["reason"]
+    found = await recorrido(cluster, "analyze", "The parcel came a week late.", " ", "--json")
+    assert found.json["results"][0]["analysis"]["model"]
+    assert found.json["results"][1]["problem"]["reason"]
+    assert found.code == 1
+    assert "1 of 2 not analysed" in found.err
     assert "came a week late" in (await recorrido(cluster, "analyze", "The parcel came a week late.")).out
 
 
@@ -405,6 +407,11 @@ async def test_what_is_not_known_is_one_line(cluster: Cluster) -> None:
     )
     then = await recorrido(cluster, "customer", "nobody", "--as-of", "2020-01-01")
     assert _one_line(then, 1).endswith("customer 'nobody' as of 2020-01-01T00:00:00+00:00")
+    for customer_id, note in (("sample-1-0001", False), ("sample-1-O001", True)):
+        opened = await recorrido(cluster, "actions", "open", "Call back", "--customer", customer_id)
+        assert (opened.code, f"nothing was ever recorded of '{customer_id}'" in opened.err) == (0, note)
+    assert (await recorrido(cluster, "actions", "list", "--owner", "nobody")).out == "none\n"
+    assert (await recorrido(cluster, "webhook", "list")).out == "none\n"
     opened = await recorrido(cluster, "actions", "open", "Fix parcels")
     assert "--customer is required for a recovery" in opened.err
     assert _one_line(await recorrido(cluster, "actions", "show", "nothing"), 1).startswith("error: actions: ")
