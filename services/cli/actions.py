@@ -19,10 +19,9 @@ from rich.text import Text
 from recorrido.actions.v1 import actions_service_pb2 as pb
 from recorrido.actions.v1.action_pb2 import ActionKind, ActionResult, ActionState, Priority, Target
 from recorrido.journey.v1 import journey_service_pb2
-from recorrido.journey.v1.journey_service_pb2_grpc import JourneyServiceStub
 from services.cli import clients, show
 from services.cli.clients import DEADLINE_S, Addresses
-from services.cli.failures import explain
+from services.cli.failures import CommandError
 from services.cli.options import Actor, Json, Limit, RequestId, moment, run
 
 app = typer.Typer(help="Recoveries and improvements: what is done about it.", no_args_is_help=True)
@@ -253,13 +252,13 @@ def open_action(
 async def _tell_unknown(customer_id: str) -> None:
     """Say where nothing was ever recorded of a customer: it may be a slip of the pen, or somebody who just called."""
     request = journey_service_pb2.GetCustomerJourneyRequest(customer_id=customer_id, page_size=1)
-    async with grpc.aio.insecure_channel(Addresses.configured().journey) as channel:
-        try:
-            await JourneyServiceStub(channel).GetCustomerJourney(request, timeout=DEADLINE_S)
-        except grpc.aio.AioRpcError as error:
-            # The action is open: that journey does not answer is no failure of it.
-            if "CUSTOMER_UNKNOWN" in explain(error, "journey", ""):
-                show.console(stderr=True).print(f"note: nothing was ever recorded of {customer_id!r}")
+    try:
+        async with clients.journey(Addresses.configured()) as journey:
+            await journey.GetCustomerJourney(request, timeout=DEADLINE_S)
+    except CommandError as error:
+        # The action is open: that journey does not answer is no failure of it.
+        if "CUSTOMER_UNKNOWN" in str(error):
+            show.console(stderr=True).print(f"note: nothing was ever recorded of {customer_id!r}")
 
 
 #: Each call that changes one action: the command, what it does, and its own options (type and help, and the default;
