@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from infra.local.cluster import Cluster
 from recorrido.ingest.v1.interaction_pb2 import Interaction
 from services.foundation.eventstore import EventStore
 from tests.support.cluster import running
-from tests.support.interactions import interaction, record
+from tests.support.interactions import START, interaction, record
 from tests.support.wait import until
 
 BATCH = 500
@@ -66,9 +67,11 @@ def pss_mib(pid: int) -> float:
 
 
 def made(number: int, customers: int, every: int) -> Interaction:
-    if number % every == 0:
-        return interaction(number, customers=customers, csat=1, text=WORDS)
-    return interaction(number, customers=customers, csat=3 + number % 3)
+    bad = number % every == 0
+    each = interaction(number, customers=customers, csat=1 if bad else 3 + number % 3, text=WORDS if bad else "")
+    # A million of them in the past: what has not happened yet is refused.
+    each.occurred_at.FromDatetime(START + timedelta(seconds=20 * number))
+    return each
 
 
 async def feed(channel: grpc.aio.Channel, numbers: range, customers: int, every: int) -> float:
@@ -78,7 +81,9 @@ async def feed(channel: grpc.aio.Channel, numbers: range, customers: int, every:
     async def caller() -> None:
         for start in starts:
             items = [made(n, customers, every) for n in range(start, min(start + BATCH, numbers.stop))]
-            await record(channel, items)
+            refused = [result.problem for result in await record(channel, items) if result.HasField("problem")]
+            if refused:
+                raise RuntimeError(f"{len(refused)} interactions were refused, the first: {refused[0]}")
 
     begun = time.perf_counter()
     await asyncio.gather(*(caller() for _ in range(CALLERS)))
