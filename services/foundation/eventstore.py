@@ -31,6 +31,7 @@ from services.foundation import telemetry
 from services.foundation.backoff import Backoff
 from services.foundation.errors import ConflictError, OtherHistoryError, RefusedError, UnavailableError
 from services.foundation.events import Pending, Place, Recorded, encode
+from services.foundation.flow import batches
 
 LOG = structlog.get_logger()
 
@@ -48,6 +49,9 @@ PAGE = 4_096
 TIMEOUT_S = 10.0
 #: How long a connection may be silent before it is asked for a sign of life, and how long that may take.
 SILENCE_MS = 4_000
+
+#: Who follows, and hears nothing for so long, looks whether the store went on with events of no interest.
+IDLE_S = 1.0
 
 #: A refused append names every stream that stood in its way, in the call's trailing metadata; gRPC's own limit of
 #: 8 KiB is met at some fifty streams, and what does not fit arrives as no error that anybody could read.
@@ -345,6 +349,49 @@ class EventStore:
                 LOG.warning("event store subscription lost, resuming", after=last, error=type(error).__name__)
             lost()
             await backoff.wait()
+
+    async def follow_in_batches(
+        self,
+        after: Place | None,
+        type_names: Sequence[str] = (),
+        *,
+        size: int,
+        lost: Callable[[], None] = lambda: None,
+        idle_s: float = IDLE_S,
+    ) -> AsyncGenerator[Sequence[Recorded | CaughtUp | Checkpoint], None]:
+        """Yield what `follow` does, at most `size` at once, and when it is idle a Checkpoint at the store's head.
+
+        A store tells its checkpoints every so many events: after the last of them its live followers would not learn
+        that all behind is of no interest to them (https://github.com/Eventuous/eventuous/issues/559).
+
+        Raises:
+            OtherHistoryError: as `follow`.
+        """
+        position, live = after.position if after else 0, False
+        following = batches(self.follow(after, type_names, lost=lost), size=size, idle_s=idle_s)
+        async with contextlib.aclosing(following):
+            async for came in following:
+                batch = came or (await self._passed(position, type_names) if live else ())
+                for item in batch:
+                    if isinstance(item, CaughtUp):
+                        live = True
+                    else:
+                        position = max(position, item.position)
+                if batch:
+                    yield batch
+
+    async def _passed(self, position: int, type_names: Sequence[str]) -> Sequence[Checkpoint]:
+        """Return the checkpoint at the store's head, where no event of interest is between it and `position`.
+
+        What is recorded while this looks stands behind that head. An event of interest is on its way to the follower.
+        """
+        with contextlib.suppress(OtherHistoryError, UnavailableError):
+            head = await self.head()
+            if head > position:
+                async with _in_time(), contextlib.aclosing(self.read_all(position or None, type_names, 2)) as behind:
+                    if not [event async for event in behind if event.position > position]:
+                        return (Checkpoint(head),)
+        return ()
 
 
 @contextlib.asynccontextmanager

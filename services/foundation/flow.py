@@ -8,11 +8,17 @@ T = TypeVar("T")
 
 
 async def batches(
-    source: AsyncIterator[T], *, size: int, weight: Callable[[T], int] = lambda _: 1, max_weight: int | None = None
+    source: AsyncIterator[T],
+    *,
+    size: int,
+    weight: Callable[[T], int] = lambda _: 1,
+    max_weight: int | None = None,
+    idle_s: float | None = None,
 ) -> AsyncGenerator[list[T], None]:
     """Yield what is there, at most `size` items and about `max_weight` by `weight`, as soon as there is anything.
 
-    Reads at most two batches ahead. Raises what `source` raises, after the items before it.
+    With `idle_s` an empty batch tells that nothing came for so long. Reads at most two batches ahead. Raises what
+    `source` raises, after the items before it.
     """
     queue: asyncio.Queue[T] = asyncio.Queue(maxsize=size * 2)
 
@@ -21,16 +27,20 @@ async def batches(
             await queue.put(item)
 
     filling = asyncio.create_task(fill())
-    getting: asyncio.Future[T] | None = None
+    getting: asyncio.Task[T] | None = None
     try:
         while True:
-            getting = asyncio.ensure_future(queue.get())
-            await asyncio.wait({getting, filling}, return_when=asyncio.FIRST_COMPLETED)
+            if getting is None:
+                getting = asyncio.create_task(queue.get())
+            done, _ = await asyncio.wait({getting, filling}, timeout=idle_s, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                yield []
+                continue
             if not getting.done():
-                getting.cancel()
                 await filling
                 return
             batch = [getting.result()]
+            getting = None
             total = weight(batch[0])
             while len(batch) < size and (max_weight is None or total < max_weight) and not queue.empty():
                 batch.append(queue.get_nowait())

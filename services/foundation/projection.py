@@ -23,7 +23,6 @@ from services.foundation.backoff import Backoff
 from services.foundation.errors import OtherHistoryError, OtherTablesError, UnavailableError
 from services.foundation.events import Event, Place, Recorded, Registry
 from services.foundation.eventstore import CaughtUp, Checkpoint, EventStore
-from services.foundation.flow import batches
 from services.foundation.lease import SILENT_S
 
 LOG = structlog.get_logger()
@@ -288,7 +287,8 @@ class ProjectionRunner:
         self.position = self._last.position if self._last else 0
 
     async def _follow(self) -> None:
-        events = batches(self._store.follow(self._last, self._registry.type_names), size=self._batch_size)
+        types = self._registry.type_names
+        events = self._store.follow_in_batches(self._last, types, size=self._batch_size)
         async with contextlib.aclosing(events):
             async for batch in events:
                 await self.write(batch)

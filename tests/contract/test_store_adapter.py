@@ -1,5 +1,7 @@
 """What the adapter promises over the real node: all or nothing, and every conflicting stream by name."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from kurrentdbclient import exceptions as kurrent
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded
 from services.foundation.errors import ConflictError, RefusedError, UnavailableError
 from services.foundation.events import Pending, Recorded, derived_id
-from services.foundation.eventstore import NO_STREAM, CaughtUp, EventStore, StreamAppend
+from services.foundation.eventstore import ANY, NO_STREAM, Blank, CaughtUp, Checkpoint, EventStore, StreamAppend
 from tests.support import eventstore as node
 
 
@@ -54,6 +56,64 @@ async def test_follows_only_the_types_that_were_asked_for(store: EventStore) -> 
         if isinstance(item, Recorded):
             seen.append(item)
     assert seen == [], "a name is not a prefix"
+
+
+OF_INTEREST = [InteractionRecorded.type_name]
+
+
+def blank(number: int) -> StreamAppend:
+    return StreamAppend("other-a", ANY, [Pending(Blank(), derived_id("blank", str(number)))])
+
+
+async def test_who_is_idle_learns_that_nothing_behind_is_of_interest(store: EventStore) -> None:
+    first = await store.append([StreamAppend("customer-a", NO_STREAM, [pending(1)])])
+    head, reached = first, []
+    async with (
+        asyncio.timeout(10),
+        contextlib.aclosing(store.follow_in_batches(None, OF_INTEREST, size=10, idle_s=0.02)) as batches,
+    ):
+        async for batch in batches:
+            # Fewer than the store tells a checkpoint for.
+            if any(isinstance(item, CaughtUp) for item in batch):
+                head = [await store.append([blank(number)]) for number in range(3)][-1]
+            reached += [item.position for item in batch if not isinstance(item, CaughtUp)]
+            if head > first and reached[-1] >= head:
+                break
+    assert reached[-1] == head == await store.head()
+
+
+async def test_an_idle_checkpoint_passes_no_event_of_interest(store: EventStore) -> None:
+    """Looks meet appends all the time: of each checkpoint, every event up to it was delivered before."""
+    recorded: dict[int, int] = {}
+
+    async def write() -> None:
+        for number in range(300):
+            if number % 3:
+                await store.append([blank(number)])
+            else:
+                at = await store.append([StreamAppend("customer-a", ANY, [pending(number)])])
+                recorded[at] = number
+
+    await store.append([StreamAppend("customer-a", NO_STREAM, [pending(1000)])])
+    got: list[int] = []
+    checkpoints: list[tuple[int, int]] = []
+    batches = store.follow_in_batches(None, OF_INTEREST, size=10, idle_s=0.0)
+    writing: asyncio.Task[None] | None = None
+    async with asyncio.timeout(30), contextlib.aclosing(batches):
+        async for batch in batches:
+            for item in batch:
+                if isinstance(item, Recorded):
+                    got.append(item.position)
+                elif isinstance(item, Checkpoint):
+                    checkpoints.append((item.position, len(got)))
+                else:
+                    writing = asyncio.create_task(write())
+            if writing is not None and writing.done() and checkpoints[-1][0] == await store.head():
+                break
+    await writing
+    assert got[1:] == sorted(recorded)
+    assert len(checkpoints) > 50, "it did look while it was written"
+    assert [(at, before) for at, before in checkpoints if sum(p <= at for p in got) > before] == []
 
 
 async def test_a_lost_store_is_unavailable(tmp_path: Path) -> None:

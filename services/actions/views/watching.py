@@ -150,8 +150,9 @@ class Watchers:
             watcher.woken.set()
 
     async def _follow(self) -> None:
-        events = self._store.follow(self._last, REGISTRY.type_names, lost=lambda: self._tell(away=True))
-        async for batch in batches(events, size=_BATCH):
+        types = REGISTRY.type_names
+        events = self._store.follow_in_batches(self._last, types, size=_BATCH, lost=lambda: self._tell(away=True))
+        async for batch in events:
             recorded = [item for item in batch if isinstance(item, Recorded)]
             changes = await self._changes(recorded) if self._watchers else []
             for watcher in self._watchers if changes else ():
