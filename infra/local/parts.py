@@ -22,7 +22,8 @@ class Part:
     """One program to keep running.
 
     `needs` names the parts that have to be ready first and to stop later. What a `chatty` part
-    writes before it is ready is a banner. `env` is added to our own environment.
+    writes before it is ready is a banner. `env` is added to our own environment. One that has not passed `answers` for
+    `silent_s` seconds, however often asked, hangs, and is killed and started again.
     `addresses` says where it listens: `{"": "127.0.0.1:8222"}`, or with a word for each port where it has several.
     """
 
@@ -33,6 +34,8 @@ class Part:
     needs: tuple[str, ...] = ()
     addresses: Mapping[str, str] = field(default_factory=dict)
     start_within_s: float = 60.0
+    answers: probes.Probe | None = None
+    silent_s: float = 60.0
     stop_signal: Signals = SIGTERM
     stop_within_s: float = 2.5
     chatty: bool = False
@@ -84,6 +87,9 @@ def catalogue(data: Path, ports: Ports) -> dict[str, Part]:
                 *("--model-repository", str(ROOT / "infra/triton/models")),
             ),
             ready=probes.answers_http(ports.of("triton_http"), "/v2/health/ready", "/v2/models/feedback/ready"),
+            # It calls itself ready while its models' processes hang. Inference loads these anew; where that does not
+            # help, this does.
+            answers=probes.infers(ports.of("triton_http"), "feedback"),
             stop_within_s=4.5,  # it looks once a second whether its models are unloaded
         ),
         _service("relay", ports, needs=("nats", "eventstore")),
@@ -121,6 +127,7 @@ def _infra(
     *,
     args: tuple[str, ...],
     ready: probes.Probe,
+    answers: probes.Probe | None = None,
     stop_signal: Signals = SIGTERM,
     stop_within_s: float = 2.5,
 ) -> Part:
@@ -129,6 +136,7 @@ def _infra(
         argv=(sys.executable, "-m", f"infra.{name}", *args),
         env=_python(),
         ready=ready,
+        answers=answers,
         addresses=_addresses(name, ports),
         stop_signal=stop_signal,
         stop_within_s=stop_within_s,

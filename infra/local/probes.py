@@ -1,6 +1,7 @@
 """Readiness: each probe uses a part the way its clients do, and raises until that works."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 
 import asyncpg
@@ -33,23 +34,39 @@ def serves_grpc(address: str) -> Probe:
 
 def answers_http(address: str, *paths: str) -> Probe:
     """Every path answers GET with status 200."""
-    host, port = address.rsplit(":", 1)
-
-    async def get(path: str) -> None:
-        reader, writer = await asyncio.open_connection(host, int(port))
-        try:
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
-            status = (await reader.readline()).split()
-            if status[1:2] != [b"200"]:
-                raise NotReadyError(f"{path}: {b' '.join(status).decode(errors='replace')}")
-        finally:
-            writer.close()
 
     async def probe() -> None:
         for path in paths:
-            await get(path)
+            status = await _http(address, "GET", path)
+            if status.split()[1:2] != [b"200"]:
+                raise NotReadyError(f"{path}: {status.decode(errors='replace')}")
 
     return probe
+
+
+def infers(address: str, model: str) -> Probe:
+    """Triton answers a question to the model, be it with an error; refusing to is an answer too."""
+    question = {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": ["ok"]}]}
+
+    async def probe() -> None:
+        if not await _http(address, "POST", f"/v2/models/{model}/infer", json.dumps(question).encode()):
+            raise NotReadyError("it closed the connection")
+
+    return probe
+
+
+async def _http(address: str, method: str, path: str, body: bytes = b"") -> bytes:
+    """Return the status line of the answer."""
+    host, port = address.rsplit(":", 1)
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        writer.write(head.encode() + body)
+        return (await reader.readline()).rstrip()
+    finally:
+        writer.close()
 
 
 def accepts_sql(dsn: str) -> Probe:

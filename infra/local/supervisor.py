@@ -1,6 +1,7 @@
 """Keeps parts running: in the order of their needs, restarted when they die, stopped in reverse."""
 
 import asyncio
+import contextlib
 import os
 import time
 from collections import deque
@@ -13,11 +14,13 @@ from typing import Any
 
 from infra.local.logs import Console, PartLog
 from infra.local.parts import Part
+from infra.local.probes import Probe
 from infra.local.processes import Process, gone
 
 STOP_WITHIN_S = 8.0
 PROBE_EVERY_S = 0.05
 PROBE_TIMEOUT_S = 5.0
+LOOK_EVERY_S = 10.0
 
 
 class PartFailedError(Exception):
@@ -180,7 +183,11 @@ class Supervisor:
                 managed.log.held = False
                 self._console.say(f"{part.name} is ready after {time.monotonic() - started:.1f} s  {address}")
                 self._enter(managed, State.READY)
-                await process.exited.wait()
+                watching = asyncio.create_task(self._end_if_silent(part, process))
+                try:
+                    await process.exited.wait()
+                finally:
+                    watching.cancel()
             pause_s = self._after_death(managed, process)
             self._enter(managed, State.RESTARTING)
             await gone(process.pid)
@@ -204,6 +211,18 @@ class Supervisor:
             raise PartFailedError(_with_last_lines(said, managed))
         # Another program on the port may have answered for one that died of the port being taken.
         return not process.exited.is_set()
+
+    async def _end_if_silent(self, part: Part, process: Process) -> None:
+        """Kill a process that hangs, once it does; for ever where it never does."""
+        while part.answers:
+            try:
+                async with asyncio.timeout(part.silent_s):
+                    await _answer(part.answers)
+            except TimeoutError:
+                self._console.complain(f"{part.name} has not answered for {part.silent_s:g} s: killing it")
+                process.kill()
+                return
+            await asyncio.sleep(LOOK_EVERY_S)
 
     def _after_death(self, managed: Managed, process: Process) -> float:
         """Count the death; seconds to wait before the next start."""
@@ -242,6 +261,14 @@ class Supervisor:
         else:
             managed.ready.clear()
         self._changed(list(self.managed.values()))
+
+
+async def _answer(answers: Probe) -> None:
+    """Return when it answers, however long that takes."""
+    while True:
+        with contextlib.suppress(Exception):  # every client library has errors of its own for "not now"
+            return await answers()
+        await asyncio.sleep(PROBE_EVERY_S)
 
 
 async def _probe(part: Part, reason: list[str]) -> None:

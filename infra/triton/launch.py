@@ -32,6 +32,8 @@ class TritonSettings:
     threads: int = 1
     # What ONNX Runtime runs the encoder on: cpu, cuda or tensorrt.
     provider: str = "cpu"
+    # Seconds that a step of a model's work may take before its process ends itself; None: 30 on a CPU, else 900.
+    stuck_seconds: float | None = None
     exit_timeout_seconds: int = 4
     # What the names of the Python backend's shared memory begin with.
     shared_memory: str = field(default_factory=lambda: shared_memory.prefix(os.getpid()))
@@ -107,5 +109,6 @@ def command(settings: TritonSettings, installation: Installation) -> tuple[list[
         "OPENBLAS_NUM_THREADS": "1",
         "RECORRIDO_ORT_THREADS": str(settings.threads),
         "RECORRIDO_MODEL_PROVIDER": settings.provider,
+        "RECORRIDO_MODEL_STUCK_S": "" if settings.stuck_seconds is None else str(settings.stuck_seconds),
     }
     return argv, environment

@@ -1,12 +1,16 @@
 """Triton Inference Server: texts in, analyses out, over its gRPC protocol.
 
 The model `feedback` takes TEXT and answers LANGUAGE, SENTIMENT, SENTIMENT_SCORE, POINT, NEED, CONFIDENCE and ERROR, one
-row per text; where its configuration lists them, also EMOTION, INTENT, EFFORT, URGENCY, MORE_CONFIDENCE, UNSURE and
-SENTENCES. Its version comes with each answer, the taxonomy's version from the model's configuration.
+row per text; where its configuration lists them, also EMOTION, INTENT, EFFORT, URGENCY, MORE_CONFIDENCE, UNSURE,
+SENTENCES and CHECK. Its version comes with each answer, the taxonomy's version from the model's configuration.
+
+A model's process that dies, hangs or falls out of step with Triton is found by what it answers, and the model is loaded
+anew (docs/model.md tells what was seen).
 """
 
 import asyncio
 import contextlib
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +54,10 @@ _READY = "READY"
 
 _NOT_LOADED = "StatusCode.NOT_FOUND"
 _LATE = "StatusCode.DEADLINE_EXCEEDED"
+#: Not one of gRPC's: what was answered is the answer to another question.
+_OUT_OF_STEP = "OUT_OF_STEP"
+#: Triton's words where a model's process did not tell within a second that it lives.
+_UNHEALTHY = ("is not healthy", "health mutex")
 #: The server, its model or its queue can't take the request now; another time it may.
 _UNAVAILABLE = {
     _NOT_LOADED,
@@ -65,7 +73,7 @@ _SURE_ONLY = ("language", "need")
 _LIKELIER = 0.5
 _OUTPUTS = (
     *(name.upper() for name in _ASPECTS),
-    *("SENTIMENT_SCORE", "CONFIDENCE", "MORE_CONFIDENCE", "UNSURE", "SENTENCES", "ERROR"),
+    *("SENTIMENT_SCORE", "CONFIDENCE", "MORE_CONFIDENCE", "UNSURE", "SENTENCES", "ERROR", "CHECK"),
 )
 
 
@@ -121,18 +129,24 @@ class Triton:
         )
         self._configs: dict[str, _Config] = {}
         self._reviving = asyncio.Lock()
+        #: How often the model was loaded anew, so that of many who find the same fault one mends it.
+        self._loads = 0
+        self._silent = False
         self._request_bytes = REQUEST_BYTES
         self._texts = telemetry.METER.create_counter("recorrido.triton.texts", description="by result")
+        self._reloads = telemetry.METER.create_counter("recorrido.triton.reloads", description="by reason")
 
     async def close(self) -> None:
         await self._client.close()
 
     async def watch(self, available: Callable[[bool], None]) -> None:
-        """Tell for ever whether the model is ready."""
+        """Tell for ever whether the model is ready, and answers: Triton calls one ready whose processes hang."""
         while True:
             try:
                 ready = await self._client.is_model_ready(MODEL, self._version, client_timeout=PROBE_TIMEOUT_S)
-            except InferenceServerException:
+                if ready and self._silent:
+                    await self._infer([_HARMLESS], self._version)
+            except (InferenceServerException, UnavailableError):
                 ready = False
             available(bool(ready))
             await asyncio.sleep(PROBE_EVERY_S)
@@ -211,14 +225,19 @@ class Triton:
         """
         self._request_bytes = max(sum(map(len, batch)) // 2, 1)
         LOG.warning("a batch took too long, halved", texts=len(batch), next_bytes=self._request_bytes)
-        if len(batch) == 1:
-            raise late.unavailable
+        loads = self._loads
         try:
             await self._infer([_HARMLESS], self._version)
         except InferenceServerException as error:
+            if error.status() == _LATE:
+                # Triton refuses what has waited for ten seconds: what is neither answered nor refused is lost in it.
+                await self._reload("SILENT", error, loads)
             raise await self._unavailable(error) from error
+        if len(batch) == 1:
+            raise late.unavailable
 
-    async def _analyze_batch(self, texts: Sequence[bytes], version: str) -> list[Result]:
+    async def _analyze_batch(self, texts: Sequence[bytes], version: str, *, blamed: bool = False) -> list[Result]:
+        loads = self._loads
         try:
             answer = await self._infer(texts, version)
         except InferenceServerException as error:
@@ -228,7 +247,18 @@ class Triton:
                 raise await self._unavailable(error) from error
             # It may also be that the model was replaced by one with other outputs.
             self._configs.clear()
-            await self._revive()
+            if error.status() == _OUT_OF_STEP:
+                await self._reload(_OUT_OF_STEP, error, loads)
+                raise await self._unavailable(error) from error
+            if any(words in str(error.message()) for words in _UNHEALTHY):
+                # Not asked whether it lives: a process that was only late still answers, to a question that Triton no
+                # longer waits for, and each later answer is then taken for that of the question before it.
+                await self._reload("UNHEALTHY", error, loads)
+                if len(texts) == 1 and not blamed:
+                    # Others' texts were with it.
+                    return await self._analyze_batch(texts, version, blamed=True)
+            else:
+                await self._revive(loads)
             if len(texts) == 1:
                 LOG.warning("text not analysed", status=error.status(), error=str(error.message())[:200])
                 return [Problem(MODEL_FAILED, str(error.message())[:512], MODEL, version)]
@@ -244,28 +274,41 @@ class Triton:
         self._configs[version] = config
         return list(_results(answer, served, config.taxonomy_version))
 
-    async def _revive(self) -> None:
+    async def _revive(self, loads: int) -> None:
         """Make sure that the model can analyse anything at all; where it can't, load it anew.
 
-        A Python model is a process. Once that has died (killed for its memory, or by a text) every request fails until
-        the model is unloaded and loaded.
+        Raises:
+            UnavailableError: that was refused or did not help.
+        """
+        try:
+            # Triton hands requests to the instances in turn, and any of them may be the dead one.
+            for _ in range((await self._config(self._version)).instances + 1):
+                await self._infer([_HARMLESS], self._version)
+        except InferenceServerException as dead:
+            await self._reload("DEAD", dead, loads)
+
+    async def _reload(self, reason: str, why: InferenceServerException, loads: int) -> None:
+        """Load the model anew, with new processes, unless that was done since there were so many `loads`.
+
+        A Python model is a process for each instance. Triton does not start one again that has died.
 
         Raises:
             UnavailableError: that was refused or did not help.
         """
         async with self._reviving:
+            if self._loads != loads:
+                return
+            LOG.warning("loading the model anew", reason=reason, status=why.status(), error=str(why.message())[:200])
+            self._loads += 1
+            self._reloads.add(1, {"reason": reason})
             try:
-                # Triton hands requests to the instances in turn, and any of them may be the dead one.
-                for _ in range((await self._config(self._version)).instances + 1):
-                    await self._infer([_HARMLESS], self._version)
-            except InferenceServerException as dead:
-                LOG.warning("loading the model anew", status=dead.status(), error=str(dead.message())[:200])
-                try:
-                    await self._client.unload_model(MODEL, client_timeout=LOAD_TIMEOUT_S)
-                    await self._client.load_model(MODEL, client_timeout=LOAD_TIMEOUT_S)
-                    await self._infer([_HARMLESS], self._version)
-                except InferenceServerException as error:
-                    raise await self._unavailable(error) from error
+                # A server that does not tell that it lives has more to mend than its model; ending it does.
+                await self._client.is_server_live(client_timeout=PROBE_TIMEOUT_S)
+                await self._client.unload_model(MODEL, client_timeout=LOAD_TIMEOUT_S)
+                await self._client.load_model(MODEL, client_timeout=LOAD_TIMEOUT_S)
+                await self._infer([_HARMLESS], self._version)
+            except InferenceServerException as error:
+                raise await self._unavailable(error) from error
 
     async def _unavailable(self, error: InferenceServerException) -> UnavailableError:
         if error.status() == _NOT_LOADED:
@@ -280,15 +323,22 @@ class Triton:
         tensor.set_data_from_numpy(np.array(texts, dtype=object)[:, None])
         attributes: dict[str, str | int] = {"rpc.system": "grpc", "recorrido.texts": len(texts)}
         with telemetry.span(f"triton infer {MODEL}", SpanKind.CLIENT, attributes=attributes):
-            return await self._client.infer(
-                MODEL,
-                [tensor],
-                version,
-                # Named, because the model does more work for more outputs.
-                outputs=[InferRequestedOutput(name) for name in _OUTPUTS if name in config.outputs],
-                client_timeout=TIMEOUT_S,
-                headers=telemetry.inject(),
-            )
+            try:
+                answer = await self._client.infer(
+                    MODEL,
+                    [tensor],
+                    version,
+                    # Named, because the model does more work for more outputs.
+                    outputs=[InferRequestedOutput(name) for name in _OUTPUTS if name in config.outputs],
+                    client_timeout=TIMEOUT_S,
+                    headers=telemetry.inject(),
+                )
+            except InferenceServerException as error:
+                self._silent = error.status() == _LATE
+                raise
+        self._silent = False
+        _verify(answer, texts, checked="CHECK" in config.outputs)
+        return answer
 
     async def _config(self, version: str) -> _Config:
         """Return the configuration of a version; the empty version is the newest at the time of the first call."""
@@ -307,6 +357,21 @@ class Triton:
                 outputs=frozenset(output.name for output in config.output),
             )
         return self._configs[version]
+
+
+def _verify(answer: Any, texts: Sequence[bytes], *, checked: bool) -> None:
+    """Make sure that this is the answer to these texts.
+
+    Raises:
+        InferenceServerException: OUT_OF_STEP.
+    """
+    if checked:
+        checks = answer.as_numpy("CHECK")
+        same = checks is not None and checks.reshape(-1).tolist() == [zlib.crc32(text) for text in texts]
+    else:
+        same = len(answer.as_numpy("ERROR")) == len(texts)
+    if not same:
+        raise InferenceServerException(f"the answer is not to these {len(texts)} texts", _OUT_OF_STEP)
 
 
 def _head(texts: Sequence[bytes], count: int, size_bytes: int) -> Sequence[bytes]:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -114,6 +115,12 @@ def test_a_text_without_content_is_neutral_and_spoils_no_other(server: Server, t
         pytest.param("\u200b\u202e\ufeff", id="invisible characters"),
         pytest.param("?!", id="punctuation"),
         pytest.param("1234567", id="digits"),
+        pytest.param("&#" + "1" * 16382, id="a character with a number of 16 KiB"),
+        pytest.param("&#" + "0" * 16000 + "65;", id="a character with very many noughts"),
+        pytest.param("&" * 16384, id="ampersands"),
+        pytest.param("<a" * 8192, id="unclosed markup"),
+        pytest.param("." * 16384, id="full stops"),
+        pytest.param("a" + " " * 16382 + "b", id="spaces between two words"),
     ],
 )
 def test_any_valid_text_up_to_the_limit_gets_a_result(server: Server, text: str) -> None:
@@ -129,6 +136,13 @@ def test_versions_side_by_side_answer_all_outputs(server: Server, version: str) 
     assert set(answer) == set(OUTPUTS)
     newer = ("EMOTION", "INTENT", "EFFORT", "URGENCY")
     assert all(bool(answer[name][row, 0]) == (version == "2") for name in newer for row in (0, 1))
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_each_answer_tells_which_text_it_is_to(server: Server, version: str) -> None:
+    texts = [b"", b"ok", b"\xff", "olá".encode(), b"x" * 20_000]
+    check = server.analyze(texts, version)["CHECK"]
+    assert check[:, 0].tolist() == [zlib.crc32(text) for text in texts]
 
 
 def test_each_sentence_is_answered_for(server: Server) -> None:

@@ -1,5 +1,6 @@
 """Where version 2 of the model sees sentences begin and end."""
 
+import time
 from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
@@ -50,6 +51,18 @@ def split(text: str, most: int = 64) -> list[str]:
 )
 def test_sentences(text: str, sentences: list[str]) -> None:
     assert split(text) == sentences
+
+
+@pytest.mark.parametrize(
+    "text",
+    [" " * 16384, "a" + "\t" * 16382 + "a", "." * 16384, "?" * 16383 + "a", "…" * 5461, "." * 8192 + ")" * 8191 + "a"],
+    ids=["spaces", "tabs", "stops", "marks", "ellipses", "brackets"],
+)
+def test_any_text_takes_time_by_its_length_alone(text: str) -> None:
+    """A backtracking search takes seconds for each of these, during which the process does nothing else."""
+    began = time.process_time()
+    spans(text, 64)
+    assert time.process_time() - began < 0.2
 
 
 def test_no_more_than_asked_for() -> None:

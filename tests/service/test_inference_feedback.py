@@ -49,7 +49,7 @@ from tests.support.cluster import Cluster, running
 from tests.support.event_types import oddities
 from tests.support.interactions import interaction
 from tests.support.rpc_errors import info, violations
-from tests.support.triton import triton
+from tests.support.triton import model_processes, triton
 from tests.support.wait import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -255,10 +255,7 @@ async def test_while_triton_is_away_words_wait_and_health_says_so(company: Compa
 
 def kill_model_processes(triton_pid: int) -> None:
     """Triton's children run the models: one for each instance."""
-    lists = Path(f"/proc/{triton_pid}/task").glob("*/children")
-    stubs = [int(pid) for children in lists for pid in children.read_text().split()]
-    assert stubs
-    for pid in stubs:
+    for pid in [pid for version in ("1", "2") for pid in model_processes(triton_pid, version)]:
         os.kill(pid, SIGKILL)
 
 
@@ -294,6 +291,9 @@ async def test_a_killed_service_analyses_the_rest_and_nothing_twice(tmp_path: Pa
 
 #: A model that cannot cope with one word, the way real ones fail: for the whole batch.
 STUBBORN_MODEL = """
+import os
+import zlib
+
 import numpy as np
 import triton_python_backend_utils as triton
 
@@ -320,6 +320,7 @@ class TritonPythonModel:
                 triton.Tensor("NEED", words(b"")),
                 triton.Tensor("CONFIDENCE", np.full((n, 4), 0.25, np.float32)),
                 triton.Tensor("ERROR", np.array([[refusal(text)] for text in texts], dtype=object)),
+                triton.Tensor("CHECK", np.array([[zlib.crc32(text)] for text in texts], np.uint32)),
             ]))
         return responses
 """

@@ -11,7 +11,7 @@ from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 import pytest
 
 from infra.local import ports as port_numbers
-from infra.local import processes
+from infra.local import processes, supervisor
 from infra.local.logs import Console, PartLog
 from infra.local.parts import Part, UnknownPartError, with_needs
 from infra.local.ports import BadPortError, PortError, Ports
@@ -181,6 +181,31 @@ async def test_one_part_can_be_stopped_and_started_frozen_and_thawed(tmp_path: P
         cluster.kill("store", SIGCONT)
         await until(lambda: cluster.restarts("store") == 1)
         await cluster.until_ready()
+
+
+@pytest.mark.parametrize("how", ["hangs", "fails", "answers"])
+async def test_a_part_that_answers_nobody_is_killed_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.01)
+    asked = 0
+
+    async def answers() -> None:
+        nonlocal asked
+        asked += 1
+        if how == "hangs":
+            await asyncio.Event().wait()
+        if how == "fails":
+            raise NotReadyError("not now")
+
+    store = replace(part(tmp_path, "store"), answers=answers, silent_s=0.2)
+    async with running(data=tmp_path / "var", known=known(store)) as cluster:
+        if how == "answers":
+            await until(lambda: asked > 50)
+            assert cluster.restarts("store") == 0
+        else:
+            await until(lambda: cluster.restarts("store") > 0)
+            await cluster.until_ready()
 
 
 async def test_a_signal_to_one_that_has_just_died_does_not_hide_its_death(tmp_path: Path) -> None:

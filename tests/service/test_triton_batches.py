@@ -1,17 +1,23 @@
 """What is asked of Triton at once: never more than it answers in time."""
 
+import asyncio
+import contextlib
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from signal import SIGCONT, SIGKILL, SIGSTOP, Signals
 from typing import Any
 
 import pytest
 
+from infra.triton.install import MODELS, build_models, find
 from recorrido.inference.v1.events import Analysis
 from services.foundation.errors import UnavailableError
 from services.inference import triton as adapter
-from services.inference.domain import MAX_TEXT_BYTES, Result
+from services.inference.domain import MAX_TEXT_BYTES, MODEL_FAILED, Problem, Result
 from services.inference.triton import Triton
-from tests.support.triton import Server, triton
+from tests.support.triton import Server, model_processes, triton
 from tests.support.wait import until
 
 #: As large as texts may be, each of more sentences than are told apart: some seconds of one core.
@@ -75,6 +81,81 @@ async def test_a_batch_that_takes_too_long_is_asked_for_in_smaller_ones(
     assert results is not None
     assert len(results) == len(HEAVY)
     assert all(isinstance(result, Analysis) for result in results)
+
+
+def served_but(repository: Path, **changed: str) -> Path:
+    """Return a model repository with version 2 as it is served, but for the files that are given."""
+    (repository / "feedback" / "2").mkdir(parents=True)
+    config = (MODELS / "feedback" / "config.pbtxt").read_text().replace("count: 2", "count: 1")
+    (repository / "feedback" / "config.pbtxt").write_text(config)
+    build_models(find())
+    for file in (MODELS / "feedback" / "2").iterdir():
+        if file.is_file() and file.stem not in changed:
+            (repository / "feedback" / "2" / file.name).symlink_to(file)
+    for name, program in changed.items():
+        (repository / "feedback" / "2" / f"{name}.py").write_text(program)
+    return repository
+
+
+STUCK = """
+import re
+
+def spans(text, most):
+    # Backtracks for ever, and holds the interpreter meanwhile.
+    re.match("(a+)+$", text)
+    return []
+"""
+
+
+async def test_a_text_that_the_model_gets_stuck_on_spoils_no_other(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with triton(log, model_repository=served_but(tmp_path / "models", sentences=STUCK), stuck_seconds=2) as server:
+        client = Triton(server.address)
+        stuck, good = await client.analyze(["a" * 64 + "b", "Muito bom"])
+        await client.close()
+    assert isinstance(good, Analysis)
+    assert isinstance(stuck, Problem)
+    assert stuck.reason == MODEL_FAILED
+    # The log tells where it was.
+    assert re.search(r'File ".*/sentences.py", line 6 in spans', log.read_text())
+
+
+@pytest.mark.parametrize("signals", [(SIGSTOP, SIGCONT), (SIGKILL,)], ids=["stops for a while", "dies"])
+async def test_no_answer_is_taken_for_that_to_another_question(server: Server, signals: tuple[Signals, ...]) -> None:
+    """A process that shows no life for a second is given up; where it goes on, it answers what was given up."""
+    assert server.process is not None
+    client = Triton(server.address)
+    texts = [f"Muito bom, adorei ({n})" if n % 2 else f"Terrible, it never came ({n})" for n in range(256)]
+    expected = [_said(result) for result in await client.analyze(texts)]
+
+    async def analyzed(chosen: list[int]) -> list[object]:
+        async def once() -> list[Result] | None:
+            try:
+                return await client.analyze([texts[n] for n in chosen])
+            except UnavailableError:
+                return None
+
+        results = await until(once, deadline_s=60)
+        assert results is not None
+        return [_said(result) for result in results]
+
+    under_way = [asyncio.create_task(analyzed(list(range(256)))) for _ in range(3)]
+    for number in signals:
+        for pid in model_processes(server.process.pid, "2"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        await asyncio.sleep(2.5 if number is SIGSTOP else 0)
+    more = [asyncio.create_task(analyzed([n])) for n in range(40)]
+    for n, task in enumerate(more):
+        assert await task == [expected[n]]
+    for task in under_way:
+        assert await task == expected
+    await client.close()
+
+
+def _said(result: Result) -> object:
+    assert isinstance(result, Analysis)
+    return result.language, result.sentiment, result.point
 
 
 async def test_a_frozen_triton_is_unavailable_and_not_asked_for_ever(

@@ -38,6 +38,7 @@ OUTPUTS = (
     "UNSURE",
     "SENTENCES",
     "ERROR",
+    "CHECK",
 )
 START_SECONDS = 60
 
@@ -64,6 +65,15 @@ def infer(
     wanted = [grpcclient.InferRequestedOutput(name) for name in outputs]
     result = client.infer("feedback", [tensor], version, outputs=wanted, client_timeout=timeout_seconds)
     return {name: result.as_numpy(name) for name in outputs}
+
+
+def model_processes(triton_pid: int, version: str) -> list[int]:
+    """Triton's children that run this version of the model: one for each instance."""
+    lists = Path(f"/proc/{triton_pid}/task").glob("*/children")
+    children = [int(pid) for children in lists for pid in children.read_text().split()]
+    found = [pid for pid in children if f"/{version}/model.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert found
+    return found
 
 
 @dataclass

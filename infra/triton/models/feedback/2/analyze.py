@@ -9,7 +9,7 @@ import html
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,15 @@ RUN_TOKENS = 2048
 #: Keeps the logarithm of a probability finite.
 _TINY = np.float32(1e-9)
 _TAG = re.compile(r"</?[a-zA-Z!][^<>]{0,300}>")
+#: No character: Python refuses to read a number of more than 4,300 digits, which would fail the whole batch.
+_NO_CHARACTER = re.compile(r"&#[0-9]{100,}+;?")
 
 
 def clean(text: str) -> str:
     """Without markup, which says nothing about an experience."""
     if "<" in text:
         text = _TAG.sub(" ", text)
-    return html.unescape(text) if "&" in text else text
+    return html.unescape(_NO_CHARACTER.sub("\ufffd", text)) if "&" in text else text
 
 
 def visible(text: str) -> bool:
@@ -45,9 +47,16 @@ def _latin(text: str) -> bool:
 
 
 class Model:
-    """The graph, its tokenizer and its labels; one ONNX Runtime session."""
+    """The graph, its tokenizer and its labels; one ONNX Runtime session. `each_run` is called before the graph runs."""
 
-    def __init__(self, folder: Path, graph: Path, providers: Sequence[object], threads: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        graph: Path,
+        providers: Sequence[object],
+        threads: int,
+        each_run: Callable[[], object] = lambda: None,
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -57,6 +66,7 @@ class Model:
         self.meta = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         self.labels: dict[str, list[str]] = self.meta["labels"]
         self._pad = self.meta["pad"]
+        self._each_run = each_run
         self._offsets = {name: np.array(values, np.float32) for name, values in self.meta.get("offsets", {}).items()}
 
     def tokens(self, texts: list[str]) -> list[list[int]]:
@@ -87,6 +97,7 @@ class Model:
             padded = np.full((len(chunk), lengths[chunk[-1]]), self._pad, dtype=np.int64)
             for row, position in enumerate(chunk):
                 padded[row, : lengths[position]] = ids[position]
+            self._each_run()
             for name, values in zip(results, self._session.run(list(results), {"ids": padded}), strict=True):
                 results[name][chunk] = values
             start += len(chunk)

@@ -9,11 +9,13 @@ for requests that ask for the output SENTENCES.
 
 import json
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as triton
 from analyze import Answers, Model
+from pulse import Pulse
 from sentences import spans
 
 MAX_TEXT_BYTES = 16 * 1024
@@ -77,9 +79,16 @@ class TritonPythonModel:
             raise triton.TritonModelException(
                 f"{graph} is missing; build it: python -m infra.triton.install --precision {precision}"
             )
-        self._model = Model(folder, graph, providers, int(os.environ.get("RECORRIDO_ORT_THREADS", "1")))
+        # TensorRT compiles the graph for each new shape, which takes minutes.
+        self._pulse = Pulse(float(os.environ.get("RECORRIDO_MODEL_STUCK_S") or (30 if provider == "cpu" else 900)))
+        threads = int(os.environ.get("RECORRIDO_ORT_THREADS", "1"))
+        self._model = Model(folder, graph, providers, threads, each_run=self._pulse.step)
 
     def execute(self, requests: list) -> list:
+        with self._pulse:
+            return self._answer(requests)
+
+    def _answer(self, requests: list) -> list:
         inputs = [triton.get_input_tensor_by_name(request, "TEXT").as_numpy().reshape(-1) for request in requests]
         decoded, errors = zip(*(decode(raw) for batch in inputs for raw in batch), strict=True)
         texts = list(decoded)
@@ -97,6 +106,7 @@ class TritonPythonModel:
         outputs = outputs_of(answers, len(texts + parts))
         outputs["SENTENCES"] = _column(_sentences(answers, found, len(texts)))
         outputs["ERROR"] = _column(list(errors))
+        outputs["CHECK"] = np.array([zlib.crc32(raw) for batch in inputs for raw in batch], np.uint32)[:, None]
         responses, start = [], 0
         for batch in inputs:
             end = start + len(batch)
