@@ -9,6 +9,7 @@ from services.cli import (
     actions,
     analyze,
     board,
+    chart,
     correct,
     events,
     flow,
@@ -45,6 +46,7 @@ app.command()(journeys.ladder)
 app.command()(journeys.signals)
 app.command()(journeys.watch)
 app.command()(journeys.rebuild)
+app.command()(chart.chart)
 app.command()(flow.flow)
 app.command()(flow.coverage)
 app.add_typer(actions.app, name="actions")

@@ -15,6 +15,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from google.protobuf.timestamp_pb2 import Timestamp
+from playwright.async_api import async_playwright
 
 from recorrido.actions.v1.action_pb2 import ACTION_RESULT_WORSE, ACTION_STATE_COMPLETED
 from recorrido.actions.v1.events import ActionCompleted, ActionKind, ActionOpened, ActionResult
@@ -49,6 +50,7 @@ from tests.support.wait import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 START = datetime(2026, 1, 1, tzinfo=UTC)
+CHROMIUM = Path("/usr/bin/chromium")
 
 
 @dataclass
@@ -458,7 +460,9 @@ async def test_the_command_shows_it(shared: Company, tmp_path: Path) -> None:
 # -- signals about everyone: they move the present of the shared history, so they come last ----------------------------
 
 
-async def test_a_score_out_of_its_limits_is_one_signal_whatever_is_killed_rebuilt_or_late(shared: Company) -> None:
+async def test_a_score_out_of_its_limits_is_one_signal_whatever_is_killed_rebuilt_or_late(
+    shared: Company, tmp_path: Path
+) -> None:
     c = shared
 
     def answered(day: int, n: int, csat: int) -> StreamAppend:
@@ -492,6 +496,7 @@ async def test_a_score_out_of_its_limits_is_one_signal_whatever_is_killed_rebuil
     # Nothing in it names a customer: it stays when one is erased.
     assert b"charted" not in recorded.data
     assert any(each.event_id == signal.evidence_event_ids[0] for each in await _entries(c, recorded))
+    await charted(c, signal, tmp_path)
     await c.cluster.kill_and_restart("journey")
     # It goes on, some of it came late, and the read model is made anew.
     await c.store.append([*days(156, 160, 16), *(answered(151, 100 + n, 1) for n in range(30))])
@@ -500,6 +505,81 @@ async def test_a_score_out_of_its_limits_is_one_signal_whatever_is_killed_rebuil
     assert [each.signal_id for each in await raised()] == [signal.signal_id]
     listed = (await recorrido(c.cluster, "signals", "--rule", "score_worsened")).out
     assert "CSAT" in listed
+
+
+async def charted(c: Company, signal: pb.Signal, tmp_path: Path) -> None:
+    """The chart shows what the signal tells, and as of before it only what was known then."""
+
+    async def asked(**fields: Any) -> pb.ControlChart:
+        request = pb.GetControlChartRequest(touchpoint_id="parcel", metric=maps.METRIC_CSAT, **fields)
+        return (await c.journey.GetControlChart(request)).chart
+
+    chart = await asked()
+    (point,) = [each for each in chart.points if each.state == pb.CHART_STATE_OUTSIDE]
+    assert (point.signal_id, point.to.ToDatetime().date().isoformat()) == (signal.signal_id, signal.inputs["run_until"])
+    assert (f"{point.average:.4f}", f"{point.limit:.4f}") == (signal.inputs["average"], signal.inputs["limit"])
+    # Its signal was raised later than what it is about was recorded.
+    before = await asked(as_of=stamp(signal.raised_at.ToDatetime(UTC) - timedelta(microseconds=1)))
+    assert [each.signal_id for each in before.points if each.state == pb.CHART_STATE_OUTSIDE] == [""]
+    listed = await c.journey.ListControlCharts(pb.ListControlChartsRequest(points=7))
+    (same,) = [each for each in listed.charts if (each.touchpoint_id, each.metric) == ("parcel", maps.METRIC_CSAT)]
+    assert list(same.points) == list(chart.points[-7:])
+    assert (listed.method.false_alarm_points, len(listed.method.sources)) == (4_106, 6)
+    for request, field in (
+        (pb.GetControlChartRequest(), "need_path"),
+        (pb.GetControlChartRequest(touchpoint_id="parcel"), "metric"),
+        (pb.GetControlChartRequest(touchpoint_id="none", metric=maps.METRIC_NPS), "touchpoint_id"),
+        (pb.GetControlChartRequest(metric=maps.METRIC_NPS), "touchpoint_id"),
+        (pb.GetControlChartRequest(need_path="price", metric=maps.METRIC_NPS), "need_path"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await c.journey.GetControlChart(request)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert field in [name for name, _ in violations(caught.value)]
+    told = (await recorrido(c.cluster, "chart", "csat", "--touchpoint", "parcel")).out
+    for part in ("CSAT of Parcel", "Out of its limits 1 time", signal.signal_id, "one false alarm in 4,106 points"):
+        assert part in told
+    assert "worse: out of the limits" in (await recorrido(c.cluster, "chart")).out
+    found = await answer(c.cluster, "chart", "csat", "--touchpoint", "parcel", "--from", "2026-05-01")
+    assert found["chart"]["points"][0]["from"] == "2026-05-01T00:00:00Z"
+    for wrong in (("chart", "csat"), ("chart", "pain", "--touchpoint", "parcel"), ("chart", "--svg", "x.svg")):
+        assert (await recorrido(c.cluster, *wrong)).code == 2
+    unknown = await recorrido(c.cluster, "chart", "pain", "--need", "nobody/cares")
+    assert (unknown.code, "NEED_UNKNOWN" in unknown.err) == (1, True)
+    drawing = tmp_path / "chart.svg"
+    assert (
+        "CSAT of Parcel"
+        in (await recorrido(c.cluster, "chart", "csat", "--touchpoint", "parcel", "--svg", str(drawing))).out
+    )
+    titles, texts = await looked_at(drawing)
+    assert len([each for each in titles if signal.signal_id in each and "out of the limits" in each]) == 1
+    assert len([each for each in titles if " of 24" in each]) == len(chart.points) > 50
+    assert any("Moving average and its limits" in each for each in texts)
+
+
+async def looked_at(drawing: Path) -> tuple[list[str], list[str]]:
+    """Return the titles and the texts of a picture, as a real browser has it: no text outside of it."""
+    if not CHROMIUM.exists():  # noqa: ASYNC240 - once, before anything waits
+        pytest.skip(f"no browser: {CHROMIUM} is missing (Debian's package chromium)")
+    async with async_playwright() as play:
+        browser = await play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
+        tab = await browser.new_page(viewport={"width": 1200, "height": 800})
+        await tab.goto(drawing.as_uri())
+        outside = await tab.evaluate("""() => {
+            const frame = document.documentElement.getBoundingClientRect();
+            return [...document.querySelectorAll('text')].filter((each) => {
+                const box = each.getBoundingClientRect();
+                return box.left < frame.left || box.right > frame.right || box.bottom > frame.bottom;
+            }).map((each) => each.textContent);
+        }""")
+        titles, texts = [
+            await tab.evaluate(f"[...document.querySelectorAll('{each}')].map((one) => one.textContent)")
+            for each in ("title", "text")
+        ]
+        await tab.screenshot(path=str(drawing.with_suffix(".png")))
+        await browser.close()
+    assert outside == []
+    return titles, texts
 
 
 async def _entries(c: Company, recorded: Any) -> Any:

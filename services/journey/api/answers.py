@@ -5,18 +5,22 @@ from typing import Any, TypeVar
 
 from recorrido.actions.v1 import action_pb2
 from recorrido.inference.v1 import analysis_pb2
+from recorrido.inference.v1.events import PointKind
 from recorrido.ingest.v1 import interaction_pb2
 from recorrido.ingest.v1.events import RatingMetric
 from recorrido.journey.v1 import journey_map_pb2
 from recorrido.journey.v1 import journey_service_pb2 as pb
-from recorrido.journey.v1.events import LoyaltyLevel
+from recorrido.journey.v1.events import LoyaltyLevel, Metric
 from services.foundation.rpc import timestamp
 from services.journey.domain import intervals
+from services.journey.domain.charted import LEAST_ANSWERS, POINTS
+from services.journey.domain.charts import FALSE_ALARM_POINTS, LEAST_BASELINE, SOURCES, WEIGHT, WIDTH
 from services.journey.domain.intervals import Interval
 from services.journey.domain.loyalty import Loyalty
 from services.journey.domain.mapdiff import Change
 from services.journey.domain.maps import PublishedMap
 from services.journey.domain.scores import MeanScore, NetPromoterScore, RatingScore
+from services.journey.views.controlchart import METHOD, ChartPoint, ControlChart
 from services.journey.views.coverage import Coverage, Hearing, OffMap, TouchpointCoverage
 from services.journey.views.flow import Change as FlowChange
 from services.journey.views.flow import DropOff, Edge, Flow, Step, StepExperience, Target, Variant
@@ -580,6 +584,52 @@ def _off_map(found: OffMap) -> pb.OffMapTouchpoint:
         rated=voice.rated,
         verbatims=voice.verbatims,
         last_at=timestamp(voice.last_at),
+    )
+
+
+# -- control charts ----------------------------------------------------------------------------------------------------
+
+
+def control_chart(found: ControlChart) -> pb.ControlChart:
+    kind, is_point = POINTS.get(found.metric, PointKind.UNSPECIFIED), found.metric in POINTS
+    metric = Metric.UNSPECIFIED if is_point else Metric[found.metric.upper()]
+    return pb.ControlChart(
+        touchpoint_id=found.touchpoint_id,
+        metric=journey_map_pb2.Metric.ValueType(metric.number),
+        kind=analysis_pb2.PointKind.ValueType(kind.number),
+        need_path=found.need_path,
+        name=found.name,
+        subgroup=pb.PERIOD_DAY if found.length == 1 else pb.PERIOD_WEEK,
+        points=[_chart_point(each) for each in found.points],
+        not_charted=found.not_charted,
+    )
+
+
+def _chart_point(found: ChartPoint) -> pb.ChartPoint:
+    point = pb.ChartPoint(
+        to=timestamp(found.until),
+        state=pb.ChartState.ValueType(found.state.value),
+        answers=found.answers,
+        value=found.value,
+        centre=found.centre,
+        average=found.average,
+        limit=found.limit,
+        in_run=found.in_run,
+        signal_id=found.signal_id,
+    )
+    getattr(point, "from").CopyFrom(timestamp(found.since))
+    return point
+
+
+def control_chart_method() -> pb.ControlChartMethod:
+    return pb.ControlChartMethod(
+        method=METHOD,
+        weight=WEIGHT,
+        width=WIDTH,
+        least_answers=LEAST_ANSWERS,
+        least_baseline=LEAST_BASELINE,
+        false_alarm_points=FALSE_ALARM_POINTS,
+        sources=SOURCES,
     )
 
 

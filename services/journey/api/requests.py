@@ -3,10 +3,12 @@
 from datetime import datetime
 from typing import Any
 
+from recorrido.inference.v1.events import PointKind
 from recorrido.ingest.v1.events import Channel, Outcome
 from recorrido.journey.v1 import journey_map_pb2, journey_service_pb2
 from recorrido.journey.v1.events import JourneyMap, LoyaltyLevel, Metric
 from services.foundation.rules import MAX_CUSTOMER_ID, Rules
+from services.journey.domain.charted import POINTS
 from services.journey.views.flow import Ending, FlowFilter
 from services.journey.views.scores import Grouping, Period
 from services.journey.views.selection import Selection
@@ -67,6 +69,20 @@ class Checks(Rules):
             goal_id=self.optional_identity(f"{path}.goal_id", message.goal_id),
             ending=self.choice(f"{path}.ending", Ending, message.ending),
         )
+
+    def charted(self, request: journey_service_pb2.GetControlChartRequest) -> tuple[Metric, PointKind]:
+        """Read what a control chart is asked of: a metric of a touchpoint, or a kind of point about a need."""
+        metric, kind = self.known("metric", Metric, request.metric), self.known("kind", PointKind, request.kind)
+        of_score = bool(request.touchpoint_id or request.metric)
+        if of_score and (request.need_path or request.kind):
+            self.refuse("need_path", "a score of a touchpoint, or a point about a need, not both")
+        elif of_score:
+            self.identity("touchpoint_id", request.touchpoint_id)
+            self.require(metric is not Metric.UNSPECIFIED, "metric", "NPS, CSAT, CES or sentiment")
+        else:
+            self.identity("need_path", request.need_path)
+            self.require(kind.name.lower() in POINTS, "kind", "pain, itch or delight")
+        return metric, kind
 
     def period(self, number: int) -> Period | None:
         return self.choice("period", Period, number)

@@ -18,7 +18,9 @@ from services.journey.domain.mapcheck import violations
 from services.journey.domain.mapdiff import changes
 from services.journey.domain.maps import PublishJourneyMap
 from services.journey.domain.quoting import Quoting, quotable
+from services.journey.domain.shifts import SHIFT_RULES
 from services.journey.handlers import MapHandlers
+from services.journey.views.controlchart import control_charts, point_chart, score_chart
 from services.journey.views.coverage import coverage
 from services.journey.views.flow import CaseOf, Cases, Flow, FlowFilter, Level, flow
 from services.journey.views.flow import changes as flow_changes
@@ -27,7 +29,7 @@ from services.journey.views.overview import overview
 from services.journey.views.points import KINDS, points, words
 from services.journey.views.preview import preview
 from services.journey.views.scores import Group, Period, grouped, scores
-from services.journey.views.signals import signals
+from services.journey.views.signals import signals, signals_by_rules
 from services.journey.views.snapshot import MapInForce, ReadModel, Snapshot
 from services.journey.views.timeline import customer_journey, newest_entries, snapshot_moment
 
@@ -36,6 +38,7 @@ DEFAULT_GROUPS = 1_000
 MAX_GROUPS = 10_000
 DEFAULT_VARIANTS = 10
 DEFAULT_OFF_MAP = 100
+DEFAULT_CHARTED = 30
 MAX_TREND_DAYS = 3_660
 #: Entries that a watch begins with, and how often it looks.
 WATCHED = 100
@@ -292,6 +295,51 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
             reading = snapshot.reading(in_force)
         found = await asyncio.to_thread(coverage, reading, since, until, limit)
         return answers.coverage(found, in_force, _known_to(snapshot))
+
+    async def GetControlChart(  # noqa: N802
+        self, request: pb.GetControlChartRequest, _context: Any
+    ) -> pb.GetControlChartResponse:
+        check = Checks()
+        as_of, (since, until) = check.time(request, "as_of"), check.span(request)
+        map_id = check.optional_identity("map_id", request.map_id)
+        metric, kind = check.charted(request)
+        check.enforce()
+        async with self._read_model.snapshot(as_of) as snapshot:
+            in_force = snapshot.map_in_force(map_id)
+            reading = snapshot.reading(in_force)
+            raised = [each.raised for each in await signals_by_rules(snapshot, SHIFT_RULES)]
+        found = await (
+            asyncio.to_thread(point_chart, reading, kind, request.need_path, raised)
+            if request.need_path
+            else asyncio.to_thread(score_chart, reading, request.touchpoint_id, metric.name.lower(), raised)
+        )
+        return pb.GetControlChartResponse(
+            chart=answers.control_chart(found.between(since, until)),
+            method=answers.control_chart_method(),
+            map_id=in_force.map_id,
+            map_version=in_force.version,
+            position=_known_to(snapshot),
+        )
+
+    async def ListControlCharts(  # noqa: N802
+        self, request: pb.ListControlChartsRequest, _context: Any
+    ) -> pb.ListControlChartsResponse:
+        check = Checks()
+        as_of, newest = check.time(request, "as_of"), check.size("points", request.points, default=DEFAULT_CHARTED)
+        map_id = check.optional_identity("map_id", request.map_id)
+        check.enforce()
+        async with self._read_model.snapshot(as_of) as snapshot:
+            in_force = snapshot.map_in_force(map_id)
+            reading = snapshot.reading(in_force)
+            raised = [each.raised for each in await signals_by_rules(snapshot, SHIFT_RULES)]
+        found = await asyncio.to_thread(control_charts, reading, raised, newest)
+        return pb.ListControlChartsResponse(
+            charts=[answers.control_chart(each) for each in found],
+            method=answers.control_chart_method(),
+            map_id=in_force.map_id,
+            map_version=in_force.version,
+            position=_known_to(snapshot),
+        )
 
     async def ListSignals(self, request: pb.ListSignalsRequest, _context: Any) -> pb.ListSignalsResponse:  # noqa: N802
         check = Checks()

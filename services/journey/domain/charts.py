@@ -26,10 +26,13 @@ import numpy as np
 
 from services.journey.domain.history import Floats, Ints
 
-#: Weight of the newest point, and width of the limits in standard deviations of the average. Together they raise one
-#: false alarm in 4,106 points in the mean (Crowder's integral equation).
+#: Weight of the newest point, and width of the limits in standard deviations of the average.
 WEIGHT = 0.1
 WIDTH = 3.5
+#: Points between two alarms, in the mean, while nothing changes: Crowder's integral equation for these two.
+FALSE_ALARM_POINTS = 4_106
+#: Where chart, limits, points, spread and rates are published, in short; in full above.
+SOURCES = ("Roberts, 1959", "Steiner, 1999", "Hawkins, 1987", "Quesenberry, 1991", "Laney, 2002", "Crowder, 1987")
 #: Subgroups that a baseline has at least.
 LEAST_BASELINE = 20
 
@@ -90,19 +93,43 @@ def points(mean: Floats, count: Ints) -> Floats:
     return found
 
 
-def first_alarm(mean: Floats, count: Ints) -> Alarm | None:
-    """Return where the chart of these subgroups, oldest first, leaves its limits for the first time; None: nowhere."""
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a chart went, as far as it went: to its first alarm, or to its end.
+
+    One entry for each subgroup: the point, the average and its limit, in standard deviations of a point; NaN where the
+    baseline was too short to judge by.
+    """
+
+    point: Floats
+    average: Floats
+    limit: Floats
+    alarm: Alarm | None
+
+
+def course(mean: Floats, count: Ints) -> Course:
+    """Return how the chart of these subgroups, oldest first, goes until it leaves its limits for the first time."""
+    point = points(mean, count)
+    averages, limits = np.full(len(point), np.nan), np.full(len(point), np.nan)
     average, remembered, start, side = 0.0, 1.0, 0, 0.0
-    for at, point in enumerate(points(mean, count).tolist()):
-        if math.isnan(point):
+    for at, value in enumerate(point.tolist()):
+        if math.isnan(value):
             continue
-        average += WEIGHT * (point - average)
+        average += WEIGHT * (value - average)
         remembered *= (1 - WEIGHT) ** 2
         limit = WIDTH * math.sqrt(WEIGHT / (2 - WEIGHT) * (1 - remembered))
+        averages[at], limits[at] = average, limit
         if average * side <= 0:
             start, side = at, average
         if abs(average) > limit:
             before, weight = mean[:start], count[:start]
             spread = (weight * (before - np.average(before, weights=weight)) ** 2).sum() / (start - 1)
-            return Alarm(at, start, average, limit, math.sqrt(spread))
-    return None
+            alarm = Alarm(at, start, average, limit, math.sqrt(spread))
+            upto = slice(at + 1)
+            return Course(point[upto], averages[upto], limits[upto], alarm)
+    return Course(point, averages, limits, None)
+
+
+def first_alarm(mean: Floats, count: Ints) -> Alarm | None:
+    """Return where the chart of these subgroups, oldest first, leaves its limits for the first time; None: nowhere."""
+    return course(mean, count).alarm

@@ -202,6 +202,33 @@ HEARING_SILENT: Hearing.ValueType  # 3
 """Nothing happens."""
 Global___Hearing: _TypeAlias = Hearing  # noqa: Y015
 
+class _ChartState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChartStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChartState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHART_STATE_UNSPECIFIED: _ChartState.ValueType  # 0
+    CHART_STATE_GAP: _ChartState.ValueType  # 1
+    """Too few answers to count: passed over."""
+    CHART_STATE_BASELINE: _ChartState.ValueType  # 2
+    """What others are judged by, itself not yet judged."""
+    CHART_STATE_WITHIN: _ChartState.ValueType  # 3
+    CHART_STATE_OUTSIDE: _ChartState.ValueType  # 4
+    """Out of the limits. The chart begins anew with what follows."""
+
+class ChartState(_ChartState, metaclass=_ChartStateEnumTypeWrapper): ...
+
+CHART_STATE_UNSPECIFIED: ChartState.ValueType  # 0
+CHART_STATE_GAP: ChartState.ValueType  # 1
+"""Too few answers to count: passed over."""
+CHART_STATE_BASELINE: ChartState.ValueType  # 2
+"""What others are judged by, itself not yet judged."""
+CHART_STATE_WITHIN: ChartState.ValueType  # 3
+CHART_STATE_OUTSIDE: ChartState.ValueType  # 4
+"""Out of the limits. The chart begins anew with what follows."""
+Global___ChartState: _TypeAlias = ChartState  # noqa: Y015
+
 @_typing.final
 class Selection(_message.Message):
     """What part of the history to look at; every condition given holds."""
@@ -3245,3 +3272,306 @@ class OffMapTouchpoint(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OffMapTouchpoint: _TypeAlias = OffMapTouchpoint  # noqa: Y015
+
+@_typing.final
+class GetControlChartRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AS_OF_FIELD_NUMBER: _builtins.int
+    MAP_ID_FIELD_NUMBER: _builtins.int
+    TOUCHPOINT_ID_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    NEED_PATH_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    map_id: _builtins.str
+    """Empty: the map published last."""
+    touchpoint_id: _builtins.str
+    """A score of a touchpoint of the map: both are given,"""
+    metric: _journey_map_pb2.Metric.ValueType
+    kind: _analysis_pb2.PointKind.ValueType
+    """or a point, told of anywhere: pain, itch or delight, and about which need."""
+    need_path: _builtins.str
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def to(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        map_id: _builtins.str = ...,
+        touchpoint_id: _builtins.str = ...,
+        metric: _journey_map_pb2.Metric.ValueType = ...,
+        kind: _analysis_pb2.PointKind.ValueType = ...,
+        need_path: _builtins.str = ...,
+        to: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "from", b"from", "to", b"to"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "from", b"from", "kind", b"kind", "map_id", b"map_id", "metric", b"metric", "need_path", b"need_path", "to", b"to", "touchpoint_id", b"touchpoint_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetControlChartRequest: _TypeAlias = GetControlChartRequest  # noqa: Y015
+
+@_typing.final
+class GetControlChartResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHART_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    MAP_ID_FIELD_NUMBER: _builtins.int
+    MAP_VERSION_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    map_id: _builtins.str
+    map_version: _builtins.int
+    position: _builtins.int
+    """Position in the store up to which it is known."""
+    @_builtins.property
+    def chart(self) -> Global___ControlChart: ...
+    @_builtins.property
+    def method(self) -> Global___ControlChartMethod: ...
+    def __init__(
+        self,
+        *,
+        chart: Global___ControlChart | None = ...,
+        method: Global___ControlChartMethod | None = ...,
+        map_id: _builtins.str = ...,
+        map_version: _builtins.int = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chart", b"chart", "method", b"method"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chart", b"chart", "map_id", b"map_id", "map_version", b"map_version", "method", b"method", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetControlChartResponse: _TypeAlias = GetControlChartResponse  # noqa: Y015
+
+@_typing.final
+class ListControlChartsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AS_OF_FIELD_NUMBER: _builtins.int
+    MAP_ID_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    map_id: _builtins.str
+    """Empty: the map published last."""
+    points: _builtins.int
+    """Subgroups of each, the newest: at most 1,000; 0 means 30."""
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        map_id: _builtins.str = ...,
+        points: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "map_id", b"map_id", "points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListControlChartsRequest: _TypeAlias = ListControlChartsRequest  # noqa: Y015
+
+@_typing.final
+class ListControlChartsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHARTS_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    MAP_ID_FIELD_NUMBER: _builtins.int
+    MAP_VERSION_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    map_id: _builtins.str
+    map_version: _builtins.int
+    position: _builtins.int
+    """Position in the store up to which it is known."""
+    @_builtins.property
+    def charts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ControlChart]:
+        """Scores that anybody answered, in the order of the map, then points that were told of 20 times or more."""
+
+    @_builtins.property
+    def method(self) -> Global___ControlChartMethod: ...
+    def __init__(
+        self,
+        *,
+        charts: _abc.Iterable[Global___ControlChart] | None = ...,
+        method: Global___ControlChartMethod | None = ...,
+        map_id: _builtins.str = ...,
+        map_version: _builtins.int = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charts", b"charts", "map_id", b"map_id", "map_version", b"map_version", "method", b"method", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListControlChartsResponse: _TypeAlias = ListControlChartsResponse  # noqa: Y015
+
+@_typing.final
+class ControlChart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOUCHPOINT_ID_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    NEED_PATH_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SUBGROUP_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    NOT_CHARTED_FIELD_NUMBER: _builtins.int
+    touchpoint_id: _builtins.str
+    """Of a score: empty and unspecified of a point,"""
+    metric: _journey_map_pb2.Metric.ValueType
+    kind: _analysis_pb2.PointKind.ValueType
+    """and these the other way round."""
+    need_path: _builtins.str
+    name: _builtins.str
+    """Such as "CSAT of Checkout"."""
+    subgroup: Global___Period.ValueType
+    """Day or week (UTC, from Monday on): the length of the last subgroups."""
+    not_charted: _builtins.str
+    """Why the last subgroups have no limits; empty where they have."""
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChartPoint]:
+        """Oldest first, without gaps in time: three years at most."""
+
+    def __init__(
+        self,
+        *,
+        touchpoint_id: _builtins.str = ...,
+        metric: _journey_map_pb2.Metric.ValueType = ...,
+        kind: _analysis_pb2.PointKind.ValueType = ...,
+        need_path: _builtins.str = ...,
+        name: _builtins.str = ...,
+        subgroup: Global___Period.ValueType = ...,
+        points: _abc.Iterable[Global___ChartPoint] | None = ...,
+        not_charted: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "metric", b"metric", "name", b"name", "need_path", b"need_path", "not_charted", b"not_charted", "points", b"points", "subgroup", b"subgroup", "touchpoint_id", b"touchpoint_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControlChart: _TypeAlias = ControlChart  # noqa: Y015
+
+@_typing.final
+class ChartPoint(_message.Message):
+    """A subgroup: what happened in a day or a week."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    CENTRE_FIELD_NUMBER: _builtins.int
+    AVERAGE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    IN_RUN_FIELD_NUMBER: _builtins.int
+    SIGNAL_ID_FIELD_NUMBER: _builtins.int
+    state: Global___ChartState.ValueType
+    answers: _builtins.int
+    """Of points: customers heard."""
+    value: _builtins.float
+    """CSAT, CES and points: percent; NPS: -100 to 100; sentiment: -1 to 1. Absent where nobody answered."""
+    centre: _builtins.float
+    """Mean of all answers before it since the chart began, or began anew: what it is judged by."""
+    average: _builtins.float
+    """The chart's exponentially weighted moving average, in standard deviations of a point, and how far it may be from zero,
+    up and down. Absent while the baseline is too short.
+    """
+    limit: _builtins.float
+    in_run: _builtins.bool
+    """Part of the run that took the average out of its limits."""
+    signal_id: _builtins.str
+    """The signal that was raised when it left them here."""
+    @_builtins.property
+    def to(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        to: _timestamp_pb2.Timestamp | None = ...,
+        state: Global___ChartState.ValueType = ...,
+        answers: _builtins.int = ...,
+        value: _builtins.float | None = ...,
+        centre: _builtins.float | None = ...,
+        average: _builtins.float | None = ...,
+        limit: _builtins.float | None = ...,
+        in_run: _builtins.bool = ...,
+        signal_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_average", b"_average", "_centre", b"_centre", "_limit", b"_limit", "_value", b"_value", "average", b"average", "centre", b"centre", "from", b"from", "limit", b"limit", "to", b"to", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_average", b"_average", "_centre", b"_centre", "_limit", b"_limit", "_value", b"_value", "answers", b"answers", "average", b"average", "centre", b"centre", "from", b"from", "in_run", b"in_run", "limit", b"limit", "signal_id", b"signal_id", "state", b"state", "to", b"to", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__average: _TypeAlias = _typing.Literal["average"]  # noqa: Y015
+    _WhichOneofArgType__average: _TypeAlias = _typing.Literal["_average", b"_average"]  # noqa: Y015
+    _WhichOneofReturnType__centre: _TypeAlias = _typing.Literal["centre"]  # noqa: Y015
+    _WhichOneofArgType__centre: _TypeAlias = _typing.Literal["_centre", b"_centre"]  # noqa: Y015
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__average) -> _WhichOneofReturnType__average | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__centre) -> _WhichOneofReturnType__centre | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___ChartPoint: _TypeAlias = ChartPoint  # noqa: Y015
+
+@_typing.final
+class ControlChartMethod(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    LEAST_ANSWERS_FIELD_NUMBER: _builtins.int
+    LEAST_BASELINE_FIELD_NUMBER: _builtins.int
+    FALSE_ALARM_POINTS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    method: _builtins.str
+    """"ewma-self-starting/1"; docs/journey.md tells it with its sources."""
+    weight: _builtins.float
+    """Of the newest point in the average, 0 to 1; and the width of the limits in standard deviations of the average."""
+    width: _builtins.float
+    least_answers: _builtins.int
+    """Answers (of points: customers heard) that a subgroup holds at least, and subgroups that a baseline has at least."""
+    least_baseline: _builtins.int
+    false_alarm_points: _builtins.int
+    """Points between two alarms, in the mean, while nothing changes."""
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where it is published."""
+
+    def __init__(
+        self,
+        *,
+        method: _builtins.str = ...,
+        weight: _builtins.float = ...,
+        width: _builtins.float = ...,
+        least_answers: _builtins.int = ...,
+        least_baseline: _builtins.int = ...,
+        false_alarm_points: _builtins.int = ...,
+        sources: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["false_alarm_points", b"false_alarm_points", "least_answers", b"least_answers", "least_baseline", b"least_baseline", "method", b"method", "sources", b"sources", "weight", b"weight", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControlChartMethod: _TypeAlias = ControlChartMethod  # noqa: Y015

@@ -101,6 +101,16 @@ class JourneyServiceStub:
                 request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCoverageRequest.SerializeToString,
                 response_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCoverageResponse.FromString,
                 _registered_method=True)
+        self.GetControlChart = channel.unary_unary(
+                '/recorrido.journey.v1.JourneyService/GetControlChart',
+                request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetControlChartRequest.SerializeToString,
+                response_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetControlChartResponse.FromString,
+                _registered_method=True)
+        self.ListControlCharts = channel.unary_unary(
+                '/recorrido.journey.v1.JourneyService/ListControlCharts',
+                request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListControlChartsRequest.SerializeToString,
+                response_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListControlChartsResponse.FromString,
+                _registered_method=True)
         self.GetOverview = channel.unary_unary(
                 '/recorrido.journey.v1.JourneyService/GetOverview',
                 request_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetOverviewRequest.SerializeToString,
@@ -210,6 +220,22 @@ class JourneyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetControlChart(self, request, context):
+        """Whether a score of a touchpoint, or the share of the customers who tell of a point, goes on as it was: its course
+        with centre and limits. INVALID_ARGUMENT names a touchpoint that the map does not have; NOT_FOUND where nobody ever
+        told of the need.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListControlCharts(self, request, context):
+        """All control charts that there are, each with its newest subgroups.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetOverview(self, request, context):
         """What is recorded, understood and placed so far, and how far behind the history the answers are.
         """
@@ -292,6 +318,16 @@ def add_JourneyServiceServicer_to_server(servicer, server):
                     servicer.GetCoverage,
                     request_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCoverageRequest.FromString,
                     response_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCoverageResponse.SerializeToString,
+            ),
+            'GetControlChart': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetControlChart,
+                    request_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetControlChartRequest.FromString,
+                    response_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetControlChartResponse.SerializeToString,
+            ),
+            'ListControlCharts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListControlCharts,
+                    request_deserializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListControlChartsRequest.FromString,
+                    response_serializer=recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListControlChartsResponse.SerializeToString,
             ),
             'GetOverview': grpc.unary_unary_rpc_method_handler(
                     servicer.GetOverview,
@@ -657,6 +693,60 @@ class JourneyService:
             '/recorrido.journey.v1.JourneyService/GetCoverage',
             recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCoverageRequest.SerializeToString,
             recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetCoverageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetControlChart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.journey.v1.JourneyService/GetControlChart',
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetControlChartRequest.SerializeToString,
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.GetControlChartResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListControlCharts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recorrido.journey.v1.JourneyService/ListControlCharts',
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListControlChartsRequest.SerializeToString,
+            recorrido_dot_journey_dot_v1_dot_journey__service__pb2.ListControlChartsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,6 +66,13 @@ class JourneyServiceStub:
     """
     GetCoverage: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.GetCoverageRequest, _journey_service_pb2.GetCoverageResponse]
     """What of the map is heard, what is silent, and what happens that is on no map."""
+    GetControlChart: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.GetControlChartRequest, _journey_service_pb2.GetControlChartResponse]
+    """Whether a score of a touchpoint, or the share of the customers who tell of a point, goes on as it was: its course
+    with centre and limits. INVALID_ARGUMENT names a touchpoint that the map does not have; NOT_FOUND where nobody ever
+    told of the need.
+    """
+    ListControlCharts: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.ListControlChartsRequest, _journey_service_pb2.ListControlChartsResponse]
+    """All control charts that there are, each with its newest subgroups."""
     GetOverview: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.GetOverviewRequest, _journey_service_pb2.GetOverviewResponse]
     """What is recorded, understood and placed so far, and how far behind the history the answers are."""
     RebuildReadModel: _grpc.UnaryStreamMultiCallable[_journey_service_pb2.RebuildReadModelRequest, _journey_service_pb2.RebuildReadModelResponse]
@@ -111,6 +118,13 @@ class JourneyServiceAsyncStub(JourneyServiceStub):
     """
     GetCoverage: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.GetCoverageRequest, _journey_service_pb2.GetCoverageResponse]  # type: ignore[assignment]
     """What of the map is heard, what is silent, and what happens that is on no map."""
+    GetControlChart: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.GetControlChartRequest, _journey_service_pb2.GetControlChartResponse]  # type: ignore[assignment]
+    """Whether a score of a touchpoint, or the share of the customers who tell of a point, goes on as it was: its course
+    with centre and limits. INVALID_ARGUMENT names a touchpoint that the map does not have; NOT_FOUND where nobody ever
+    told of the need.
+    """
+    ListControlCharts: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.ListControlChartsRequest, _journey_service_pb2.ListControlChartsResponse]  # type: ignore[assignment]
+    """All control charts that there are, each with its newest subgroups."""
     GetOverview: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.GetOverviewRequest, _journey_service_pb2.GetOverviewResponse]  # type: ignore[assignment]
     """What is recorded, understood and placed so far, and how far behind the history the answers are."""
     RebuildReadModel: _aio.UnaryStreamMultiCallable[_journey_service_pb2.RebuildReadModelRequest, _journey_service_pb2.RebuildReadModelResponse]  # type: ignore[assignment]
@@ -231,6 +245,25 @@ class JourneyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_journey_service_pb2.GetCoverageResponse, _abc.Awaitable[_journey_service_pb2.GetCoverageResponse]]:
         """What of the map is heard, what is silent, and what happens that is on no map."""
+
+    @_abc_1.abstractmethod
+    def GetControlChart(
+        self,
+        request: _journey_service_pb2.GetControlChartRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_journey_service_pb2.GetControlChartResponse, _abc.Awaitable[_journey_service_pb2.GetControlChartResponse]]:
+        """Whether a score of a touchpoint, or the share of the customers who tell of a point, goes on as it was: its course
+        with centre and limits. INVALID_ARGUMENT names a touchpoint that the map does not have; NOT_FOUND where nobody ever
+        told of the need.
+        """
+
+    @_abc_1.abstractmethod
+    def ListControlCharts(
+        self,
+        request: _journey_service_pb2.ListControlChartsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_journey_service_pb2.ListControlChartsResponse, _abc.Awaitable[_journey_service_pb2.ListControlChartsResponse]]:
+        """All control charts that there are, each with its newest subgroups."""
 
     @_abc_1.abstractmethod
     def GetOverview(

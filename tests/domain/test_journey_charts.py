@@ -1,0 +1,131 @@
+"""Control charts to look at: they are those that raise signals, as of any time, and say where there is none."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from recorrido.inference.v1.events import PointKind
+from recorrido.journey.v1.events import JourneyMap, Stage, Touchpoint
+from services.foundation.errors import InvalidError, NotFoundError
+from services.journey.views.controlchart import ChartPoint, State, control_charts, point_chart, score_chart
+from tests.domain.test_journey_shifts import date_of, days, raised, reading, shifted
+from tests.support.histories import START, Happened
+
+CHANGED = [*days(0, 60, 0.85), *days(60, 80, 0.6)]
+
+
+def outside(points: Sequence[ChartPoint]) -> list[ChartPoint]:
+    return [each for each in points if each.state is State.OUTSIDE]
+
+
+def test_what_is_shown_is_what_raised_the_signal() -> None:
+    read = reading(CHANGED)
+    (found,) = shifted(read)
+    inputs = found.inputs
+    for signals, signal_id in (([], ""), ([raised(found, read)], found.signal_id)):
+        chart = score_chart(read, "parcel", "csat", signals)
+        (point,) = outside(chart.points)
+        assert (f"{point.until:%Y-%m-%d}", point.signal_id) == (inputs["run_until"], signal_id)
+        assert (f"{point.average:.4f}", f"{point.limit:.4f}") == (inputs["average"], inputs["limit"])
+        run = [each for each in chart.points if each.in_run]
+        assert (f"{run[0].since:%Y-%m-%d}", len(run)) == (inputs["run_from"], int(inputs["run_subgroups"]))
+        # The centre of the run's first day is the mean of all answers before it.
+        assert f"{run[0].centre:.4f}" == inputs["centre"]
+        # Every day that is over has its point and its share; what follows the run has a baseline of its own.
+        assert [each.since for each in chart.points] == [START + timedelta(days=n) for n in range(79)]
+        first = [e.csat == 5 for e in CHANGED if date_of(e.day) == "2026-01-01"]
+        assert chart.points[0].value == pytest.approx(100 * sum(first) / len(first))
+        states = [each.state for each in chart.points]
+        at = states.index(State.OUTSIDE)
+        assert states[:at] == [State.BASELINE] * 20 + [State.WITHIN] * (at - 20)
+        assert set(states[at + 1 :]) == {State.BASELINE}
+    # Behind a signal too little has happened for limits.
+    assert "of 21 days with 20 answers there are" in chart.not_charted
+
+
+def test_a_chart_of_earlier_is_the_beginning_of_a_later_one() -> None:
+    whole = score_chart(reading(CHANGED), "parcel", "csat", []).points
+    for today in (30, 47, 61, 70):
+        then = score_chart(reading([e for e in CHANGED if e.day < today]), "parcel", "csat", []).points
+        assert len(then) == today - 1
+        # A day is as it was; only whether it is part of a run is known when the run has left the limits.
+        assert then == [replace(each, in_run=now.in_run) for each, now in zip(whole, then, strict=False)]
+
+
+def test_days_of_too_few_answers_are_gaps_that_are_shown() -> None:
+    events = [e for e in days(0, 60, 0.85) if int(e.day) % 7 != 2 or e.day % 1 < 0.19]
+    events = [e for e in events if int(e.day) != 33]
+    points = score_chart(reading(events), "parcel", "csat", []).points
+    gaps = {n for n, each in enumerate(points) if each.state is State.GAP}
+    assert gaps == {33, *range(2, 59, 7)}
+    assert (points[33].answers, points[33].value) == (0, None)
+    assert (points[9].answers, points[9].average) == (8, None)
+    assert points[9].value is not None
+
+
+def test_few_answers_are_charted_by_weeks_and_fewer_not_at_all() -> None:
+    by_weeks = score_chart(reading(days(0, 200, 0.8, a_day=5)), "parcel", "csat", [])
+    assert (by_weeks.length, by_weeks.not_charted) == (7, "")
+    assert {each.since.weekday() for each in by_weeks.points} == {0}
+    few = score_chart(reading(days(0, 90, 0.8, a_day=5)), "parcel", "csat", [])
+    assert few.not_charted == "of 21 days with 20 answers there are 0; of 21 weeks with 20 answers there are 13"
+    assert {each.state for each in few.points} == {State.BASELINE}
+    nearly_all = score_chart(reading(days(0, 60, 1.0)), "parcel", "csat", [])
+    assert "nearly all are of one kind" in nearly_all.not_charted
+    nobody = score_chart(reading(days(0, 60, 0.8)), "checkout", "nps", [])
+    assert (nobody.name, nobody.not_charted, list(nobody.points)) == ("NPS of Checkout", "nobody answered", [])
+    assert list(score_chart(reading([]), "checkout", "nps", []).points) == []
+
+
+def test_a_renamed_touchpoint_keeps_its_chart_and_its_signals() -> None:
+    read = reading(CHANGED)
+    (found,) = shifted(read)
+    package = Touchpoint(touchpoint_id="package", name="Package", aliases=("parcel",))
+    map_ = JourneyMap(map_id="shop", name="Shop", stages=(Stage(stage_id="all", name="All", touchpoints=(package,)),))
+    chart = score_chart(reading(CHANGED, map_), "package", "csat", [raised(found, read)])
+    assert [each.signal_id for each in outside(chart.points)] == [found.signal_id]
+    with pytest.raises(InvalidError, match="touchpoint_id"):
+        score_chart(reading(CHANGED, map_), "parcel", "csat", [])
+
+
+def words(first: int, last: int, hurt: int) -> list[Happened]:
+    """Return what 40 customers a day say, `hurt` or one more or less of them of a slow delivery, twice."""
+    found = []
+    for day in range(first, last):
+        for n in range(40):
+            bad = n < hurt + day % 3 - 1
+            told = (-0.8, PointKind.PAIN, "delivery/speed") if bad else (0.5, PointKind.NONE, "")
+            found += [Happened(f"w{day} {n}", day + n / 40 + twice / 99, words=told) for twice in range(1 + bad)]
+    return found
+
+
+def test_a_point_is_charted_as_the_part_of_the_customers_heard() -> None:
+    read = reading([*words(0, 60, 8), *words(60, 72, 20)])
+    (found,) = [each for each in shifted(read) if each.need_path]
+    chart = point_chart(read, PointKind.PAIN, "delivery/speed", [raised(found, read)])
+    assert [each.value for each in chart.points[:3]] == pytest.approx([100 * n / 40 for n in (7, 8, 9)])
+    assert {each.answers for each in chart.points} == {40}
+    (point,) = outside(chart.points)
+    assert (point.signal_id, point.average > 0) == (found.signal_id, True)
+    assert list(point_chart(read, PointKind.ITCH, "delivery/speed", []).points) == []
+    with pytest.raises(NotFoundError, match="nobody has told of a need 'price'"):
+        point_chart(read, PointKind.PAIN, "price", [])
+
+
+def test_all_charts_are_listed_with_their_newest_subgroups() -> None:
+    read = reading([*words(0, 30, 8), *days(0, 30, 0.8)])
+    found = control_charts(read, [], 5)
+    assert [each.name for each in found] == ["sentiment of Checkout", "CSAT of Parcel", "pain about delivery/speed"]
+    assert [each.points for each in found] == [
+        score_chart(read, "checkout", "sentiment", []).points[-5:],
+        score_chart(read, "parcel", "csat", []).points[-5:],
+        point_chart(read, PointKind.PAIN, "delivery/speed", []).points[-5:],
+    ]
+
+
+def test_a_part_of_a_chart_is_judged_by_all_before_it() -> None:
+    chart = score_chart(reading(CHANGED), "parcel", "csat", [])
+    since, until = START + timedelta(days=50), START + timedelta(days=60)
+    assert list(chart.between(since, until).points) == list(chart.points[50:60])
