@@ -210,7 +210,23 @@ async def _coverage(request: pb.GetCoverageRequest, *, as_json: bool) -> None:
     for name, counts in (("touchpoints", found.all), ("moments of truth", found.moments_of_truth)):
         out.print(f"{counts.heard} of {counts.touchpoints} {name} are heard, {counts.silent} are silent")
     out.print(f"{_part(found.interactions_on_map, found.interactions)} interactions are on the map")
-    lines = show.table("stage~", "touchpoint~", "", "", "interactions#", "rated#", "verbatims#", "last heard", "owner~")
+    if expected := found.all.met + found.all.missed + found.all.not_known:
+        out.print(
+            f"of {expected} scores that the map expects {found.all.met} are met, {found.all.missed} missed"
+            f" and {found.all.not_known} not known with so few answers"
+        )
+    lines = show.table(
+        "stage~",
+        "touchpoint~",
+        "",
+        "",
+        "interactions#",
+        "rated#",
+        "verbatims#",
+        "last heard",
+        "of what is expected~",
+        "owner~",
+    )
     for each in found.touchpoints:
         hearing = show.name(pb.Hearing.DESCRIPTOR, each.hearing)
         lines.add_row(
@@ -222,9 +238,10 @@ async def _coverage(request: pb.GetCoverageRequest, *, as_json: bool) -> None:
             show.count(each.rated),
             show.count(each.verbatims),
             show.when(each.last_heard_at),
+            show.plain(", ".join(show.expected(each.expected))),
             show.plain(each.owner),
         )
-    out.print(lines)
+    out.print(show.filled(lines))
     if found.off_map:
         rest = f" ({show.count(found.left_out)} more: --limit)" if found.left_out else ""
         others = show.table("source", "touchpoint", "channel", "interactions#", "last", title=f"On no map{rest}")

@@ -237,21 +237,31 @@ async def _scores(request: pb.GetScoresRequest, *, as_json: bool) -> None:
         if found.left_out:
             out.print(f"and {show.count(found.left_out)} groups of fewer interactions; --limit shows more")
         return
-    lines = show.table(*show.SCORE_COLUMNS)
-    lines.add_row("all", *show.scores(found.total), style="bold")
+    lines = show.table(*show.SCORE_COLUMNS, EXPECTED)
+    lines.add_row("all", *show.scores(found.total), "", style="bold")
     for each in found.touchpoints:
         title = each.name if each.touchpoint_id else f"{each.name} (not on the map)"
-        lines.add_row(show.plain(title), *show.scores(each.scores))
-    out.print(lines)
+        lines.add_row(show.plain(title), *show.scores(each.scores), _expected(each))
+    out.print(show.filled(lines))
+
+
+#: What is, of what the map expects.
+EXPECTED = "of what is expected~"
+
+
+def _expected(found: pb.TouchpointScores | pb.ScoreGroup) -> Text:
+    return show.plain(", ".join(show.expected(found.expected)))
 
 
 def _group_table(found: pb.GetScoresResponse, request: pb.GetScoresRequest) -> Table:
     keys = [f"{show.name(pb.Grouping.DESCRIPTOR, each)}~" for each in request.group_by]
     period = [f"{show.name(pb.Period.DESCRIPTOR, request.period)} from"] if request.period else []
-    lines = show.table(*keys, *period, *show.SCORE_COLUMNS[1:])
+    lines = show.table(*keys, *period, *show.SCORE_COLUMNS[1:], EXPECTED)
     for each in found.groups:
         start = [f"{each.period_start.ToDatetime():%Y-%m-%d}"] if request.period else []
-        lines.add_row(*(show.plain(name or "none") for name in each.names), *start, *show.scores(each.scores))
+        lines.add_row(
+            *(show.plain(name or "none") for name in each.names), *start, *show.scores(each.scores), _expected(each)
+        )
     return lines
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from google.protobuf.descriptor import EnumDescriptor
@@ -17,7 +17,8 @@ from rich.text import Text
 
 from recorrido.inference.v1.analysis_pb2 import PointKind, Sentiment
 from recorrido.ingest.v1.interaction_pb2 import Interaction, RatingMetric
-from recorrido.journey.v1.journey_service_pb2 import Scores
+from recorrido.journey.v1.journey_map_pb2 import Metric
+from recorrido.journey.v1.journey_service_pb2 import ExpectationResult, ExpectationState, Scores
 
 #: What is piped into a file or a pager is not squeezed into 80 columns.
 _PIPED_WIDTH = 200
@@ -193,6 +194,32 @@ def scores(found: Scores) -> list[str]:
         _with_count(f"{found.ces.value:.0f} %", found.ces.count),
         _with_count(f"{100 * heard.negative / max(words, 1):.0f} %", words),
     ]
+
+
+_EXPECTED = {
+    ExpectationState.EXPECTATION_STATE_MET: "✓",
+    ExpectationState.EXPECTATION_STATE_MISSED: "✗",
+    ExpectationState.EXPECTATION_STATE_NOT_KNOWN: "?",
+}
+
+
+def expected(found: Iterable[ExpectationResult]) -> list[str]:
+    """Return what is, of what is expected, such as `✗ CSAT 78 of 90`: what is missed first, then what is not known."""
+    order = [ExpectationState.EXPECTATION_STATE_MISSED, ExpectationState.EXPECTATION_STATE_NOT_KNOWN]
+    ordered = sorted(found, key=lambda each: order.index(each.state) if each.state in order else len(order))
+    return [
+        f"{_EXPECTED.get(each.state, '')} {_metric(each.metric)} {_value(each)} of {each.target:g}" for each in ordered
+    ]
+
+
+def _metric(metric: int) -> str:
+    return "sentiment" if metric == Metric.METRIC_SENTIMENT else name(Metric.DESCRIPTOR, metric).upper()
+
+
+def _value(found: ExpectationResult) -> str:
+    if not found.HasField("value"):
+        return "unasked"
+    return f"{found.value:.2f}" if found.metric == Metric.METRIC_SENTIMENT else f"{found.value:.0f}"
 
 
 def _with_count(value: str, answers: int) -> str:

@@ -165,6 +165,18 @@ async def test_a_map_is_drawn_with_what_really_happens_on_it(cluster: Cluster, t
     for number, touchpoint in enumerate(found["touchpoints"], 1):
         (told,) = [each for each in titles if each.startswith(f"{number} {touchpoint['name']}")]
         assert f"{int(touchpoint['interactions']):,} interactions" in told
+        for expected in touchpoint["expected"]:
+            mark = {"MET": "✓", "MISSED": "✗", "NOT_KNOWN": "?"}[expected["state"].removeprefix("EXPECTATION_STATE_")]
+            assert f"{mark} {expected['metric'].removeprefix('METRIC_')} " in told
+            assert f" of {expected['target']:g}" in told
+    counts = [found["all"][each] for each in ("met", "missed", "notKnown")]
+    assert sum(counts) == sum(len(each["expected"]) for each in found["touchpoints"]) == 4
+    text = (await recorrido(cluster, "coverage", "--map", "omnichannel")).out
+    assert f"of 4 scores that the map expects {counts[0]} are met, {counts[1]} missed" in text
+    scores = await answer(cluster, "scores", "--map", "omnichannel")
+    of_map = {each["touchpointId"]: each["expected"] for each in scores["touchpoints"] if each["touchpointId"]}
+    assert of_map == {each["touchpointId"]: each["expected"] for each in found["touchpoints"]}
+    assert "of what is expected" in (await recorrido(cluster, "scores", "--map", "omnichannel")).out
     content = page.read_text(encoding="utf-8")
     assert "kiosk_beta" in content
     # Nothing is fetched from anywhere.

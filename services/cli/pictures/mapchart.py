@@ -3,14 +3,12 @@
 Nothing is told by colour alone: each touchpoint has its number in the curve and on its card, and its state in words.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
 from recorrido.inference.v1.analysis_pb2 import POINT_KIND_DELIGHT, POINT_KIND_ITCH, POINT_KIND_PAIN
 from recorrido.journey.v1 import journey_service_pb2 as pb
-from recorrido.journey.v1.journey_map_pb2 import Expectation, Metric
 from services.cli import show
 from services.cli.pictures.drawing import (
     BAD,
@@ -55,8 +53,11 @@ class _Place:
     scores: pb.Scores
     points: list[pb.Point]
     felt: pb.StepExperience
-    #: What is expected and not reached, in words.
-    missed: list[str]
+
+    @property
+    def expected(self) -> list[str]:
+        """Return what is, of what is expected, in words."""
+        return show.expected(self.covered.expected)
 
     @property
     def silent(self) -> bool:
@@ -66,7 +67,6 @@ class _Place:
 def _places(data: MapData) -> list[_Place]:
     scores = {each.touchpoint_id: each.scores for each in data.scores.touchpoints if each.touchpoint_id}
     felt = {step.id: step.experience for step in data.flow.steps if step.id}
-    expected = {t.touchpoint_id: t.expected for stage in data.published.map.stages for t in stage.touchpoints}
     return [
         _Place(
             number,
@@ -74,22 +74,9 @@ def _places(data: MapData) -> list[_Place]:
             scores.get(covered.touchpoint_id, pb.Scores()),
             [point for point in data.points.points if point.touchpoint_id == covered.touchpoint_id],
             felt.get(covered.touchpoint_id, pb.StepExperience()),
-            _missed(scores.get(covered.touchpoint_id, pb.Scores()), expected[covered.touchpoint_id]),
         )
         for number, covered in enumerate(data.coverage.touchpoints, 1)
     ]
-
-
-def _missed(found: pb.Scores, expected: Iterable[Expectation]) -> list[str]:
-    """Return what the scores fall short of; what nobody was asked is not missed."""
-    values = {
-        Metric.METRIC_NPS: ("NPS", found.nps.value, found.nps.count),
-        Metric.METRIC_CSAT: ("CSAT", found.csat.value, found.csat.count),
-        Metric.METRIC_CES: ("CES", found.ces.value, found.ces.count),
-        Metric.METRIC_SENTIMENT: ("sentiment", found.mean_sentiment.value, found.mean_sentiment.count),
-    }
-    told = [(values[each.metric], each.target) for each in expected if each.metric in values]
-    return [f"{name} below {target:g}" for (name, value, count), target in told if count and value < target]
 
 
 def svg(data: MapData) -> str:
@@ -98,7 +85,7 @@ def svg(data: MapData) -> str:
     by_stage = [[p for p in places if p.covered.stage_id == stage.stage_id] for stage in map_.stages]
     width = 2 * _SIDE + len(by_stage) * (_COLUMN + _GAP)
     cards_at = _HEAD + 46 + _CURVE + 24
-    height = cards_at + max((len(column) for column in by_stage), default=0) * (_CARD + _GAP) + 40
+    height = cards_at + max((len(column) for column in by_stage), default=0) * (_CARD + _GAP) + 56
     busiest = max((p.covered.interactions for p in places), default=0)
     parts = [_heading(data, width)]
     spots: list[tuple[_Place, float]] = []
@@ -109,13 +96,13 @@ def svg(data: MapData) -> str:
             spots.append((place, x + _COLUMN * (m + 0.5) / len(column)))
             parts.append(_card(place, x, cards_at + m * (_CARD + _GAP), busiest))
     parts.append(_curve(spots, width))
-    parts.append(text(_SIDE, height - 14, _LEGEND, size=11, fill=QUIET))
+    parts += [text(_SIDE, height - 30 + 16 * n, line, size=11, fill=QUIET) for n, line in enumerate(_LEGEND)]
     return picture(width, height, "".join(parts), name=_name(data), description=_in_words(data, places))
 
 
 _LEGEND = (
-    "▼ pain   ◆ itch   ▲ delight, with the part of all customers heard who told of it.   ★ moment of truth.   "
-    "✗ less than expected.   Grey, dashed: silent, nothing happened.   The bar: interactions."
+    "▼ pain   ◆ itch   ▲ delight, with the part of all customers heard who told of it.   The bar: interactions.",
+    "Of what is expected: ✗ missed, ✓ met, ? not known with so few answers.   ★ moment of truth.   Dashed: silent.",
 )
 
 
@@ -250,9 +237,10 @@ def _card(place: _Place, x: float, y: float, busiest: int) -> str:
     scores = shortened(" · ".join(_score_texts(place.scores)), _COLUMN - 20, 11) or "no ratings"
     parts.append(text(x + 10, y + 66, scores, size=11, fill=ink if _score_texts(place.scores) else QUIET))
     below = y + 84
-    if place.missed:
-        missed = shortened(f"✗ {', '.join(place.missed)}", _COLUMN - 20, 11, bold=True)
-        parts.append(text(x + 10, below, missed, size=11, fill=BAD, more='font-weight="600"'))
+    if place.expected:
+        missed = any(each.state == pb.EXPECTATION_STATE_MISSED for each in covered.expected)
+        held = shortened(", ".join(place.expected), _COLUMN - 20, 11, bold=True)
+        parts.append(text(x + 10, below, held, size=11, fill=BAD if missed else PLAIN, more='font-weight="600"'))
         below += 17
     for n, point in enumerate(_told_most(place)):
         sign, colour = _KINDS[point.kind]
@@ -283,7 +271,7 @@ def _card_in_words(place: _Place) -> str:
     ]
     if place.felt.count:
         told.append(f"felt {place.felt.mean:+.2f}")
-    told += [f"expected more: {each}" for each in place.missed]
+    told += [f"of what is expected: {each}" for each in place.expected]
     if covered.owner:
         told.append(f"owner {covered.owner}")
     return "; ".join(told)
@@ -343,7 +331,7 @@ def _touchpoint_table(places: list[_Place]) -> str:
         "interactions",
         "customers",
         "scores",
-        "missed",
+        "of what is expected",
         "felt",
         "last heard",
         "owner",
@@ -359,7 +347,7 @@ def _touchpoint_table(places: list[_Place]) -> str:
             show.count(covered.interactions),
             show.count(covered.customers),
             ", ".join(_score_texts(place.scores)),
-            ", ".join(place.missed),
+            ", ".join(place.expected),
             f"{place.felt.mean:+.2f} ({show.count(place.felt.count)})" if place.felt.count else "",
             show.when(covered.last_heard_at),
             covered.owner,

@@ -15,6 +15,7 @@ from services.foundation.rpc import timestamp
 from services.journey.domain import intervals
 from services.journey.domain.charted import LEAST_ANSWERS, POINTS
 from services.journey.domain.charts import FALSE_ALARM_POINTS, LEAST_BASELINE, SOURCES, WEIGHT, WIDTH
+from services.journey.domain.expectations import Expected, Met
 from services.journey.domain.intervals import Interval
 from services.journey.domain.loyalty import Loyalty
 from services.journey.domain.mapdiff import Change
@@ -175,7 +176,24 @@ def _mean_sentiment(score: MeanScore) -> pb.MeanSentiment:
 
 def touchpoint_scores(found: TouchpointScores) -> pb.TouchpointScores:
     return pb.TouchpointScores(
-        stage_id=found.stage_id, touchpoint_id=found.touchpoint_id, name=found.name, scores=scores(found.scores)
+        stage_id=found.stage_id,
+        touchpoint_id=found.touchpoint_id,
+        name=found.name,
+        scores=scores(found.scores),
+        expected=[_expected(each) for each in found.expected],
+    )
+
+
+def _expected(found: Expected) -> pb.ExpectationResult:
+    return pb.ExpectationResult(
+        metric=journey_map_pb2.Metric.ValueType(found.metric.number),
+        target=found.target,
+        state=pb.ExpectationState.ValueType(found.met.value),
+        value=found.value,
+        count=found.count,
+        gap=found.gap,
+        interval=_if_any(_interval, found.interval),
+        method=found.method,
     )
 
 
@@ -185,6 +203,7 @@ def group(found: Group) -> pb.ScoreGroup:
         names=found.names,
         period_start=timestamp(found.period_start),
         scores=scores(found.scores),
+        expected=[_expected(each) for each in found.expected],
     )
 
 
@@ -545,11 +564,15 @@ def coverage(found: Coverage, in_force: MapInForce, position: int) -> pb.GetCove
 
 def _coverage_counts(found: Sequence[TouchpointCoverage]) -> pb.CoverageCounts:
     states = [each.voice.hearing for each in found]
+    met = [expected.met for each in found for expected in each.expected]
     return pb.CoverageCounts(
         touchpoints=len(states),
         heard=states.count(Hearing.HEARD),
         unheard=states.count(Hearing.UNHEARD),
         silent=states.count(Hearing.SILENT),
+        met=met.count(Met.MET),
+        missed=met.count(Met.MISSED),
+        not_known=met.count(Met.NOT_KNOWN),
     )
 
 
@@ -570,6 +593,7 @@ def _touchpoint_coverage(found: TouchpointCoverage) -> pb.TouchpointCoverage:
         last_at=timestamp(voice.last_at),
         last_heard_at=timestamp(voice.last_heard_at),
         on_other_channels=found.on_other_channels,
+        expected=[_expected(each) for each in found.expected],
     )
 
 

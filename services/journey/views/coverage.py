@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from recorrido.ingest.v1.events import Channel
 from recorrido.journey.v1.events import Stage, Touchpoint
+from services.journey.domain.expectations import Expected
 from services.journey.domain.history import Flags, History, Ints
 from services.journey.domain.reading import Reading
-from services.journey.views.scores import distinct
+from services.journey.views.scores import distinct, tally
 from services.journey.views.selection import Selection
 from services.journey.views.snapshot import microseconds, moment_of
 
@@ -52,6 +53,7 @@ class TouchpointCoverage:
     touchpoint: Touchpoint
     voice: Voice
     on_other_channels: int
+    expected: tuple[Expected, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ def coverage(reading: Reading, since: datetime | None, until: datetime | None, l
         ],
         bool,
     )
+    heard = np.flatnonzero(inside & (reading.place >= 0))
+    told = tally(history, heard, reading.place[heard], len(reading.touchpoints))
     elsewhere = reading.place[inside & other[table.touchpoint]]
     others = np.bincount(elsewhere, minlength=len(voices))
     off = np.where(reading.place < 0, table.touchpoint, -1)
@@ -99,7 +103,7 @@ def coverage(reading: Reading, since: datetime | None, until: datetime | None, l
     off_map.sort(key=lambda o: (-o.voice.interactions, o.source, o.touchpoint, o.channel.number))
     return Coverage(
         touchpoints=[
-            TouchpointCoverage(stage, touchpoint, voices[n], int(others[n]))
+            TouchpointCoverage(stage, touchpoint, voices[n], int(others[n]), told[n].against(touchpoint))
             for n, (stage, touchpoint) in enumerate(reading.touchpoints)
         ],
         off_map=off_map[:limit],

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from recorrido.inference.v1.events import Sentiment
 from recorrido.ingest.v1.events import Channel, RatingMetric
+from recorrido.journey.v1.events import Metric, Touchpoint
 from services.foundation.errors import InvalidError, Violation
 from services.foundation.scales import SCALES
+from services.journey.domain.expectations import Expected, held_against
 from services.journey.domain.history import Flags, History, Ints, Scale
 from services.journey.domain.reading import Reading
 from services.journey.domain.scores import (
@@ -60,6 +62,11 @@ class Scores:
     custom: tuple[tuple[Scale, MeanScore], ...] = ()
     events: EventRange = field(default_factory=EventRange)
 
+    def against(self, touchpoint: Touchpoint) -> tuple[Expected, ...]:
+        """Hold these scores against what a map expects of a touchpoint."""
+        of = {Metric.NPS: self.nps, Metric.CSAT: self.csat, Metric.CES: self.ces, Metric.SENTIMENT: self.mean_sentiment}
+        return held_against(touchpoint.expected, of)
+
 
 NOTHING = Scores()
 
@@ -72,6 +79,7 @@ class TouchpointScores:
     touchpoint_id: str
     name: str
     scores: Scores
+    expected: tuple[Expected, ...] = ()
 
 
 class Grouping(Enum):
@@ -93,12 +101,16 @@ class Period(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Scores of one combination of keys and, where asked for, one period. `names` is what people call the keys."""
+    """Scores of one combination of keys and, where asked for, one period. `names` is what people call the keys.
+
+    `expected` is given where one of the keys is a touchpoint of the map.
+    """
 
     keys: tuple[str, ...]
     names: tuple[str, ...]
     period_start: datetime | None
     scores: Scores
+    expected: tuple[Expected, ...] = ()
 
 
 def tally(history: History, rows: Ints, code: NDArray[Any], groups: int) -> list[Scores]:
@@ -215,7 +227,9 @@ def scores(reading: Reading, selection: Selection) -> tuple[Scores, Sequence[Tou
     code, groups = _present(code, len(reading.touchpoints) + len(uncovered), keep=len(reading.touchpoints))
     found = tally(history, rows, code, len(groups))
     on_map = [
-        TouchpointScores(stage.stage_id, touchpoint.touchpoint_id, touchpoint.name, found[n])
+        TouchpointScores(
+            stage.stage_id, touchpoint.touchpoint_id, touchpoint.name, found[n], found[n].against(touchpoint)
+        )
         for n, (stage, touchpoint) in enumerate(reading.touchpoints)
     ]
     others = [
@@ -282,13 +296,18 @@ def grouped(
     rows, code, when = rows[chosen], place[code[chosen]], when[chosen]
     found = tally(reading.history, rows, code * len(starts) + when, len(kept) * len(starts))
     groups = []
+    touchpoints = {t.touchpoint_id: t for _, t in reading.touchpoints}
+    at_touchpoint = groupings.index(Grouping.TOUCHPOINT) if Grouping.TOUCHPOINT in groupings else None
     for n, number in enumerate(unique[kept].tolist()):
         labels: list[tuple[str, str]] = []
         for axis in reversed(axes):
             number, at = divmod(number, len(axis.labels))  # noqa: PLW2901 - what is left of it
             labels.insert(0, axis.labels[at])
         keys, names = tuple(key for key, _ in labels), tuple(name for _, name in labels)
-        groups += [Group(keys, names, start, found[n * len(starts) + m]) for m, start in enumerate(starts)]
+        touchpoint = touchpoints.get(keys[at_touchpoint]) if at_touchpoint is not None else None
+        for m, start in enumerate(starts):
+            one = found[n * len(starts) + m]
+            groups.append(Group(keys, names, start, one, one.against(touchpoint) if touchpoint else ()))
     return groups, len(unique) - len(kept)
 
 

@@ -103,6 +103,31 @@ GROUPING_NEED: Grouping.ValueType  # 5
 GROUPING_SOURCE: Grouping.ValueType  # 6
 Global___Grouping: _TypeAlias = Grouping  # noqa: Y015
 
+class _ExpectationState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExpectationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExpectationState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXPECTATION_STATE_UNSPECIFIED: _ExpectationState.ValueType  # 0
+    EXPECTATION_STATE_MET: _ExpectationState.ValueType  # 1
+    """The whole interval is at or above the target."""
+    EXPECTATION_STATE_MISSED: _ExpectationState.ValueType  # 2
+    """The whole interval is below it."""
+    EXPECTATION_STATE_NOT_KNOWN: _ExpectationState.ValueType  # 3
+    """The interval holds the target, or nobody was asked: not known with so few answers."""
+
+class ExpectationState(_ExpectationState, metaclass=_ExpectationStateEnumTypeWrapper): ...
+
+EXPECTATION_STATE_UNSPECIFIED: ExpectationState.ValueType  # 0
+EXPECTATION_STATE_MET: ExpectationState.ValueType  # 1
+"""The whole interval is at or above the target."""
+EXPECTATION_STATE_MISSED: ExpectationState.ValueType  # 2
+"""The whole interval is below it."""
+EXPECTATION_STATE_NOT_KNOWN: ExpectationState.ValueType  # 3
+"""The interval holds the target, or nobody was asked: not known with so few answers."""
+Global___ExpectationState: _TypeAlias = ExpectationState  # noqa: Y015
+
 class _FlowLevel:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1444,6 +1469,7 @@ class ScoreGroup(_message.Message):
     NAMES_FIELD_NUMBER: _builtins.int
     PERIOD_START_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """One per grouping asked for, in that order. Empty: on no map, of no persona, of no known need."""
@@ -1458,6 +1484,10 @@ class ScoreGroup(_message.Message):
 
     @_builtins.property
     def scores(self) -> Global___Scores: ...
+    @_builtins.property
+    def expected(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExpectationResult]:
+        """Where one of the keys is a touchpoint of the map."""
+
     def __init__(
         self,
         *,
@@ -1465,10 +1495,11 @@ class ScoreGroup(_message.Message):
         names: _abc.Iterable[_builtins.str] | None = ...,
         period_start: _timestamp_pb2.Timestamp | None = ...,
         scores: Global___Scores | None = ...,
+        expected: _abc.Iterable[Global___ExpectationResult] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["period_start", b"period_start", "scores", b"scores"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "names", b"names", "period_start", b"period_start", "scores", b"scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected", b"expected", "keys", b"keys", "names", b"names", "period_start", b"period_start", "scores", b"scores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1482,11 +1513,16 @@ class TouchpointScores(_message.Message):
     TOUCHPOINT_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
     stage_id: _builtins.str
     touchpoint_id: _builtins.str
     name: _builtins.str
     @_builtins.property
     def scores(self) -> Global___Scores: ...
+    @_builtins.property
+    def expected(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExpectationResult]:
+        """In the order of the map."""
+
     def __init__(
         self,
         *,
@@ -1494,14 +1530,71 @@ class TouchpointScores(_message.Message):
         touchpoint_id: _builtins.str = ...,
         name: _builtins.str = ...,
         scores: Global___Scores | None = ...,
+        expected: _abc.Iterable[Global___ExpectationResult] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["scores", b"scores"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "scores", b"scores", "stage_id", b"stage_id", "touchpoint_id", b"touchpoint_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected", b"expected", "name", b"name", "scores", b"scores", "stage_id", b"stage_id", "touchpoint_id", b"touchpoint_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TouchpointScores: _TypeAlias = TouchpointScores  # noqa: Y015
+
+@_typing.final
+class ExpectationResult(_message.Message):
+    """What the map expects of a touchpoint, beside what is. All numbers are on the metric's own range, and only answers on its
+    standard scale count.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    GAP_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    metric: _journey_map_pb2.Metric.ValueType
+    target: _builtins.float
+    """At least this is expected."""
+    state: Global___ExpectationState.ValueType
+    value: _builtins.float
+    """What is, and how many answers say so. Absent where nobody was asked, as gap and interval are."""
+    count: _builtins.int
+    gap: _builtins.float
+    """Value minus target, and its interval."""
+    method: _builtins.str
+    """Of the value, such as "nps/2003"."""
+    @_builtins.property
+    def interval(self) -> Global___Interval: ...
+    def __init__(
+        self,
+        *,
+        metric: _journey_map_pb2.Metric.ValueType = ...,
+        target: _builtins.float = ...,
+        state: Global___ExpectationState.ValueType = ...,
+        value: _builtins.float | None = ...,
+        count: _builtins.int = ...,
+        gap: _builtins.float | None = ...,
+        interval: Global___Interval | None = ...,
+        method: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gap", b"_gap", "_value", b"_value", "gap", b"gap", "interval", b"interval", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gap", b"_gap", "_value", b"_value", "count", b"count", "gap", b"gap", "interval", b"interval", "method", b"method", "metric", b"metric", "state", b"state", "target", b"target", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gap: _TypeAlias = _typing.Literal["gap"]  # noqa: Y015
+    _WhichOneofArgType__gap: _TypeAlias = _typing.Literal["_gap", b"_gap"]  # noqa: Y015
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gap) -> _WhichOneofReturnType__gap | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___ExpectationResult: _TypeAlias = ExpectationResult  # noqa: Y015
 
 @_typing.final
 class Scores(_message.Message):
@@ -3144,10 +3237,17 @@ class CoverageCounts(_message.Message):
     HEARD_FIELD_NUMBER: _builtins.int
     UNHEARD_FIELD_NUMBER: _builtins.int
     SILENT_FIELD_NUMBER: _builtins.int
+    MET_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
+    NOT_KNOWN_FIELD_NUMBER: _builtins.int
     touchpoints: _builtins.int
     heard: _builtins.int
     unheard: _builtins.int
     silent: _builtins.int
+    met: _builtins.int
+    """What the map expects of them: how many expectations are met, missed and not known."""
+    missed: _builtins.int
+    not_known: _builtins.int
     def __init__(
         self,
         *,
@@ -3155,10 +3255,13 @@ class CoverageCounts(_message.Message):
         heard: _builtins.int = ...,
         unheard: _builtins.int = ...,
         silent: _builtins.int = ...,
+        met: _builtins.int = ...,
+        missed: _builtins.int = ...,
+        not_known: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heard", b"heard", "silent", b"silent", "touchpoints", b"touchpoints", "unheard", b"unheard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heard", b"heard", "met", b"met", "missed", b"missed", "not_known", b"not_known", "silent", b"silent", "touchpoints", b"touchpoints", "unheard", b"unheard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3186,6 +3289,7 @@ class TouchpointCoverage(_message.Message):
     LAST_AT_FIELD_NUMBER: _builtins.int
     LAST_HEARD_AT_FIELD_NUMBER: _builtins.int
     ON_OTHER_CHANNELS_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
     stage_id: _builtins.str
     stage_name: _builtins.str
     touchpoint_id: _builtins.str
@@ -3206,6 +3310,10 @@ class TouchpointCoverage(_message.Message):
     def last_heard_at(self) -> _timestamp_pb2.Timestamp:
         """The last that told something: a rating or words."""
 
+    @_builtins.property
+    def expected(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExpectationResult]:
+        """By the answers between `from` and `to`, in the order of the map."""
+
     def __init__(
         self,
         *,
@@ -3223,10 +3331,11 @@ class TouchpointCoverage(_message.Message):
         last_at: _timestamp_pb2.Timestamp | None = ...,
         last_heard_at: _timestamp_pb2.Timestamp | None = ...,
         on_other_channels: _builtins.int = ...,
+        expected: _abc.Iterable[Global___ExpectationResult] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_at", b"last_at", "last_heard_at", b"last_heard_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "hearing", b"hearing", "interactions", b"interactions", "last_at", b"last_at", "last_heard_at", b"last_heard_at", "moment_of_truth", b"moment_of_truth", "name", b"name", "on_other_channels", b"on_other_channels", "owner", b"owner", "rated", b"rated", "stage_id", b"stage_id", "stage_name", b"stage_name", "touchpoint_id", b"touchpoint_id", "verbatims", b"verbatims"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "expected", b"expected", "hearing", b"hearing", "interactions", b"interactions", "last_at", b"last_at", "last_heard_at", b"last_heard_at", "moment_of_truth", b"moment_of_truth", "name", b"name", "on_other_channels", b"on_other_channels", "owner", b"owner", "rated", b"rated", "stage_id", b"stage_id", "stage_name", b"stage_name", "touchpoint_id", b"touchpoint_id", "verbatims", b"verbatims"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
