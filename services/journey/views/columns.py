@@ -7,7 +7,7 @@ some 70 bytes an interaction, of which a prefix is what was known at a time.
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
@@ -19,8 +19,11 @@ from recorrido.ingest.v1.events import Channel
 from recorrido.journey.v1.events import JourneyMap
 from services.journey.domain.history import (
     Analyses,
+    Flags,
     History,
+    Index,
     Interactions,
+    Ints,
     Links,
     Marks,
     Ratings,
@@ -34,12 +37,15 @@ from services.journey.views.names import Kind, texts_of
 
 #: Rows read at once.
 CHUNK = 250_000
+#: The tables of `Columns`. Interactions first: other rows lead to them.
+_TABLES = ("_interactions", "_analyses", "_ratings", "_links", "_signals", "_actions", "_erasures")
 #: Histories kept, each with what was derived of it: those asked for last.
 KEPT_HISTORIES = 4
 
 _EPOCH_US = 946_684_800_000_000  # PostgreSQL counts from 2000
 
 TableT = TypeVar("TableT", bound=Table)
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,7 @@ class _Growing(Generic[TableT]):
     def __init__(self, table: type[TableT], columns: Sequence[_Column], source: str, key: str = "position") -> None:
         assert [c.name for c in columns] == [f.name for f in fields(table)]
         self.columns, self.source, self.key = columns, source, key
+        self.names = frozenset(column.name for column in columns)
         self._table = table
         self._arrays = {c.name: np.empty(0, c.kept) for c in columns}
         self._length = 0
@@ -116,6 +123,28 @@ class _Growing(Generic[TableT]):
         before = self._latest[self._length - 1] if self._length else 0
         self._latest[self._length : end] = np.maximum(np.maximum.accumulate(rows["recorded"]), before)
         self._length = end
+
+    def without(self, gone: Flags, rows: Mapping[str, NDArray[Any]], moved: Index | None) -> "_Growing[TableT]":
+        """Return another one that has `rows` in place of those that are `gone`, all in the order of their positions.
+
+        `moved` tells of each row of interactions where it stands now.
+        """
+        other = _Growing(self._table, self.columns, self.source, self.key)
+        mine = {name: array[: self._length] for name, array in self._arrays.items()}
+        if moved is not None:
+            mine["interaction"] = moved[mine["interaction"]]
+        if gone.any() or len(rows["position"]):
+            position = np.concatenate([mine["position"][~gone], rows["position"]])
+            order = np.argsort(position, kind="stable")
+            mine = {
+                name: np.concatenate([array[~gone], rows[name].astype(array.dtype)])[order]
+                for name, array in mine.items()
+            }
+        # Without room to grow in: what is added to either goes into arrays of its own.
+        other._arrays = mine
+        other._length = len(mine["position"])
+        other._latest = np.maximum.accumulate(mine["recorded"])
+        return other
 
     def view(self) -> TableT:
         return self._table(**{name: array[: self._length] for name, array in self._arrays.items()})
@@ -141,18 +170,27 @@ class _Codes:
     def __init__(self, reserved: int) -> None:
         self._numbers: dict[int, int] = {0: 0} if reserved else {}
         self._none = 0 if reserved else -1
+        self._next = len(self._numbers)
 
     def turn(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.int32], list[int]]:
         """Return the numbers of keys, and the keys that were new, in the order of their numbers."""
         unique, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
         new = [int(unique[n]) for n in np.argsort(first) if unique[n] != 0 and int(unique[n]) not in self._numbers]
         for key in new:
-            self._numbers[key] = len(self._numbers)
+            self._numbers[key] = self._next
+            self._next += 1
         numbers = np.array([self._numbers.get(int(key), self._none) for key in unique], np.int32)
         return numbers[inverse], new
 
     def number(self, key: int) -> int | None:
         return self._numbers.get(key)
+
+    def without(self, numbers: Iterable[int]) -> "_Codes":
+        """Return others that know nothing of these numbers, nor give them again."""
+        gone, other = set(numbers), _Codes(reserved=False)
+        other._numbers = {key: number for key, number in self._numbers.items() if number not in gone}
+        other._none, other._next = self._none, self._next
+        return other
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +201,10 @@ class MapVersion:
 
 
 class Columns:
-    """What the tables of a schema hold, as far as it was read. Rows are added only: where some changed, others begin.
+    """What the tables of a schema hold, as far as it was read.
 
-    `broken`: half of something was added, and nothing more will be.
+    Rows are added only: where some were erased, others take over. `broken`: half of something was added, and nothing
+    more will be.
     """
 
     def __init__(self) -> None:
@@ -186,29 +225,70 @@ class Columns:
 
     @property
     def _tables(self) -> tuple[_Growing[Any], ...]:
-        # Interactions first: other rows lead to them.
-        return (
-            self._interactions,
-            self._analyses,
-            self._ratings,
-            self._links,
-            self._signals,
-            self._actions,
-            self._erasures,
-        )
+        return tuple(getattr(self, name) for name in _TABLES)
 
     async def refresh(self, connection: Any, position: int) -> bool:
         """Read what was added up to `position`; return whether it is there. It is not where these are broken."""
         async with self._lock:
             if position > self.position and not self.broken:
-                reading = asyncio.ensure_future(self._add(connection, position))
-                try:
-                    await asyncio.shield(reading)
-                except asyncio.CancelledError:
-                    # Who asked gave up; what is being read serves the next.
-                    await _end_of(reading)
-                    raise
+                # Who asked may give up; what is being read serves the next.
+                await _to_its_end(self._add(connection, position))
         return not self.broken
+
+    async def after_erasures(self, connection: Any) -> "Columns":
+        """Return others without what was erased since, read as far as these; these stay as they are."""
+        async with self._lock:
+            return await _to_its_end(self._without_erased(connection))
+
+    async def _without_erased(self, connection: Any) -> "Columns":
+        rows = await connection.fetch("SELECT positions FROM erasure WHERE position > $1", self.position)
+        erased = np.unique(np.array([each for row in rows for each in row["positions"]], np.int64))
+        erased = erased[erased <= self.position]
+        other = Columns()
+        other.position, other.maps = self.position, list(self.maps)
+        other.vocabulary = Vocabulary(*(list(getattr(self.vocabulary, each.name)) for each in fields(Vocabulary)))
+        other._codes = {kind: codes.without(()) for kind, codes in self._codes.items()}
+        before = self._interactions.view().position
+        gone = np.isin(before, erased)
+        for name in _TABLES:
+            table: _Growing[Any] = getattr(self, name)
+            mine, keys = table.view(), [table.key]
+            out, moved = np.isin(mine.position, erased), None
+            if table is not self._interactions and "interaction" in table.names:
+                # Of an interaction everything goes, wherever it stands; what stays leads to where interactions are now.
+                out |= gone[mine.interaction]
+                keys = ["position", "interaction"] if table.key == "position" else keys
+                moved = np.searchsorted(other._interactions.view().position, before).astype(np.int32)
+            setattr(other, name, table.without(out, await other._replaced(connection, table, keys, erased), moved))
+        other._forget_unused()
+        return other
+
+    async def _replaced(
+        self, connection: Any, table: _Growing[Any], keys: Sequence[str], erased: Ints
+    ) -> Mapping[str, NDArray[Any]]:
+        """Return what stands in a table, whose rows of before are given, in place of what was erased."""
+        places = f"ANY('{{{','.join(map(str, erased.tolist()))}}}'::bigint[])"
+        rows = await _copy(
+            connection,
+            f"""SELECT {", ".join(column.sql for column in table.columns)} FROM {table.source}
+                WHERE ({" OR ".join(f"{key} = {places}" for key in keys)}) AND {table.key} <= {self.position}
+                ORDER BY {table.key}""",  # noqa: S608 - numbers and constants of ours
+            table.columns,
+        )
+        return await self._coded(connection, table.columns, rows)
+
+    def _forget_unused(self) -> None:
+        """Forget customers, and what was told of customers, that no row speaks of any more."""
+        told, links = self._interactions.view(), self._links.view()
+        marks = self._signals.view().customer, self._actions.view().customer
+        profiles = _unused(len(self.vocabulary.profiles), told.profile, np.zeros(1, np.int64))
+        customers = _unused(len(self.vocabulary.customers), told.customer, links.identity, links.customer, *marks)
+        for number in profiles:
+            self.vocabulary.profiles[number] = {}
+        for number in customers:
+            self.vocabulary.customers[number] = 0
+        self._codes[Kind.PROFILE] = self._codes[Kind.PROFILE].without(profiles)
+        self._codes[Kind.CUSTOMER] = self._codes[Kind.CUSTOMER].without(customers)
 
     async def _add(self, connection: Any, position: int) -> None:
         try:
@@ -324,12 +404,27 @@ class Columns:
         return self._codes[Kind.CUSTOMER].number(customer_key)
 
 
-async def _end_of(reading: asyncio.Future[None]) -> None:
+async def _to_its_end(work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Do it to its end, also where who asked gives up."""
+    doing = asyncio.ensure_future(work)
     try:
-        await asyncio.wait({reading})
-    finally:
-        # For who is told twice to stop.
-        reading.cancel()
+        return await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        try:
+            await asyncio.wait({doing})
+        finally:
+            # For who is told twice to stop.
+            doing.cancel()
+        raise
+
+
+def _unused(size: int, *columns: NDArray[Any]) -> list[int]:
+    """Return the numbers below `size` that are in none of the columns."""
+    used = np.zeros(size, bool)
+    for column in columns:
+        used[column[column >= 0]] = True
+    found: list[int] = np.flatnonzero(~used).tolist()
+    return found
 
 
 _DECODE_MAP = msgspec.json.Decoder(JourneyMap).decode

@@ -1,6 +1,6 @@
 """Erased customers: their rows go, and what statistics need of them stays under a pseudonym."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -22,8 +22,9 @@ from services.foundation.projection import Fact
 from services.journey.views.names import Kind
 
 DDL = """
--- Where an erasure stands in the store. Rows changed then: who keeps any at hand reads them anew.
-CREATE TABLE erasure (position bigint PRIMARY KEY, recorded_at timestamptz NOT NULL);
+-- Where an erasure stands in the store, and where the rows stand that it took away or replaced: who keeps any of them
+-- at hand reads those anew.
+CREATE TABLE erasure (position bigint PRIMARY KEY, recorded_at timestamptz NOT NULL, positions bigint[] NOT NULL);
 """
 
 #: Tables whose rows speak of names, with the column and the kind of each.
@@ -37,11 +38,17 @@ _SPEAK = (
 )
 
 
-async def forget(connection: Any, fact: Fact) -> None:
-    """Delete every row that came of the erased events, wherever the history still holds them, and names of nobody."""
+async def forget(connection: Any, fact: Fact, left: Sequence[Fact]) -> None:
+    """Delete every row that came of the erased events, wherever the history still holds them, and names of nobody.
+
+    `left` is what comes in their place.
+    """
     positions = [int(position) for position in fact.event.erased_positions]
     await connection.execute(
-        "INSERT INTO erasure VALUES ($1, $2) ON CONFLICT DO NOTHING", fact.recorded.position, fact.recorded.recorded_at
+        "INSERT INTO erasure VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        fact.recorded.position,
+        fact.recorded.recorded_at,
+        sorted({*positions, *(each.recorded.position for each in left)}),
     )
     spoken: dict[Kind, set[int]] = {Kind.CUSTOMER: set(), Kind.PROFILE: set()}
     for table, column, kind in _SPEAK:

@@ -215,8 +215,9 @@ class JourneyProjection:
 
     async def _replace(self, connection: Any, fact: Fact) -> None:
         self.forget()
-        await erasure.forget(connection, fact)
-        await self._add(connection, erasure.in_their_place(fact))
+        left = erasure.in_their_place(fact)
+        await erasure.forget(connection, fact, left)
+        await self._add(connection, left)
         await erasure.mark(connection, fact.event)
 
     async def _add(self, connection: Any, facts: Sequence[Fact]) -> None:

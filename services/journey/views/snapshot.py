@@ -1,5 +1,6 @@
 """One consistent look at the read model, as of a time."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -130,11 +131,13 @@ class Generation:
     """The columns of tables of which no row changed yet, and what was derived of them.
 
     Who looks at them keeps them to the end of the question, also when rows changed and others look at new ones.
+    `tables` tells which they are of, `erasures` how many customers had been erased from them.
     """
 
-    def __init__(self, of: object) -> None:
-        self.of = of
-        self.columns = Columns()
+    def __init__(self, tables: int | None, erasures: int, columns: Columns) -> None:
+        self.tables = tables
+        self.erasures = erasures
+        self.columns = columns
         self._placements: dict[tuple[str, int], Placements] = {}
         self._readings: OrderedDict[tuple[int, str, int], Reading] = OrderedDict()
 
@@ -163,7 +166,8 @@ class ReadModel:
     def __init__(self, pool: Any, schema: str) -> None:
         self._pool = pool
         self._schema = schema
-        self._generation = Generation(None)
+        self._generation = Generation(None, 0, Columns())
+        self._changing = asyncio.Lock()
 
     @asynccontextmanager
     async def snapshot(self, as_of: datetime | None = None) -> AsyncIterator[Snapshot]:
@@ -173,30 +177,44 @@ class ReadModel:
             UnavailableError: PostgreSQL does not answer, or the read model is not built yet.
         """
         try:
-            async with (
-                self._pool.acquire() as connection,
-                connection.transaction(isolation="repeatable_read", readonly=True),
-            ):
-                await connection.execute(f"SET LOCAL search_path TO {self._schema}")
-                # Tables that were built anew have another oid; an erasure changes rows that were read.
-                row = await connection.fetchrow(
-                    """SELECT min(position) AS position, min(tableoid::bigint) AS tables,
-                              (SELECT count(*) FROM erasure) AS erasures
-                       FROM checkpoint"""
-                )
-                position = row["position"]
-                generation = await self._read(connection, position, (row["tables"], row["erasures"]))
-                # Others may have read on meanwhile; these rows go to `position` only.
-                cut = min(generation.columns.cut(None if as_of is None else microseconds(as_of)), position + 1)
-                yield Snapshot(connection, as_of or NOW, max(position, 0), cut, generation)
+            async with self._pool.acquire() as connection:
+                while True:
+                    async with connection.transaction(isolation="repeatable_read", readonly=True):
+                        found = await self._look(connection, as_of)
+                        if found is not None:
+                            yield found
+                            return
         except (*POSTGRES_DOWN, *_NOT_BUILT) as error:
             raise UnavailableError("PostgreSQL", repr(error)) from error
 
-    async def _read(self, connection: Any, position: int, of: object) -> Generation:
-        """Return the columns of the tables, read up to `position`. Another `of` means that rows of before changed."""
+    async def _look(self, connection: Any, as_of: datetime | None) -> Snapshot | None:
+        """Return what there is to see; None where a customer was erased meanwhile, unseen by this transaction."""
+        await connection.execute(f"SET LOCAL search_path TO {self._schema}")
+        # Tables that were built anew have another oid; an erasure changes rows that were read.
+        row = await connection.fetchrow(
+            """SELECT min(position) AS position, min(tableoid::bigint) AS tables,
+                      (SELECT count(*) FROM erasure) AS erasures
+               FROM checkpoint"""
+        )
+        position = row["position"]
+        generation = await self._read(connection, position, row["tables"], row["erasures"])
+        if generation is None:
+            return None
+        # Others may have read on meanwhile; these rows go to `position` only.
+        cut = min(generation.columns.cut(None if as_of is None else microseconds(as_of)), position + 1)
+        return Snapshot(connection, as_of or NOW, max(position, 0), cut, generation)
+
+    async def _read(self, connection: Any, position: int, tables: int, erasures: int) -> Generation | None:
+        """Return the columns of the tables, read up to `position`; None where more is erased from them already."""
         while True:
-            if self._generation.of != of or self._generation.columns.broken:
-                self._generation = Generation(of)
-            generation = self._generation
+            async with self._changing:
+                now = self._generation
+                if now.tables != tables or now.columns.broken:
+                    self._generation = Generation(tables, erasures, Columns())
+                elif now.erasures < erasures:
+                    self._generation = Generation(tables, erasures, await now.columns.after_erasures(connection))
+                elif now.erasures > erasures:
+                    return None
+                generation = self._generation
             if await generation.columns.refresh(connection, position):
                 return generation

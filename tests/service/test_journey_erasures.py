@@ -1,0 +1,231 @@
+"""Erasures and the columns in memory: only what was erased is read anew, and the rest is as if all had been."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recorrido.actions.v1.events import ActionOpened
+from recorrido.inference.v1.events import AnalysisCorrected, FeedbackAnalysisFailed, FeedbackAnalyzed
+from recorrido.ingest.v1.events import (
+    AnonymousAnalysis,
+    AnonymousInteraction,
+    AnonymousLink,
+    AnonymousSignal,
+    CustomerAnonymized,
+    IdentityLinked,
+    IdentityUnlinked,
+    Interaction,
+    InteractionRecorded,
+)
+from recorrido.journey.v1.events import SignalRaised
+from services.foundation.errors import NotFoundError
+from services.foundation.events import Recorded
+from services.journey.domain.history import History as Columns
+from services.journey.domain.history import Table
+from services.journey.views import columns
+from services.journey.views.names import Kind, first_key
+from services.journey.views.snapshot import ReadModel
+from services.journey.views.timeline import customer_journey
+from tests.service.test_journey_views import REGISTRY, History, postgres, project, random_history
+
+
+def erasure(customer_id: str, history: Sequence[Recorded], dice: random.Random) -> CustomerAnonymized:
+    """Erase what a history holds of a customer; of some of it nothing is left, not even under a pseudonym."""
+    erased, interactions, signals, links = [], {}, [], []
+    for at in history:
+        event, position = REGISTRY.decode(at), str(at.position)
+        match event:
+            case InteractionRecorded(interaction=Interaction(customer=customer) as told) if (
+                customer and customer.customer_id == customer_id
+            ):
+                erased.append(position)
+                interactions.setdefault(
+                    str(at.event_id),
+                    AnonymousInteraction(
+                        pseudonym=f"nobody {dice.randrange(2)}",
+                        position=position,
+                        occurred_at=told.occurred_at,
+                        recorded_at=at.recorded_at,
+                        source=told.source,
+                        touchpoint=told.touchpoint,
+                        channel=told.channel,
+                        ratings=told.ratings,
+                        outcome=told.outcome,
+                        had_words=told.verbatim is not None,
+                    ),
+                )
+            case FeedbackAnalyzed() | AnalysisCorrected() if event.interaction_event_id in interactions:
+                erased.append(position)
+                about = interactions[event.interaction_event_id]
+                left = AnonymousAnalysis(position=position, recorded_at=at.recorded_at, analysis=event.analysis)
+                interactions[event.interaction_event_id] = about.__class__(
+                    **{each: getattr(about, each) for each in about.__struct_fields__ if each != "analyses"},
+                    analyses=(*about.analyses, left),
+                )
+            # Of what stands in another stream nothing is told: it goes with the interaction that it is about.
+            case FeedbackAnalysisFailed():
+                continue
+            case SignalRaised(customer_id=of) if of == customer_id:
+                erased.append(position)
+                signals.append(AnonymousSignal(pseudonym="nobody 0", position=position, recorded_at=at.recorded_at))
+            case ActionOpened(customer_id=of) if of == customer_id:
+                erased.append(position)
+            case IdentityLinked() | IdentityUnlinked() if customer_id in {
+                event.identity_customer_id,
+                event.customer_id,
+            }:
+                erased.append(position)
+                links.append(
+                    AnonymousLink(
+                        identity_pseudonym="nobody 1",
+                        customer_pseudonym="nobody 0" if isinstance(event, IdentityLinked) else "",
+                        position=position,
+                        recorded_at=at.recorded_at,
+                    )
+                )
+    return CustomerAnonymized(
+        receipt_id=f"receipt {customer_id} {len(history)}",
+        erased_positions=tuple(erased),
+        interactions=tuple(each for each in interactions.values() if dice.random() < 0.7),
+        signals=tuple(each for each in signals if dice.random() < 0.7),
+        links=tuple(each for each in links if dice.random() < 0.7),
+    )
+
+
+def decoded(known: Columns) -> dict[str, dict[str, list[Any]]]:
+    """Return all columns with what their numbers mean."""
+    words = known.vocabulary
+    meaning = {
+        "customer": lambda n: words.customers[n] if n >= 0 else None,
+        "identity": lambda n: words.customers[n],
+        "touchpoint": lambda n: words.touchpoints[n],
+        "profile": lambda n: words.profiles[n],
+        "need": lambda n: words.needs[n],
+        "scale": lambda n: words.scales[n],
+        "interaction": lambda n: int(known.interactions.position[n]),
+    }
+
+    def table(of: Table) -> dict[str, list[Any]]:
+        found = {each.name: getattr(of, each.name).tolist() for each in fields(of)}
+        return {name: [meaning.get(name, lambda n: n)(each) for each in column] for name, column in found.items()}
+
+    return {
+        each.name: table(getattr(known, each.name)) for each in fields(known) if each.name not in {"cut", "vocabulary"}
+    }
+
+
+async def see(read_model: ReadModel, as_of: Any = None) -> dict[str, dict[str, list[Any]]]:
+    async with read_model.snapshot(as_of) as snapshot:
+        return decoded(snapshot.history)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_after_erasures_the_columns_are_those_that_would_be_read_anew(tmp_path: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    coming = list(random_history(seed, 500))
+    history = History(dice)
+
+    def go_on(events: int) -> list[Recorded]:
+        """Return what comes next; who was erased may come again."""
+        for _ in range(events):
+            if coming:
+                one = coming.pop(0)
+                history.add(REGISTRY.decode(one), "")
+                last = history.recorded[-1]
+                history.recorded[-1] = Recorded(
+                    **{**{f.name: getattr(last, f.name) for f in fields(last)}, "event_id": one.event_id}
+                )
+        return history.recorded[-events:]
+
+    async with postgres(tmp_path) as pool:
+        read_model = await project(pool, go_on(200))
+        times = [each.recorded_at for each in history.recorded]
+        for customer_id in ("c0", "c3", "c0", "c1"):
+            await see(read_model)
+            history.add(erasure(customer_id, history.recorded, dice), f"erased {len(history.recorded)}")
+            # Sometimes two at once, sometimes with more behind it.
+            if customer_id == "c3":
+                await project(pool, history.recorded[-1:])
+                history.add(erasure("c2", history.recorded[:-1], dice), "erased with c3")
+            await project(pool, history.recorded[-1:])
+            if customer_id != "c1":
+                await project(pool, go_on(60))
+            for as_of in (None, *dice.sample(times, 4)):
+                found, anew = await see(read_model, as_of), await see(ReadModel(pool, "journey"), as_of)
+                for name, table in anew.items():
+                    assert found[name] == table, name
+
+
+async def test_only_what_was_erased_is_read_anew_and_nothing_of_it_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    copy = columns._copy
+
+    async def counted(connection: Any, query: str, wanted: Any) -> Any:
+        found = await copy(connection, query, wanted)
+        rows.append(len(found["position"]))
+        return found
+
+    dice = random.Random(3)
+    history = History(dice)
+    history.recorded = [each for each in random_history(3, 400) if b"customer.segment" not in each.data]
+    # One customer alone told this of themselves.
+    happened = REGISTRY.decode(next(r for r in history.recorded if r.type_name == InteractionRecorded.type_name))
+    told = happened.interaction.to_proto()
+    told.customer.customer_id, told.attributes["customer.street"] = "c9", "Main Street 1"
+    history.add(InteractionRecorded(interaction=Interaction.from_proto(told)), "theirs")
+    async with postgres(tmp_path) as pool:
+        read_model = await project(pool, history.recorded)
+        async with read_model.snapshot() as before:
+            assert {"street": "Main Street 1"} in before.history.vocabulary.profiles
+            assert first_key(Kind.CUSTOMER, "c9") in before.history.vocabulary.customers
+            kept = [each.recorded_at for each in history.recorded]
+            history.add(erasure("c9", history.recorded, dice), "erased")
+            await project(pool, history.recorded[-1:])
+            monkeypatch.setattr(columns, "_copy", counted)
+
+            async def asked(as_of: Any) -> None:
+                async with read_model.snapshot(as_of) as snapshot:
+                    known = snapshot.history.vocabulary
+                    assert "street" not in {name for profile in known.profiles for name in profile}
+                    assert first_key(Kind.CUSTOMER, "c9") not in known.customers
+                    with pytest.raises(NotFoundError):
+                        await customer_journey(snapshot, snapshot.map_in_force(""), "c9", page_size=9, page_token="")
+
+            # Many ask at once: it is read once, and nobody sees more.
+            await asyncio.gather(*(asked(as_of) for as_of in (None, *dice.sample(kept, 6))))
+            # The one interaction's place, and the erasure itself.
+            assert sum(rows) <= 2
+            # Who began before ends with what there was.
+            found = await customer_journey(before, before.map_in_force(""), "c9", page_size=9, page_token="")
+            assert found.total == 1
+        # Who comes again is another one.
+        history.add(InteractionRecorded(interaction=Interaction.from_proto(told)), "theirs again")
+        await project(pool, history.recorded[-1:])
+        async with read_model.snapshot() as now:
+            found = await customer_journey(now, now.map_in_force(""), "c9", page_size=9, page_token="")
+            assert found.total == 1
+            assert np.count_nonzero(now.history.interactions.customer == await now.number_of("c9")) == 1
+
+
+async def test_who_looks_from_before_an_erasure_looks_again(tmp_path: Path) -> None:
+    """A look that began before the erasure was seen must not mix its rows with columns of after it."""
+    history = History(random.Random(5))
+    history.recorded = list(random_history(5, 200))
+    async with postgres(tmp_path) as pool:
+        read_model = await project(pool, history.recorded)
+        await see(read_model)
+        history.add(erasure("c0", history.recorded, random.Random(1)), "erased")
+        async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+            # This transaction sees what was before, from its first question on.
+            assert await connection.fetchval("SELECT count(*) FROM journey.erasure") == 0
+            await project(pool, history.recorded[-1:])
+            await see(read_model)
+            assert await read_model._look(connection, None) is None
