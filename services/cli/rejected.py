@@ -1,12 +1,14 @@
 """What the front door refused: `rejected list|show|resubmit|discard`."""
 
+import json
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from google.protobuf.json_format import MessageToJson, Parse, ParseError
+from google.protobuf.json_format import MessageToJson, ParseDict, ParseError
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.table import Table
 
@@ -31,6 +33,19 @@ class State(StrEnum):
     DISCARDED = "discarded"
 
 
+#: Why the front door refuses, and keeps.
+_REASONS = ("INVALID", "CONTENT_DIFFERS")
+
+
+def reason_of(text: str) -> str:
+    """Read a reason. Raises BadParameter: nothing is kept for such a one."""
+    if text.upper() not in _REASONS:
+        # As an import tells it.
+        hint = "; what an import could not read is kept as INVALID" if text.upper() == "UNREADABLE" else ""
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(_REASONS)}{hint}")
+    return text.upper()
+
+
 RejectionId = Annotated[str, typer.Argument(metavar="ID", help="The rejection; `rejected list` tells it.")]
 
 
@@ -39,7 +54,10 @@ def list_rejected(
     *,
     state: Annotated[State | None, typer.Option(help="Only in this state.")] = None,
     source: Annotated[str, typer.Option(help="Only from this source.")] = "",
-    reason: Annotated[str, typer.Option(help="Only for this reason: INVALID or CONTENT_DIFFERS.")] = "",
+    reason: Annotated[
+        str | None,
+        typer.Option(parser=reason_of, metavar="NAME", help="Only for this reason: INVALID or CONTENT_DIFFERS."),
+    ] = None,
     field: Annotated[str, typer.Option(help="Only where this field broke a rule, such as ratings.value.")] = "",
     customer_id: Annotated[str, typer.Option("--customer", metavar="ID", help="Only of this customer.")] = "",
     since: Annotated[
@@ -57,7 +75,7 @@ def list_rejected(
         if state
         else RejectionState.REJECTION_STATE_UNSPECIFIED,
         source=source,
-        reason=reason,
+        reason=reason or "",
         field=field,
         customer_id=customer_id,
         from_time=since,
@@ -189,10 +207,29 @@ def resubmit(
 
 def _read(path: Path) -> Interaction:
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text()
-        return Parse(text, Interaction())
-    except (OSError, UnicodeDecodeError, ParseError) as error:
-        raise CommandError(f"{path} holds no interaction as JSON: {error}") from error
+        content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise CommandError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        told = json.loads(content)
+        if not isinstance(told, dict):
+            raise ParseError("expected keys and values")  # noqa: TRY301 - told as the others are
+        return ParseDict(told, Interaction())
+    except json.JSONDecodeError as error:
+        raise CommandError(f"{path}, line {error.lineno}, column {error.colno}: is no JSON: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise CommandError(f"{path}, line {line}: cannot be read: it is not UTF-8 text") from error
+    except ParseError as error:
+        unknown = _UNKNOWN_KEY.search(str(error))
+        wrong = f"{unknown[2] or 'Interaction'}: unknown key {unknown[1]!r}" if unknown else str(error).splitlines()[0]
+        raise CommandError(
+            f"{path}: is no interaction: {wrong}; 'rejected show ID --interaction' prints one"
+        ) from error
+
+
+#: How protobuf tells of a key that a message does not have, and where.
+_UNKNOWN_KEY = re.compile(r'has no field named "([^"]*)"(?: at "([^"]*)")?')
 
 
 async def _resubmit(request: pb.ResubmitRejectedRequest, *, as_json: bool) -> None:

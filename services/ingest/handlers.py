@@ -21,6 +21,7 @@ from services.foundation.errors import (
 from services.foundation.events import CAUSATION_ID, Pending, derived_id
 from services.foundation.eventstore import TOMBSTONED, EventStore, StreamAppend
 from services.foundation.execute import Executed, Executor, Intent, event_id_of
+from services.ingest.contradiction import explained
 from services.ingest.domain import History, Known, RecordInteraction
 from services.ingest.masking import Masker
 from services.ingest.rejection import (
@@ -78,7 +79,8 @@ class Recorder:
     Both have a queue of their own, so that no flood of bad interactions is in the way of good ones.
     """
 
-    def __init__(self, customers: GroupCommit[Known], rejections: GroupCommit[Rejection]) -> None:
+    def __init__(self, store: EventStore, customers: GroupCommit[Known], rejections: GroupCommit[Rejection]) -> None:
+        self._store = store
         self._customers = customers
         self._rejections = rejections
         self._results = telemetry.METER.create_counter("recorrido.ingest.interactions", unit="{interaction}")
@@ -103,6 +105,9 @@ class Recorder:
         ]
         if contradictions := sum(isinstance(error, DiffersError) for _, error in refused):
             self._differs.add(contradictions)
+            refused = await self._explain(batch, refused)
+            for index, error in refused:
+                results[index] = Refusal(error)
         # A store that has just not answered takes its time not to answer again.
         if refused and submission.lost is None:
             kept = await self._keep(batch, refused)
@@ -110,6 +115,18 @@ class Recorder:
                 results[index] = Refusal(error, rejection_id)
         self._count(results)
         return results
+
+    async def _explain(
+        self, batch: Batch, refused: Sequence[tuple[int, InvalidError | DiffersError]]
+    ) -> list[tuple[int, InvalidError | DiffersError]]:
+        """Return the refusals, of contradictions with the fields in which they differ from what is recorded."""
+        found = [
+            (command, error)
+            for index, error in refused
+            if isinstance(error, DiffersError) and isinstance(command := batch.commands[index], RecordInteraction)
+        ]
+        told = iter(await explained(self._store, found))
+        return [(index, next(told) if isinstance(error, DiffersError) else error) for index, error in refused]
 
     async def _keep(self, batch: Batch, refused: Sequence[tuple[int, InvalidError | DiffersError]]) -> list[str]:
         """Return the ids under which they are kept now, empty for those that are not."""
@@ -233,7 +250,11 @@ class RejectionHandlers:
                     [Pending(resolution, event_id_of(resolve, RejectionResubmitted), metadata)],
                 )
             ]
-            recorded = self._history.decide(command, customer.state)
+            try:
+                recorded = self._history.decide(command, customer.state)
+            except DiffersError as error:
+                (told,) = await explained(self._store, [(command, error)])
+                raise told from error
             if recorded:
                 caused = {**metadata, CAUSATION_ID: _rejected_event_id(rejection_id)}
                 appends.append(

@@ -87,6 +87,7 @@ def wire_front_door(
     """Wire recording, and what becomes of the interactions that are refused."""
     rejections = Executor(store, Rejections(), cache_events=REJECTION_EVENTS)
     recorder = Recorder(
+        store,
         GroupCommit(customers, "interactions", max_items=settings.queue_items),
         GroupCommit(rejections, "rejections", max_items=settings.queue_items),
     )

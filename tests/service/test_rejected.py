@@ -1,6 +1,7 @@
 """What the front door refuses is kept, found, mended and recorded once."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,30 @@ async def test_a_contradiction_is_kept_too(door: FrontDoor) -> None:
     assert "digest" in found.message
     error = await refusal(resubmit(door, rejection_id))
     assert (error.code(), info(error).reason) == (StatusCode.ALREADY_EXISTS, "CONTENT_DIFFERS")
+    assert info(error).metadata["fields"] == "verbatim"
     assert (await get(door, rejection_id)).state == REJECTION_STATE_OPEN
+
+
+async def test_a_contradiction_names_the_fields_that_differ_and_nothing_that_they_hold(door: FrontDoor) -> None:
+    first, other = of("differing", text="Call me at 555 0100"), of("differing", text="Call me at 555 0199")
+    first.attributes["card 4711"] = "one"
+    other.attributes["card 4712"] = "two"
+    other.amount.currency_code, other.amount.amount = "EUR", "3"
+    other.touchpoint = "elsewhere"
+    await door.one(first)
+    paths = "touchpoint, verbatim.text, amount, attributes"
+    # Alone, in a batch, and as it is kept.
+    alone = await door.refusal(other)
+    assert info(alone).metadata["fields"] == paths.replace(", ", ",")
+    (result,) = await door.many(other)
+    kept = await get(door, result.problem.rejection_id)
+    for told in (alone.details() or "", result.problem.message, kept.message):
+        assert told.endswith(f"; they differ in {paths}")
+        assert not re.search(r"555|471|EUR|elsewhere", told)
+    # Of many, the first tell what is wrong; each is refused.
+    many = await door.many(*[other] * 20)
+    assert ["differ in" in each.problem.message for each in many] == [True] * 16 + [False] * 4
+    assert {each.problem.reason for each in many} == {"CONTENT_DIFFERS"}
 
 
 async def test_what_is_corrected_is_recorded_once(door: FrontDoor) -> None:
@@ -308,6 +332,10 @@ async def test_a_person_lists_mends_and_discards(door: FrontDoor, tmp_path: Path
     one, two = [r.problem.rejection_id for r in await door.many(bad("by hand", 1), bad("by hand", 2))]
     await listed(door, 2, customer_id="by hand")
     shown = await recorrido(door.cluster, "rejected", "list", "--customer", "by hand")
+    assert (await recorrido(door.cluster, "rejected", "list", "--reason", "invalid", "--customer", "by hand")) == shown
+    # An import calls it so.
+    unreadable = await recorrido(door.cluster, "rejected", "list", "--reason", "UNREADABLE", COLUMNS="200")
+    assert (unreadable.code, "what an import could not read is kept as INVALID" in unreadable.err) == (2, True)
     assert (shown.code, shown.err) == (0, "")
     assert one in shown.out
     assert "channel: one of the known channels" in shown.out
@@ -325,9 +353,18 @@ async def test_a_person_lists_mends_and_discards(door: FrontDoor, tmp_path: Path
     gone = await recorrido(door.cluster, "rejected", "discard", two, "--reason", "not ours")
     assert gone.out.strip() == "discarded: not ours"
     nonsense = tmp_path / "nonsense.json"
-    nonsense.write_text("{")
-    failed = await recorrido(door.cluster, "rejected", "resubmit", two, "--corrected", str(nonsense))
-    assert (failed.code, "no interaction as JSON" in failed.err) == (1, True)
+    for content, told in (
+        ("{", "nonsense.json, line 1, column 2: is no JSON: Expecting property name"),
+        (
+            '{"customer": {"name": "Ana"}}',
+            "nonsense.json: is no interaction: Interaction.customer: unknown key 'name';",
+        ),
+        ('{"channel": "MOON"}', "nonsense.json: is no interaction: "),
+        ("[]", "nonsense.json: is no interaction: "),
+    ):
+        nonsense.write_text(content)
+        failed = await recorrido(door.cluster, "rejected", "resubmit", two, "--corrected", str(nonsense))
+        assert (failed.code, len(failed.err.splitlines()), told in failed.err) == (1, 1, True), failed
 
 
 async def test_whose_stream_was_closed_for_good_is_refused_and_the_rejection_stays_open(door: FrontDoor) -> None:

@@ -336,6 +336,8 @@ def _tell(summary: dict[str, Any], told: Told, out: Console, *, as_json: bool) -
         out.print(f"{', '.join(numbers)} · {summary['seconds']:.1f} s")
         for reason, number in told.skipped.items():
             out.print(Text.assemble("  ", show.plain(f"skipped {number:,}: {reason}")))
+        if told.counts.rejected and "would_send" not in summary:
+            out.print(f"  'recorrido rejected list' shows what is kept of them, what is {UNREADABLE} here as INVALID")
     if told.counts.rejected or told.broken:
         raise typer.Exit(1)
 
