@@ -6,16 +6,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, WithJsonSchema
 
 from recorrido.actions.v1 import playbook_pb2 as pb
 from recorrido.actions.v1.action_pb2 import Obligation, Priority
-from services.cli import show
-from services.cli.failures import CommandError
+from services.cli import yamlfiles
 
 SHIPPED = Path(__file__).parent / "playbooks"
-_MAX_PROBLEMS = 20
 _PERIOD = re.compile(r"(?:(\d{1,3})d)? ?(?:(\d{1,4})h)? ?(?:(\d{1,6})m)?")
 
 
@@ -42,11 +39,26 @@ Period = Annotated[
     PlainSerializer(str),
     WithJsonSchema({"type": "string", "pattern": f"^{_PERIOD.pattern}$", "minLength": 2, "examples": ["2d", "4h"]}),
 ]
-WallTime = Annotated[str, Field(pattern=r"^([01]\d|2[0-4]):[0-5]\d$"), BeforeValidator(_wall_time)]
-Date = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$"), BeforeValidator(_date)]
-Id = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
+_WALL_TIME, _DAY, _ID, _COUNTRY = (
+    r"^([01]\d|2[0-4]):[0-5]\d$",
+    r"^\d{4}-\d{2}-\d{2}$",
+    "^[a-z0-9-]{1,64}$",
+    "^[A-Z]{2}$",
+)
+_BEGINNING = r"^[^*]*\*?$"
+#: What they mean, in words.
+_PATTERNS = {
+    _WALL_TIME: "a time of the day such as 09:00",
+    _DAY: "a date such as 2026-12-24",
+    _ID: "1 to 64 small letters, digits and hyphens",
+    _COUNTRY: "two capital letters such as SI",
+    _BEGINNING: "text with a * at its end alone",
+}
+WallTime = Annotated[str, Field(pattern=_WALL_TIME), BeforeValidator(_wall_time)]
+Date = Annotated[str, Field(pattern=_DAY), BeforeValidator(_date)]
+Id = Annotated[str, Field(pattern=_ID)]
 #: A list of patterns; each may end in *, which matches any rest.
-Patterns = list[Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^*]*\*?$")]]
+Patterns = list[Annotated[str, Field(min_length=1, max_length=256, pattern=_BEGINNING)]]
 
 
 class Day(StrEnum):
@@ -93,7 +105,7 @@ class Hours(_Strict):
 
 
 class Holidays(_Strict):
-    country: Annotated[str, Field(pattern="^[A-Z]{2}$")]
+    country: Annotated[str, Field(pattern=_COUNTRY)]
     """ISO 3166-1, such as SI; its public holidays are closed."""
     subdivision: str = ""
     """ISO 3166-2 without the country, such as BY of Germany."""
@@ -254,25 +266,14 @@ def load(file: str) -> pb.Playbook:
     shipped = SHIPPED / f"{file}.yaml"
     if not path.exists() and shipped.exists():
         path = shipped
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        names = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
-        raise CommandError(f"{path}: there is no such file; shipped playbooks are {names}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise CommandError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    names = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
+    content = yamlfiles.read(path, others=f"shipped playbooks are {names}")
     try:
         return Playbook.model_validate(content).message()
     except ValidationError as error:
-        problems = [_told(problem) for problem in error.errors()]
-        rest = len(problems) - _MAX_PROBLEMS
-        more = f"\n  and {rest} more" if rest > 0 else ""
-        raise CommandError(f"{path}: is no playbook:\n  " + "\n  ".join(problems[:_MAX_PROBLEMS]) + more) from None
+        problems = [yamlfiles.problem(each, _KEYS, _PATTERNS) for each in error.errors(include_url=False)]
+    raise yamlfiles.refusal(path, "playbook", problems)
 
 
-def _told(problem: Any) -> str:
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
-    said = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{place}: {show.plain(said)}" if place else said
+_FORMS = (Playbook, Recovery, Improvement, ServiceLevel, Escalation, Match, Calendar, Holidays, Hours)
+_KEYS = {name for form in _FORMS for name in form.model_fields}

@@ -1,7 +1,7 @@
 """Settings from the environment, with every problem reported at once."""
 
 import sys
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -58,6 +58,15 @@ def load(settings: type[SettingsT]) -> SettingsT:
             name = prefix + "_".join(str(part) for part in problem["loc"]).upper()
             field = settings.model_fields.get(str(problem["loc"][0])) if problem["loc"] else None
             hint = f" ({field.description})" if field and field.description else ""
-            said = "required" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
+            said = "required" if problem["type"] == "missing" else _said(problem)
             print(f"{name}: {said}{hint}", file=sys.stderr)  # noqa: T201 - before logging is set up
         raise SystemExit(2) from None
+
+
+def _said(problem: Any) -> str:
+    """Return what is wrong in the words of our own checks; a value that is wrong by its type or range is no secret."""
+    message = str(problem["msg"])
+    if problem["type"] == "value_error":
+        return message.removeprefix("Value error, ")
+    expected = message.removeprefix("Input should be ").partition(", unable to parse")[0]
+    return f"expected {expected}, not {problem['input']!r:.60}"

@@ -108,7 +108,7 @@ def test_each_broken_rule_is_told_with_its_path(tmp_path: Path, changes: dict[st
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        ({"format": "excel"}, "format: input should be 'csv', 'tsv'"),
+        ({"format": "excel"}, "format: expected 'csv', 'tsv'"),
         ({"version": 2}, "version: "),
         ({"format": "xes", "csv": {}}, "csv: is for the formats csv and tsv, not xes"),
         ({"csv": {"encoding": "utf-99"}}, "csv: encoding: 'utf-99' is not known"),

@@ -80,21 +80,25 @@ def test_everything_wrong_is_told_with_its_place(tmp_path: Path) -> None:
         playbookfile.load(written(tmp_path, content))
     told = str(caught.value)
     for place, rule in (
-        ("playbook_id", "match pattern"),
-        ("name", "Field required"),
-        ("calendar.hours[0].days[0]", "'mon', 'tue'"),
-        ("calendar.hours[0].opens", "match pattern"),
-        ("recoveries[0].touchpoints", "Extra inputs"),
+        ("playbook_id", "expected 1 to 64 small letters, digits and hyphens, not 'No Good'"),
+        ("name", "is missing"),
+        ("calendar.hours[0].days[0]", "expected 'mon', 'tue'"),
+        ("calendar.hours[0].opens", "expected a time of the day such as 09:00, not '9'"),
+        ("recoveries[0].touchpoints", "unknown key; did you mean touchpoints?"),
         ("recoveries[0].service_level.accept_within", "a length of business time, such as 2d"),
-        ("improvements[0].customers", "greater than or equal to 1"),
-        ("improvements[0].match.rules[0]", "match pattern"),
+        ("improvements[0].customers", "expected at least 1, not 0"),
+        ("improvements[0].match.rules[0]", "expected text with a * at its end alone, not 'a*b'"),
     ):
         assert any(line.strip().startswith(f"{place}: ") and rule in line for line in told.splitlines()), place
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [("a: [", "is not YAML"), ("just words", "is no playbook"), ("", "is no playbook")],
+    [
+        ("a: 1\nb: [", "line 2, column 5: is not YAML: "),
+        ("just words", "is no playbook:\n  expected keys and values, not 'just words'"),
+        ("", "is no playbook"),
+    ],
 )
 def test_what_is_no_playbook_is_told(tmp_path: Path, content: str, told: str) -> None:
     with pytest.raises(CommandError, match=told):

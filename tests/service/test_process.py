@@ -69,6 +69,8 @@ def test_names_every_problem_of_its_settings_at_once() -> None:
     }
     assert "RECORRIDO_LISTEN: expected host:port (" in checked.stderr
     assert "RECORRIDO_NATS_URL: required (" in checked.stderr
+    assert "RECORRIDO_LOG_LEVEL: expected 'DEBUG', 'INFO', 'WARNING' or 'ERROR', not 'LOUD' (" in checked.stderr
+    assert "RECORRIDO_DRAIN_SECONDS: expected greater than 0, not '0' (" in checked.stderr
 
 
 async def test_stops_while_it_waits_for_a_part() -> None:

@@ -68,8 +68,8 @@ def _header(path: Path) -> list[str]:
 
 
 def _unreadable(path: Path, error: Exception) -> CommandError:
-    where = str(path)
     if isinstance(error, UnicodeDecodeError):
+        where = str(path)
         # Files are decoded in blocks, so only the whole tells where it went wrong.
         content = path.read_bytes()
         try:
@@ -77,7 +77,8 @@ def _unreadable(path: Path, error: Exception) -> CommandError:
         except UnicodeDecodeError as whole:
             line = content.count(b"\n", 0, whole.start) + 1
             where = f"{path}, line {line}"
-    return CommandError(f"{where}: cannot be read as UTF-8 CSV: {error}")
+        return CommandError(f"{where}: cannot be read as UTF-8 CSV: it is not UTF-8")
+    return CommandError(f"{path}: cannot be read as UTF-8 CSV: {getattr(error, 'strerror', None) or error}")
 
 
 def _complete(row: Row, fields: int) -> Row:

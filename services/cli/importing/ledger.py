@@ -127,7 +127,7 @@ class Ledger:
             beside.write_bytes(msgspec.json.encode(progress))
             beside.replace(self._path)
         except OSError as error:
-            self.unwritable = str(error)
+            self.unwritable = f"{beside}: {error.strerror}"
 
 
 @dataclass(slots=True)

@@ -4,7 +4,6 @@ A mapping is YAML. Its form is this module's classes; `schemas/import-mapping.sc
 for editors. `docs/import.md` tells it to people.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import yaml
 from google.protobuf.descriptor import EnumDescriptor
 from pydantic import (
     AfterValidator,
@@ -26,8 +24,7 @@ from pydantic import (
 )
 
 from recorrido.ingest.v1.interaction_pb2 import Channel, CustomerKind, Outcome, RatingMetric, ReferralDirection
-from services.cli import show
-from services.cli.failures import CommandError
+from services.cli import show, yamlfiles
 from services.cli.importing.times import offset
 
 SCHEMA = Path(__file__).parents[1] / "schemas/import-mapping.schema.json"
@@ -38,16 +35,8 @@ OF_THE_ROW = "$"
 WHOLE_ROW = "*"
 ROW_FACTS = ("$file", "$line", "$position", "$digest")
 
-_MAX_PROBLEMS = 20
-#: What a broken rule is called, where pydantic's own words would not tell a person what to do.
-_RULES = {
-    "string_type": "expected text; put it in quotes",
-    "missing": "is missing",
-    "model_type": "expected keys and values",
-    "model_attributes_type": "expected keys and values",
-    "dict_type": "expected keys and values",
-    "list_type": "expected a list",
-}
+
+_BETWEEN = r"^[^%0-9A-Za-z]+$"
 
 
 class Form(BaseModel):
@@ -95,9 +84,7 @@ class Value(Form):
     from_: Paths | None = Field(default=None, alias="from", description="A column or path; several are joined.")
     first: Paths | None = Field(default=None, description="The first of these columns or paths that is not empty.")
     value: Text | None = Field(default=None, description="The same for every row.")
-    join: str = Field(
-        default="/", pattern=r"^[^%0-9A-Za-z]+$", description="What stands between the values of several columns."
-    )
+    join: str = Field(default="/", pattern=_BETWEEN, description="What stands between the values of several columns.")
     table: Table | None = Field(default=None, description="What each value in the file means here.")
     otherwise: Text | None = Field(
         default=None, description="For values not in the table; without it such a row is bad."
@@ -516,39 +503,16 @@ def load(path: Path) -> ImportMapping:
     Raises:
         CommandError: the file cannot be read, is not YAML or breaks the form; every problem is told with its place.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CommandError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{path}: cannot be read: {error}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise CommandError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    content = yamlfiles.read(path)
     try:
         return ImportMapping.model_validate(content)
     except ValidationError as error:
-        problems = [_told(each) for each in error.errors(include_url=False)]
-    told = "\n  ".join(problems[:_MAX_PROBLEMS])
-    rest = len(problems) - _MAX_PROBLEMS
-    raise CommandError(f"{path}: is no mapping:\n  {told}" + (f"\n  and {rest} more" if rest > 0 else ""))
+        problems = [yamlfiles.problem(each, _KEYS, _PATTERNS) for each in error.errors(include_url=False)]
+    raise yamlfiles.refusal(path, "mapping", problems)
 
 
-def _told(error: Mapping[str, Any]) -> str:
-    place = ""
-    for part in error["loc"]:
-        if part == "[key]":
-            continue
-        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
-    kind = error["type"]
-    if kind == "extra_forbidden":
-        close = difflib.get_close_matches(str(error["loc"][-1]), sorted(_KEYS), n=1)
-        rule = "unknown key" + (f"; did you mean {close[0]}?" if close else "")
-    elif kind == "value_error":
-        rule = str(error["ctx"]["error"])
-    else:
-        rule = _RULES.get(kind) or f"{error['msg'][:1].lower()}{error['msg'][1:]}, not {error['input']!r:.60}"
-    return f"{place}: {rule}" if place else rule
-
+#: What they mean, in words.
+_PATTERNS = {_BETWEEN: "signs, none of them a letter, a digit or %"}
 
 _FORMS: tuple[type[Form], ...] = (
     *(ImportMapping, Fields, Value, Time, Number, Words, RatingOf, MoneyOf, ReferralOf),

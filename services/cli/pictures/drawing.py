@@ -38,12 +38,12 @@ def title(content: str) -> str:
     return f"<title>{escape(content)}</title>"
 
 
-def picture(width: float, height: float, body: str, *, name: str, description: str) -> str:
-    """Return a whole SVG that says, to those who do not see it, what is in it."""
+def picture(width: float, height: float, body: str, *, name: str, description: str, key: str = "") -> str:
+    """Return a whole SVG that says, to those who do not see it, what is in it; `key` tells those of a page apart."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}"'
-        f' height="{height:.0f}" role="img" aria-labelledby="name description" font-family="{FONT}">'
-        f'<title id="name">{escape(name)}</title><desc id="description">{escape(description)}</desc>'
+        f' height="{height:.0f}" role="img" aria-labelledby="name{key} description{key}" font-family="{FONT}">'
+        f'<title id="name{key}">{escape(name)}</title><desc id="description{key}">{escape(description)}</desc>'
         f'<rect width="100%" height="100%" fill="{PAPER}"/>{body}</svg>\n'
     )
 
@@ -69,7 +69,7 @@ def save(path: Path, content: str) -> None:
     try:
         path.write_text(content, encoding="utf-8")
     except OSError as error:
-        raise CommandError(f"{path}: cannot be written: {error}") from error
+        raise CommandError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _value(value: object) -> str:
