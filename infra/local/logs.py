@@ -15,7 +15,7 @@ REMEMBERED_LINES = 20
 #: A warning or worse, as Triton (W1129 …), NATS ([WRN]) and PostgreSQL (WARNING:) write it, and a Python traceback;
 #: not what PostgreSQL answers to those who ask whether it is up.
 _ALARM = re.compile(
-    r"^(?!.*the database system is starting up)"
+    r"^(?!.*the database system is (?:starting up|not yet accepting connections))"
     r"(?:[WEF]\d{4} |.*\[(WRN|ERR|FTL)\]|.*\b(WARNING|ERROR|FATAL|PANIC|Traceback)\b)"
 )
 
@@ -67,17 +67,21 @@ class Console:
 class PartLog:
     """The output of one part: bytes in, lines out.
 
-    While it is `held`, the console sees only warnings and worse; the file has everything.
+    While it is `held`, the console sees only warnings and worse, but for those that match `harmless`; the file has
+    everything.
 
     The file is turned over to `<part>.log.1` when it reaches its cap, so it takes at most twice that.
     """
 
-    def __init__(self, name: str, folder: Path, console: Console, *, cap_bytes: int = FILE_CAP_BYTES) -> None:
+    def __init__(
+        self, name: str, folder: Path, console: Console, *, harmless: str = "", cap_bytes: int = FILE_CAP_BYTES
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.last: deque[str] = deque(maxlen=REMEMBERED_LINES)
         self.held = False
         self._name = name
         self._console = console
+        self._harmless = re.compile(harmless) if harmless else None
         self._path = folder / f"{name}.log"
         self._cap_bytes = cap_bytes
         self._file = self._path.open("ab")
@@ -110,5 +114,5 @@ class PartLog:
         self._file.flush()
         text = line.decode(errors="replace").rstrip("\r")
         self.last.append(text)
-        if not self.held or _ALARM.search(text):
+        if not self.held or (_ALARM.search(text) and not (self._harmless and self._harmless.search(text))):
             self._console.part(self._name, text)

@@ -22,8 +22,9 @@ class Part:
     """One program to keep running.
 
     `needs` names the parts that have to be ready first and to stop later. What a `chatty` part
-    writes before it is ready is a banner. `env` is added to our own environment. One that has not passed `answers` for
-    `silent_s` seconds, however often asked, hangs, and is killed and started again.
+    writes before it is ready is a banner; of the errors in it those that match `harmless` mean nothing.
+    `env` is added to our own environment. One that has not passed `answers` for `silent_s` seconds, however often asked,
+    hangs, and is killed and started again.
     `addresses` says where it listens: `{"": "127.0.0.1:8222"}`, or with a word for each port where it has several.
     """
 
@@ -39,6 +40,12 @@ class Part:
     stop_signal: Signals = SIGTERM
     stop_within_s: float = 2.5
     chatty: bool = False
+    harmless: str = ""
+
+
+#: What Triton says at each start on a machine without a GPU, whatever it is told, and of the folder beside the versions
+#: that holds the pictures of the model card.
+_TRITON_ALWAYS = "CudaDriverHelper has not been initialized|no pinned memory pool|ignore version directory 'card'"
 
 
 def settings(ports: Ports) -> dict[str, str]:
@@ -91,6 +98,7 @@ def catalogue(data: Path, ports: Ports) -> dict[str, Part]:
             # help, this does.
             answers=probes.infers(ports.of("triton_http"), "feedback"),
             stop_within_s=4.5,  # it looks once a second whether its models are unloaded
+            harmless=_TRITON_ALWAYS if os.environ.get("RECORRIDO_MODEL_PROVIDER", "cpu") == "cpu" else "",
         ),
         _service("relay", ports, needs=("nats", "eventstore")),
         _service("ingest", ports, needs=stores),
@@ -130,6 +138,7 @@ def _infra(
     answers: probes.Probe | None = None,
     stop_signal: Signals = SIGTERM,
     stop_within_s: float = 2.5,
+    harmless: str = "",
 ) -> Part:
     return Part(
         name=name,
@@ -141,6 +150,7 @@ def _infra(
         stop_signal=stop_signal,
         stop_within_s=stop_within_s,
         chatty=True,
+        harmless=harmless,
     )
 
 

@@ -78,7 +78,9 @@ class Supervisor:
         changed: Callable[[Sequence[Managed]], None],
     ) -> None:
         """`changed` is told how all parts fare whenever one of them has changed its state."""
-        self.managed = {part.name: Managed(part, PartLog(part.name, logs, console)) for part in parts}
+        self.managed = {
+            part.name: Managed(part, PartLog(part.name, logs, console, harmless=part.harmless)) for part in parts
+        }
         self._cwd = cwd
         self._console = console
         self._restarts = restarts or Restarts()

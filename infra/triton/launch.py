@@ -89,6 +89,9 @@ def command(settings: TritonSettings, installation: Installation) -> tuple[list[
         "--disable-auto-complete-config",
         f"--backend-config=python,shm-region-prefix-name={settings.shared_memory}",
     ]
+    if settings.provider == "cpu":
+        # Memory that a GPU could read directly: there is none, and looking for one is a warning at each start.
+        argv += ["--pinned-memory-pool-byte-size=0"]
     if settings.otlp_traces_url:
         argv += [
             "--trace-config=mode=opentelemetry",

@@ -322,7 +322,7 @@ class EventStore:
         Raises:
             OtherHistoryError: the store does not hold the event that was delivered last, or `after`.
         """
-        last, backoff = after, Backoff()
+        last, backoff, told = after, Backoff(), False
         include = _patterns(type_names)
         while True:
             try:
@@ -337,6 +337,7 @@ class EventStore:
                 async with subscription:
                     async for event in subscription:
                         backoff.reset()
+                        told = False
                         if event.is_caught_up:
                             yield CaughtUp()
                         elif event.is_checkpoint:
@@ -346,7 +347,11 @@ class EventStore:
                             last = recorded.place
                             yield recorded
             except (UnavailableError, kurrent.KurrentDBClientError) as error:
-                LOG.warning("event store subscription lost, resuming", after=last, error=type(error).__name__)
+                # Once for each time that it is away, however often it is asked again meanwhile.
+                if not told:
+                    position = last.position if last else None
+                    LOG.warning("event store subscription lost, resuming", after=position, error=type(error).__name__)
+                told = True
             lost()
             await backoff.wait()
 

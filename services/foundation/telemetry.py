@@ -72,6 +72,7 @@ def set_up(service: str, *, log_level: str = "INFO", log_format: str = "console"
     # Libraries log through the standard library; they get the same shape.
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_Seldom())
+    handler.addFilter(_brief)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
@@ -95,6 +96,13 @@ class _Seldom(logging.Filter):
         if due:
             self._last[key] = record.created
         return due
+
+
+def _brief(record: logging.LogRecord) -> bool:
+    """Take the traceback off what asyncpg says while PostgreSQL is away: the error itself tells all."""
+    if record.name == "asyncpg.pool" and record.exc_info and record.exc_info[1] is not None:
+        record.msg, record.exc_info = f"{record.msg}: {record.exc_info[1]!r}", None
+    return True
 
 
 def exported() -> bool:

@@ -270,12 +270,25 @@ def test_a_held_part_shows_warnings_only_and_its_file_has_all(tmp_path: Path) ->
         "Traceback (most recent call last):",
     ]
     banner = ["I1129 10:00:00.0 1 server.cc:1] errors: 0", "FATAL:  the database system is starting up"]
+    banner.append("FATAL:  the database system is not yet accepting connections")
     log.feed("\n".join([*banner, *alarms, ""]).encode())
     log.held = False
     log.feed(b"[INF] after\n")
     log.close()
     assert stream.getvalue().splitlines() == [f"nats       | {line}" for line in [*alarms, "[INF] after"]]
-    assert len((tmp_path / "nats.log").read_text().splitlines()) == 7
+    assert len((tmp_path / "nats.log").read_text().splitlines()) == 8
+
+
+def test_what_is_known_to_be_harmless_is_in_the_file_alone(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    log = PartLog("triton", tmp_path, Console(stream), harmless="no GPU")
+    log.held = True
+    log.feed(b"E1129 10:00:00.0 1 server.cc:1] no GPU\nE1129 10:00:00.0 1 server.cc:1] no model\n")
+    log.held = False
+    log.feed(b"E1129 10:00:00.0 1 server.cc:1] lost the GPU: no GPU\n")
+    log.close()
+    assert ["no model" in line or "lost" in line for line in stream.getvalue().splitlines()] == [True, True]
+    assert len((tmp_path / "triton.log").read_text().splitlines()) == 3
 
 
 def test_a_log_file_keeps_to_its_cap(tmp_path: Path) -> None:

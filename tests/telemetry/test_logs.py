@@ -15,6 +15,10 @@ try:
     handle("my card is 4111 1111 1111 1111")
 except ValueError:
     structlog.get_logger().exception("reaction failed")
+try:
+    raise ConnectionRefusedError(111, "nobody there")
+except OSError:
+    logging.getLogger("asyncpg.pool").warning("Failed to restore the pool", exc_info=True)
 for _ in range(50):
     logging.getLogger("opentelemetry.exporter").error("Failed to export %s", "traces")
 """
@@ -37,6 +41,12 @@ def test_a_traceback_shows_no_values() -> None:
         lines = written(log_format)
         assert "ValueError: broken" in lines
         assert "4111" not in lines
+
+
+def test_a_database_that_is_away_is_told_in_a_line() -> None:
+    (line,) = [each for each in written("console").splitlines() if "Failed to restore the pool" in each]
+    assert "ConnectionRefusedError(111, 'nobody there')" in line
+    assert written("console").count("Traceback") == 1  # of our own failure
 
 
 def test_a_library_that_keeps_failing_says_so_once() -> None:

@@ -168,6 +168,7 @@ class ReadModel:
         self._schema = schema
         self._generation = Generation(None, 0, Columns())
         self._changing = asyncio.Lock()
+        self._built = False
 
     @asynccontextmanager
     async def snapshot(self, as_of: datetime | None = None) -> AsyncIterator[Snapshot]:
@@ -190,6 +191,11 @@ class ReadModel:
     async def _look(self, connection: Any, as_of: datetime | None) -> Snapshot | None:
         """Return what there is to see; None where a customer was erased meanwhile, unseen by this transaction."""
         await connection.execute(f"SET LOCAL search_path TO {self._schema}")
+        if not self._built:
+            # To ask tables that are not there yet would be an error in PostgreSQL's log.
+            self._built = await connection.fetchval("SELECT to_regclass('checkpoint') IS NOT NULL")
+            if not self._built:
+                raise UnavailableError("PostgreSQL", "the read model is not built yet")
         # Tables that were built anew have another oid; an erasure changes rows that were read.
         row = await connection.fetchrow(
             """SELECT min(position) AS position, min(tableoid::bigint) AS tables,
