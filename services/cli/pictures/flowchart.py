@@ -1,10 +1,16 @@
-"""A flow as a picture: steps one under the other in the order of the map, what follows what as arcs.
+"""A flow as a picture: steps one under the other in the order of the map, what follows what as lines beside them.
 
-Forward arcs are on the right, those that go back on the left; the thicker, the more cases.
+Forward lines are on the right, those that go back on the left. Each has an upright of its own and its own ends at the
+two steps, so that no line lies on another: short ones are inside, and ends are in the order in which lines cross least.
+The thicker, the more cases; the colour is that of the step that is left. In a browser, pointing at a step, or reaching
+it with the keyboard, leaves its lines alone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 from recorrido.journey.v1 import journey_service_pb2 as pb
 from services.cli import show
@@ -13,9 +19,87 @@ from services.cli.pictures.drawing import BAD, GOOD, INK, LINE, PLAIN, QUIET, pi
 #: The edges drawn: the most frequent, until they make up so much of all.
 _ENOUGH = 0.95
 _MOST_EDGES = 40
-_BOX, _ROW, _HIGH, _TOP = 280.0, 66.0, 46.0, 96.0
-_LABELS = 18
-_LETTERS = 11.0
+_BOX, _LEAST_HIGH, _BETWEEN, _TOP = 280.0, 50.0, 18.0, 96.0
+#: Between two ends of lines at a step; between step and first upright, where the labels are; between two uprights.
+_END, _GUTTER, _LANE = 13.0, 104.0, 12.0
+_MARGIN = 24.0
+_LETTERS = 10.0
+_ROUND = 5.0
+#: Dark enough on white for thin lines (WCAG 2.2, 1.4.11), and told apart from their neighbours.
+_COLOURS = (PLAIN, "#0b5fa5", "#7a3e9d", "#1b6e4a", "#8f4f00")
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """An edge between two rows; `side` is 1 on the right, -1 on the left."""
+
+    edge: pb.FlowEdge
+    start: int
+    end: int
+
+    @property
+    def side(self) -> int:
+        return -1 if self.end < self.start else 1
+
+    @property
+    def span(self) -> int:
+        return abs(self.end - self.start)
+
+
+class _Layout:
+    """Where rows, ends and uprights are."""
+
+    def __init__(self, lines: Sequence[_Line], rows: int) -> None:
+        self.lines = lines
+        self._ends = {(row, side): list(_ends(lines, row, side)) for row in range(rows) for side in (-1, 1)}
+        most = [max(len(self._ends[row, -1]), len(self._ends[row, 1])) for row in range(rows)]
+        self.high = [max(_LEAST_HIGH, _END * (count + 1)) for count in most]
+        self.top = [_TOP, *(_TOP + below for below in accumulate(high + _BETWEEN for high in self.high))]
+        self.height = self.top[-1] + 12
+
+    def y(self, line: _Line, *, leaves: bool) -> float:
+        """Return where an end of a line is."""
+        row = line.start if leaves else line.end
+        ends = self._ends[row, line.side]
+        return self.top[row] + self.high[row] * (ends.index((line, leaves)) + 1) / (len(ends) + 1)
+
+    @cached_property
+    def lanes(self) -> dict[int, int]:
+        """Return the number of the upright of each line (by its place), from the inside; none lies on another."""
+        taken: dict[int, list[list[tuple[float, float]]]] = {-1: [], 1: []}
+        found = {}
+        for n in sorted(range(len(self.lines)), key=lambda n: (self.lines[n].span, n)):
+            line = self.lines[n]
+            low, high = sorted((self.y(line, leaves=True), self.y(line, leaves=False)))
+            lanes = taken[line.side]
+            lane = next((k for k, used in enumerate(lanes) if all(high < a or low > b for a, b in used)), len(lanes))
+            if lane == len(lanes):
+                lanes.append([])
+            lanes[lane].append((low - _ROUND, high + _ROUND))
+            found[n] = lane
+        return found
+
+    def width(self, side: int) -> float:
+        """Return the room that the lines of a side take."""
+        lanes = [lane + 1 for n, lane in self.lanes.items() if self.lines[n].side == side]
+        return _MARGIN + (_GUTTER + _LANE * max(lanes) if lanes else 0)
+
+
+def _ends(lines: Sequence[_Line], row: int, side: int) -> Iterator[tuple[_Line, bool]]:
+    """Yield the ends of lines at one side of a step from top to bottom, and whether the line leaves there.
+
+    What comes from above, or goes up, is above, the nearest first; what goes down, or comes from below, is below, the
+    nearest last: then an upright inside is crossed by no end of one outside. In between are the steps that repeat.
+    """
+    mine = [line for line in lines if line.side == side and row in (line.start, line.end)]
+    above = [line for line in mine if line.span and (line.end == row if side == 1 else line.start == row)]
+    below = [line for line in mine if line.span and line not in above]
+    yield from ((line, line.start == row) for line in sorted(above, key=lambda line: line.span))
+    for line in mine:
+        if not line.span:
+            yield line, False
+            yield line, True
+    yield from ((line, line.start == row) for line in sorted(below, key=lambda line: -line.span))
 
 
 def svg(found: pb.GetFlowResponse) -> str:
@@ -24,21 +108,29 @@ def svg(found: pb.GetFlowResponse) -> str:
     name = f"How journeys run: {found.map_id or 'without a map'}"
     edges = _drawn(flow)
     rows = {(step.id, step.name): n for n, step in enumerate(flow.steps)}
-    reach = max((abs(_row(rows, e, "to") - _row(rows, e, "from")) for e in edges), default=0)
-    side = 90.0 + _bulge(reach)
-    width, height = 2 * side + _BOX, _TOP + max(len(rows), 1) * _ROW + 30
-    middle = width / 2
-    parts = [_heading(flow, edges, name)]
-    taken: list[tuple[float, float]] = []
-    labels = []
-    parts += [_arc(rows, edge, middle) for edge in sorted(edges, key=lambda e: e.count)]
-    for n, edge in enumerate(edges):
-        if n < _LABELS and (label := _label(rows, edge, middle, taken)):
-            labels.append(label)
-    parts += [_box(step, rows[step.id, step.name], middle) for step in flow.steps]
+    lines = [_Line(e, rows[e.from_id, e.from_name], rows[e.to_id, e.to_name]) for e in edges]
+    layout = _Layout(lines, len(rows))
+    left, right = (max(layout.width(side), _LEAST_SIDE) for side in (-1, 1))
+    width, height = left + _BOX + right, max(layout.height, _TOP + 80)
+    parts = [f"<style>{_style(len(rows))}</style>", _heading(flow, edges, name)]
+    # The thickest first: the thin ones stay to be seen.
+    parts += [_arc(layout, n, left) for n in sorted(range(len(lines)), key=lambda n: -lines[n].edge.count)]
+    parts += [_box(step, n, layout, left) for n, step in enumerate(flow.steps)]
     if not flow.steps:
-        parts.append(text(middle, _TOP + 30, "No case meets the filter.", size=14, fill=QUIET, anchor="middle"))
-    return picture(width, height, "".join(parts + labels), name=name, description=_in_words(flow))
+        parts.append(
+            text(left + _BOX / 2, _TOP + 30, "No case meets the filter.", size=14, fill=QUIET, anchor="middle")
+        )
+    return picture(width, height, "".join(parts), name=name, description=_in_words(flow))
+
+
+#: So much beside the steps, for the heading.
+_LEAST_SIDE = 160.0
+
+
+def _style(rows: int) -> str:
+    """Return what leaves the lines of a step alone while it is pointed at."""
+    alone = (f"svg:has(.step{n}:is(:hover,:focus)) .line:not(.of{n}){{opacity:.07}}" for n in range(rows))
+    return f"{''.join(alone)}.line:hover path{{stroke-width:6}}"
 
 
 def _drawn(flow: pb.Flow) -> Sequence[pb.FlowEdge]:
@@ -49,14 +141,6 @@ def _drawn(flow: pb.Flow) -> Sequence[pb.FlowEdge]:
         edges.append(edge)
         so_far += edge.count
     return edges
-
-
-def _row(rows: dict[tuple[str, str], int], edge: pb.FlowEdge, end: str) -> int:
-    return rows[edge.from_id, edge.from_name] if end == "from" else rows[edge.to_id, edge.to_name]
-
-
-def _bulge(distance: int) -> float:
-    return 34.0 + 26.0 * math.pow(distance, 0.8)
 
 
 def _heading(flow: pb.Flow, edges: Sequence[pb.FlowEdge], name: str) -> str:
@@ -71,53 +155,47 @@ def _heading(flow: pb.Flow, edges: Sequence[pb.FlowEdge], name: str) -> str:
     return (
         text(20, 32, name, size=18, more='font-weight="600"')
         + text(20, 54, ends, size=13)
-        + text(20, 74, f"{shown}; right: onward, left (dashed): back", size=12, fill=QUIET)
+        + text(20, 74, f"{shown}; right: onward, left (dashed): back; colours: by the step left", size=12, fill=QUIET)
     )
 
 
-def _ends(rows: dict[tuple[str, str], int], edge: pb.FlowEdge, middle: float) -> tuple[float, float, float, float]:
-    """Return from where, to where and how far out an arc goes: y, y, x at the box, x of its bend."""
-    start, end = _row(rows, edge, "from"), _row(rows, edge, "to")
-    side = -1 if end < start else 1
-    # What leaves is a bit lower than what arrives.
-    y0, y1 = _TOP + start * _ROW + _HIGH * 0.68, _TOP + end * _ROW + _HIGH * 0.32
-    x = middle + side * _BOX / 2
-    return y0, y1, x, x + side * _bulge(abs(end - start))
-
-
-def _arc(rows: dict[tuple[str, str], int], edge: pb.FlowEdge, middle: float) -> str:
-    y0, y1, x, bend = _ends(rows, edge, middle)
-    thick = 1.2 + 9 * edge.share
-    back = bend < x
-    outward = 1 if bend > x else -1
+def _arc(layout: _Layout, n: int, left: float) -> str:
+    line = layout.lines[n]
+    edge, side = line.edge, line.side
+    x = left + (_BOX if side > 0 else 0)
+    y0, y1 = layout.y(line, leaves=True), layout.y(line, leaves=False)
+    lane = x + side * (_GUTTER + _LANE * layout.lanes[n])
+    down = math.copysign(_ROUND, y1 - y0)
+    tip = x + side * 1.0
+    path = (
+        f"M{x:.1f},{y0:.1f} H{lane - side * _ROUND:.1f} Q{lane:.1f},{y0:.1f} {lane:.1f},{y0 + down:.1f}"
+        f" V{y1 - down:.1f} Q{lane:.1f},{y1:.1f} {lane - side * _ROUND:.1f},{y1:.1f} H{tip + side * 7:.1f}"
+    )
     told = (
         f"{edge.from_name} → {edge.to_name}: {show.count(edge.count)} times in {show.count(edge.cases)} cases"
         f" ({show.percent(edge.share)}), half within {show.hours(edge.median_hours)}"
     )
-    tip = x + outward * 1.0
-    head = f"{tip:.1f},{y1:.1f} {tip + outward * 8:.1f},{y1 - 4:.1f} {tip + outward * 8:.1f},{y1 + 4:.1f}"
-    path = f"M{x:.1f},{y0:.1f} C{bend:.1f},{y0:.1f} {bend:.1f},{y1:.1f} {tip + outward * 7:.1f},{y1:.1f}"
-    dashes = {"stroke_dasharray": "6 3"} if back else {}
-    line = tag("path", d=path, fill="none", stroke=PLAIN, stroke_width=thick, stroke_opacity=0.55, **dashes)
-    return tag("g", title(told) + line + tag("polygon", points=head, fill=PLAIN))
-
-
-def _label(rows: dict[tuple[str, str], int], edge: pb.FlowEdge, middle: float, taken: list[tuple[float, float]]) -> str:
-    y0, y1, x, bend = _ends(rows, edge, middle)
-    # The middle of the curve, three quarters of the way to its bend.
-    at, y = x + 0.75 * (bend - x), (y0 + y1) / 2 + 4
-    told = f"{show.percent(edge.share)} · {show.hours(edge.median_hours)}"
-    if any(abs(y - other) < _LETTERS + 4 and abs(at - where) < 100 for where, other in taken):
-        return ""
-    taken.append((at, y))
-    anchor = "start" if bend > x else "end"
-    at += 5 if bend > x else -5
+    colour = _COLOURS[line.start % len(_COLOURS)]
+    head = f"{tip:.1f},{y1:.1f} {tip + side * 8:.1f},{y1 - 4:.1f} {tip + side * 8:.1f},{y1 + 4:.1f}"
+    dashes = {"stroke_dasharray": "6 3"} if side < 0 else {}
+    thick = 1.2 + 5 * edge.share
+    drawn = tag("path", d=path, fill="none", stroke=colour, stroke_width=thick, **dashes)
     halo = 'paint-order="stroke" stroke="#ffffff" stroke-width="3" stroke-linejoin="round"'
-    return text(at, y, told, size=_LETTERS, anchor=anchor, more=halo)
+    label = text(
+        x + side * 6,
+        y0 - 2 - thick / 2,
+        f"{show.percent(edge.share)} · {show.hours(edge.median_hours)}",
+        size=_LETTERS,
+        fill=colour,
+        anchor="start" if side > 0 else "end",
+        more=halo,
+    )
+    content = title(told) + drawn + tag("polygon", points=head, fill=colour) + label
+    return tag("g", content, class_=f"line of{line.start} of{line.end}")
 
 
-def _box(step: pb.FlowStep, row: int, middle: float) -> str:
-    x, y = middle - _BOX / 2, _TOP + row * _ROW
+def _box(step: pb.FlowStep, row: int, layout: _Layout, x: float) -> str:
+    y, high = layout.top[row], layout.high[row]
     lost = step.drop_off
     told = [f"{show.count(step.cases)} cases ({show.percent(step.share)})"]
     if step.starts:
@@ -126,14 +204,14 @@ def _box(step: pb.FlowStep, row: int, middle: float) -> str:
         told.append(f"{show.count(step.ends)} end here")
     if lost.cases:
         told.append(f"{show.count(lost.cases)} drop off, {show.count(lost.came_back)} of them came back later")
-    frame = tag("rect", x=x, y=y, width=_BOX, height=_HIGH, rx=6, fill="#ffffff", stroke=LINE, stroke_width=1.5)
+    frame = tag("rect", x=x, y=y, width=_BOX, height=high, rx=6, fill="#ffffff", stroke=LINE, stroke_width=1.5)
     # How many come by, and how many of them drop off: bars along the lower edge, and in words beside the name.
     whole = (_BOX - 24) * step.share
-    bars = tag("rect", x=x + 12, y=y + _HIGH - 9, width=max(whole, 1.0), height=4, fill=GOOD)
+    bars = tag("rect", x=x + 12, y=y + high - 9, width=max(whole, 1.0), height=4, fill=GOOD)
     line = f"{show.percent(step.share)} of cases"
     extra = ""
     if lost.cases:
-        bars += tag("rect", x=x + 12, y=y + _HIGH - 9, width=max(whole * lost.share, 1.0), height=4, fill=BAD)
+        bars += tag("rect", x=x + 12, y=y + high - 9, width=max(whole * lost.share, 1.0), height=4, fill=BAD)
         extra = text(x + _BOX - 12, y + 32, f"{show.percent(lost.share)} drop off", size=11, fill=BAD, anchor="end")
     name = shortened(step.name, _BOX - 24, 13, bold=True)
     return tag(
@@ -144,6 +222,8 @@ def _box(step: pb.FlowStep, row: int, middle: float) -> str:
         + text(x + 12, y + 32, line, size=11, fill=QUIET)
         + extra
         + bars,
+        class_=f"step{row}",
+        tabindex=0,
     )
 
 

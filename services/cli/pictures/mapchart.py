@@ -29,6 +29,8 @@ from services.cli.pictures.drawing import (
 
 _COLUMN, _GAP, _SIDE = 206.0, 10.0, 64.0
 _HEAD, _CURVE, _CARD = 92.0, 190.0, 144.0
+#: Stages beside each other on a page.
+_ABREAST = 6
 _STATES = {pb.HEARING_HEARD: "heard", pb.HEARING_UNHEARD: "nobody tells", pb.HEARING_SILENT: "silent"}
 _KINDS = {POINT_KIND_PAIN: ("▼", BAD), POINT_KIND_ITCH: ("◆", PLAIN), POINT_KIND_DELIGHT: ("▲", GOOD)}
 
@@ -80,24 +82,46 @@ def _places(data: MapData) -> list[_Place]:
 
 
 def svg(data: MapData) -> str:
-    """Return a self-contained SVG."""
-    places, map_ = _places(data), data.published.map
-    by_stage = [[p for p in places if p.covered.stage_id == stage.stage_id] for stage in map_.stages]
-    width = 2 * _SIDE + len(by_stage) * (_COLUMN + _GAP)
+    """Return a self-contained SVG, of all stages beside each other."""
+    places = _places(data)
+    return _drawn(data, places, range(len(data.published.map.stages)))
+
+
+def _drawn(data: MapData, places: list[_Place], shown: range, key: str = "") -> str:
+    """Return a picture of the stages whose numbers are `shown`; `key` tells it from others of the same page."""
+    stages = data.published.map.stages
+    by_stage = [[p for p in places if p.covered.stage_id == stages[n].stage_id] for n in shown]
+    width = 2 * _SIDE + max(len(by_stage), _LEAST_COLUMNS) * (_COLUMN + _GAP)
     cards_at = _HEAD + 46 + _CURVE + 24
     height = cards_at + max((len(column) for column in by_stage), default=0) * (_CARD + _GAP) + 56
     busiest = max((p.covered.interactions for p in places), default=0)
-    parts = [_heading(data, width)]
+    part = "" if len(shown) == len(stages) else f", stages {shown.start + 1} to {shown.stop} of {len(stages)}"
+    parts = [_heading(data, width, part)]
     spots: list[tuple[_Place, float]] = []
-    for n, (stage, column) in enumerate(zip(map_.stages, by_stage, strict=True)):
+    for n, (number, column) in enumerate(zip(shown, by_stage, strict=True)):
         x = _SIDE + n * (_COLUMN + _GAP)
-        parts.append(_stage(stage.name, x))
+        parts.append(_stage(stages[number].name, x))
         for m, place in enumerate(column):
             spots.append((place, x + _COLUMN * (m + 0.5) / len(column)))
             parts.append(_card(place, x, cards_at + m * (_CARD + _GAP), busiest))
-    parts.append(_curve(spots, width))
+    parts.append(_curve(spots, width, _lasting(places)))
     parts += [text(_SIDE, height - 30 + 16 * n, line, size=11, fill=QUIET) for n, line in enumerate(_LEGEND)]
-    return picture(width, height, "".join(parts), name=_name(data), description=_in_words(data, places))
+    name, described = f"{_name(data)}{part}", _in_words(data, places)
+    return picture(width, height, "".join(parts), name=name, description=described, key=key)
+
+
+#: Of the width, for the legend.
+_LEAST_COLUMNS = 5
+
+
+def _lasting(places: list[_Place]) -> dict[int, list[str]]:
+    """Return what stays in mind, by the numbers of the touchpoints: where most cases have their peak, and their end."""
+    told = [place for place in places if place.felt.count]
+    marks: dict[int, list[str]] = {}
+    if told:
+        marks.setdefault(max(told, key=lambda p: (p.felt.peaks, p.number)).number, []).append("peak")
+        marks.setdefault(max(told, key=lambda p: (p.felt.ends, p.number)).number, []).append("end")
+    return marks
 
 
 _LEGEND = (
@@ -110,16 +134,19 @@ def _name(data: MapData) -> str:
     return f"{data.published.map.name}, version {data.published.version}"
 
 
-def _heading(data: MapData, width: float) -> str:
+def _heading(data: MapData, width: float, part: str) -> str:
     found, total = data.coverage, data.scores.total
-    told = [
+    counted = [
         f"{show.count(total.interactions)} interactions of {show.count(total.customers)} customers",
         f"{found.all.heard} of {found.all.touchpoints} touchpoints heard, {found.all.silent} silent",
         f"{found.moments_of_truth.heard} of {found.moments_of_truth.touchpoints} moments of truth heard",
-        f"{show.percent(found.interactions_on_map / max(found.interactions, 1))} of the interactions on the map",
     ]
-    line = shortened("   ·   ".join([*told, *_score_texts(total)]), width - 2 * _SIDE, 13)
-    return text(_SIDE, 36, _name(data), size=20, more='font-weight="600"') + text(_SIDE, 62, line, size=13, fill=QUIET)
+    placed = f"{show.percent(found.interactions_on_map / max(found.interactions, 1))} of the interactions on the map"
+    lines = [counted, [placed, *_score_texts(total)]]
+    return text(_SIDE, 36, f"{_name(data)}{part}", size=20, more='font-weight="600"') + "".join(
+        text(_SIDE, 60 + 18 * n, shortened("   ·   ".join(line), width - 2 * _SIDE, 13), size=13, fill=QUIET)
+        for n, line in enumerate(lines)
+    )
 
 
 def _score_texts(found: pb.Scores) -> list[str]:
@@ -150,7 +177,7 @@ def _stage(name: str, x: float) -> str:
     return tag("g", title(name) + tag("polygon", points=points, fill=PLAIN) + label)
 
 
-def _curve(spots: list[tuple[_Place, float]], width: float) -> str:
+def _curve(spots: list[tuple[_Place, float]], width: float, marks: dict[int, list[str]]) -> str:
     top = _HEAD + 50
 
     def y(value: float) -> float:
@@ -168,16 +195,13 @@ def _curve(spots: list[tuple[_Place, float]], width: float) -> str:
         # Over touchpoints of which nothing is known the line is no more than a guide.
         gap = {} if other.number == one.number + 1 else {"stroke_dasharray": "2 5"}
         parts.append(tag("line", x1=x0, y1=y0, x2=x1, y2=y1, stroke=PLAIN, stroke_width=2, **gap))
-    peak = max((place for place, _, _ in told), key=lambda p: (p.felt.peaks, p.number))
-    end = max((place for place, _, _ in told), key=lambda p: (p.felt.ends, p.number))
-    parts += [_spot(place, x, at, peak=place is peak, end=place is end) for place, x, at in told]
+    parts += [_spot(place, x, at, marks.get(place.number, [])) for place, x, at in told]
     return tag("g", title("Experience curve: how it felt at each touchpoint, mean from bad to good") + "".join(parts))
 
 
-def _spot(place: _Place, x: float, y: float, *, peak: bool, end: bool) -> str:
+def _spot(place: _Place, x: float, y: float, marks: list[str]) -> str:
     felt = place.felt
     colour = GOOD if felt.mean >= 0 else BAD
-    marks = [name for name, marked in (("peak", peak), ("end", end)) if marked]
     told = (
         f"{place.covered.name}: felt {felt.mean:+.2f} ({show.count(felt.count)} moments), the peak of"
         f" {show.count(felt.peaks)} cases and the end of {show.count(felt.ends)}"
@@ -291,7 +315,8 @@ def _in_words(data: MapData, places: list[_Place]) -> str:
 _STYLE = f"""
 body {{ font: 15px/1.5 {FONT}; color: {INK}; background: #ffffff; margin: 2rem; }}
 h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
-figure {{ margin: 0; overflow-x: auto; }} figure:focus-visible {{ outline: 3px solid {GOOD}; }}
+figure {{ margin: 0 0 1rem; overflow-x: auto; }} figure svg {{ max-width: max(100%, 60rem); height: auto; }}
+figure:focus-visible {{ outline: 3px solid {GOOD}; }}
 table {{ border-collapse: collapse; font-size: 0.9rem; }}
 caption {{ text-align: left; color: {QUIET}; padding-bottom: 0.4rem; }}
 th, td {{ border-bottom: 1px solid {LINE}; padding: 0.25rem 0.7rem; text-align: left; vertical-align: top; }}
@@ -311,15 +336,31 @@ thead th {{ border-bottom: 2px solid {QUIET}; }}
 def html(data: MapData) -> str:
     """Return a self-contained page: the picture, and all that is in it as tables."""
     places, name = _places(data), escape(_name(data))
+    parts = _abreast(len(data.published.map.stages))
     sections = [_touchpoint_table(places), _point_table(data), _off_map_table(data)]
+    figures = [
+        f'<figure tabindex="0" aria-label="The journey map, {n} of {len(parts)}">{_drawn(data, places, part, f"-{n}")}'
+        "</figure>\n"
+        for n, part in enumerate(parts, 1)
+    ]
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{name}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{name}</h1>\n"
         f"<p>{escape(_in_words(data, places))}</p>\n"
-        f'<figure tabindex="0" aria-label="The journey map">{svg(data)}</figure>\n'
-        f"{''.join(sections)}</main>\n</body>\n</html>\n"
+        f"{''.join(figures)}{''.join(sections)}</main>\n</body>\n</html>\n"
     )
+
+
+def _abreast(stages: int) -> list[range]:
+    """Return which stages are beside each other, on a picture of their own: as many as a screen is wide, and evenly."""
+    rows = max(-(-stages // _ABREAST), 1)
+    first, more = divmod(stages, rows)
+    parts, start = [], 0
+    for n in range(rows):
+        parts.append(range(start, start + first + (n < more)))
+        start = parts[-1].stop
+    return parts
 
 
 def _touchpoint_table(places: list[_Place]) -> str:
@@ -370,10 +411,16 @@ def _point_table(data: MapData) -> str:
             ],
             "",
         )
-        for p in data.points.points[:50]
+        for p in sorted(data.points.points[:50], key=lambda p: list(_KINDS).index(p.kind))
     ]
     heads = ["point", "need", "touchpoint", "customers", "share", "in their words"]
-    return _table("Points", "Those of most customers, at most 50.", heads, lines, numbers={3, 4})
+    return _table(
+        "Points",
+        "Those of most customers, at most 50: what hurts, what is wished for, what delights.",
+        heads,
+        lines,
+        numbers={3, 4},
+    )
 
 
 def _off_map_table(data: MapData) -> str:
