@@ -74,7 +74,8 @@ class Receivers:
             address = ipaddress.ip_address(str(place[0]).partition("%")[0])
             if not self._may(address, clear=parts.scheme == "http"):
                 why = "is not public" if not is_public(address) else "is told over https only"
-                raise RefusedError("TARGET_NOT_ALLOWED", f"{parts.hostname} ({address}) {why}")
+                but = "; RECORRIDO_WEBHOOK_ALLOWED_NETWORKS of actions can allow it"
+                raise RefusedError("TARGET_NOT_ALLOWED", f"{parts.hostname} ({address}) {why}{but}")
 
     async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """POST once; follow nothing."""

@@ -11,11 +11,16 @@ from recorrido.actions.v1.webhook_service_pb2_grpc import WebhookServiceStub
 from services.cli import clients, show
 from services.cli.actions import Reason
 from services.cli.clients import DEADLINE_S, Addresses
-from services.cli.options import Actor, Json, Limit, RequestId, moment, run
+from services.cli.options import Actor, Json, Limit, RequestId, event_type, moment, run
 
 app = typer.Typer(help="Who is told of actions by HTTP.", no_args_is_help=True)
 
 WebhookId = Annotated[str, typer.Argument(metavar="ID", help="The webhook; `webhook list` tells it.")]
+
+
+def _types(text: str) -> str:
+    """Read the name of a type of event, or how some begin. Raises BadParameter."""
+    return text if text.endswith("*") else event_type(text)
 
 
 class State(StrEnum):
@@ -34,8 +39,14 @@ async def _ask(call: str, request: Any) -> Any:
 def register(
     url: Annotated[str, typer.Argument(metavar="URL", help="Where events are sent to, https.")],
     *,
-    event_type: Annotated[
-        list[str] | None, typer.Option("--type", help="Only this type of event, * at its end; may be repeated.")
+    types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type",
+            parser=_types,
+            metavar="NAME",
+            help="Only this type of event, or those that begin so where * ends it; may be repeated.",
+        ),
     ] = None,
     description: Annotated[str, typer.Option(help="What it is for.")] = "",
     actor: Actor,
@@ -44,7 +55,7 @@ def register(
 ) -> None:
     """Tell URL of every change of every action from now on; prints the secret, this once."""
     request = pb.RegisterWebhookRequest(
-        url=url, event_types=event_type or [], description=description, actor=actor, request_id=request_id
+        url=url, event_types=types or [], description=description, actor=actor, request_id=request_id
     )
 
     async def work() -> None:

@@ -7,6 +7,9 @@ import dataclasses
 import hashlib
 import hmac
 import json
+import os
+import re
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -21,6 +24,8 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from infra.local import ports as port_numbers
+from infra.local.parts import ROOT
 from recorrido.actions.v1 import webhook_service_pb2 as pb
 from recorrido.actions.v1.events import ActionCommented
 from recorrido.actions.v1.webhook_service_pb2_grpc import WebhookServiceStub
@@ -94,6 +99,25 @@ async def listening() -> AsyncIterator[Receiver]:
         yield receiver
     finally:
         await runner.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def receiver_of_the_docs(folder: Path, secret: str, port: int) -> AsyncIterator[asyncio.StreamReader]:
+    """The program that docs/webhooks.md gives, as it stands; yields what it prints."""
+    page = (ROOT / "docs/webhooks.md").read_text(encoding="utf-8")
+    program = folder / "receiver.py"
+    program.write_text("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), encoding="utf-8")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(program)),
+        env={**os.environ, "SECRET": secret, "PORT": str(port)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        yield process.stdout
+    finally:
+        process.kill()
+        await process.wait()
 
 
 @dataclass
@@ -318,6 +342,30 @@ async def test_the_command_line_does_the_same(desk: Desk) -> None:
         await receiver.until_got(2)
         assert receiver.url in (await recorrido(cluster, "webhook", "list")).out
         assert (await recorrido(cluster, "webhook", "delete", key)).code == 0
+
+
+async def test_the_receiver_of_the_docs_takes_what_is_genuine(desk: Desk, tmp_path: Path) -> None:
+    cluster, port = desk.office.cluster, port_numbers.free().ingest
+    refused = await recorrido(cluster, "webhook", "register", f"http://127.0.0.1:{port}/", "--type", "ActionOpend")
+    assert (refused.code, "did you mean ActionOpened?" in refused.err) == (2, True)
+    registered = await recorrido(cluster, "webhook", "register", f"http://127.0.0.1:{port}/", "--type", "ActionOpened")
+    _, key, _, secret = registered.out.split()
+    async with receiver_of_the_docs(tmp_path, secret, port) as printed:
+        title = unique("Call back")
+        action_id = (await desk.office.open(title=title)).action_id
+        line = await asyncio.wait_for(printed.readline(), 30)
+        assert line.decode() == f"recorrido.actions.v1.ActionOpened {title}\n"
+        # Of what else happens to it, nothing was asked for.
+        await desk.office.accept(action_id)
+        other = unique("Call again")
+        await desk.office.open(title=other)
+        assert other in (await asyncio.wait_for(printed.readline(), 30)).decode()
+    await recorrido(cluster, "webhook", "delete", key)
+    async with receiver_of_the_docs(tmp_path, "whsec_" + base64.b64encode(b"another").decode(), port) as printed:
+        again = await recorrido(cluster, "webhook", "register", f"http://127.0.0.1:{port}/", "--type", "ActionOpened")
+        await desk.office.open()
+        assert (await asyncio.wait_for(printed.readline(), 30)).endswith(b" not genuine\n")
+        await recorrido(cluster, "webhook", "delete", again.out.split()[1])
 
 
 async def test_paused_it_waits_and_gone_it_is_paused(desk: Desk) -> None:
