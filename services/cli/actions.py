@@ -1,9 +1,11 @@
 """What is done about it: `actions list|show|open|accept|…|watch`."""
 
 import asyncio
+import contextlib
 import json
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from inspect import Parameter, Signature
 from typing import Annotated, Any, TypeVar
@@ -19,7 +21,7 @@ from rich.text import Text
 from recorrido.actions.v1 import actions_service_pb2 as pb
 from recorrido.actions.v1.action_pb2 import ActionKind, ActionResult, ActionState, Priority, Target
 from recorrido.journey.v1 import journey_service_pb2
-from services.cli import clients, show
+from services.cli import clients, naming, show
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.failures import CommandError
 from services.cli.options import Actor, Json, Limit, RequestId, moment, run
@@ -98,6 +100,8 @@ async def _list(request: pb.ListActionsRequest, limit: int, *, as_json: bool) ->
             found.next_page_token = request.page_token = page.next_page_token
             if not page.next_page_token or len(found.actions) >= limit:
                 break
+    if not found.actions:
+        await naming.check(Addresses.configured(), [request.touchpoint], request.need_path)
     if as_json:
         show.print_json(found)
         return
@@ -192,7 +196,7 @@ def _details(action: pb.Action) -> Table:
         ("improvement", action.improvement_id),
         ("target", f"{action.target.metric} {action.target.touchpoint} {action.target.need_path}".strip()),
         ("reopened", f"{action.reopened} times" if action.reopened else ""),
-        ("allowed now", ", ".join(action.allowed)),
+        ("allowed now", ", ".join(_COMMANDS.get(each, each) for each in action.allowed)),
         ("id", action.action_id),
         ("revision", str(action.revision)),
     ):
@@ -244,6 +248,7 @@ def open_action(
         actor=actor,
         request_id=request_id,
     )
+    run(naming.check(Addresses.configured(), [touchpoint], need, measured=target is not None))
     _change("OpenAction", request, as_json=as_json)
     if customer_id and not as_json:
         run(_tell_unknown(customer_id))
@@ -349,6 +354,11 @@ _CHANGES: Sequence[tuple[str, str, str, Mapping[str, tuple[Any, Any]]]] = (
 )
 
 
+#: Commands by the calls that they make, as the service tells what is allowed.
+_COMMANDS = {call: name for name, call, _, _ in _CHANGES} | {"OpenAction": "open", "LinkActions": "link"}
+_CALL = re.compile(rf"\b({'|'.join(_COMMANDS)})\b")
+
+
 def _add(name: str, call: str, does: str, options: Mapping[str, tuple[Any, Any]]) -> None:
     def command(*, as_json: bool, **fields: Any) -> None:
         _change(call, _message(getattr(pb, f"{call}Request"), **fields), as_json=as_json)
@@ -393,8 +403,9 @@ def link_actions(
     )
 
     async def work() -> None:
-        async with clients.actions(Addresses.configured()) as actions:
-            answer = await actions.LinkActions(request, timeout=DEADLINE_S)
+        with _in_commands():
+            async with clients.actions(Addresses.configured()) as actions:
+                answer = await actions.LinkActions(request, timeout=DEADLINE_S)
         if as_json:
             show.print_json(answer)
         else:
@@ -435,6 +446,7 @@ _COME_AGAIN = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAU
 
 
 async def _watch(request: pb.WatchActionsRequest, limit: int, *, as_json: bool) -> None:
+    await naming.check(Addresses.configured(), [request.touchpoint], "")
     out, notes, told, away = show.console(), show.console(stderr=True), 0, False
     async with clients.actions(Addresses.configured()) as actions:
         while True:
@@ -493,11 +505,32 @@ def board_table(title: str, found: Iterable[pb.BoardLine]) -> Table:
 
 def _change(call: str, request: Any, *, as_json: bool) -> None:
     async def work() -> None:
-        async with clients.actions(Addresses.configured()) as actions:
-            answer = await getattr(actions, call)(request, timeout=DEADLINE_S)
+        with _in_commands():
+            async with clients.actions(Addresses.configured()) as actions:
+                answer = await getattr(actions, call)(request, timeout=DEADLINE_S)
         _tell(answer.action, as_json=as_json)
+        if call == "VerifyAction" and not as_json:
+            await _tell_shown(request.action_id)
 
     run(work())
+
+
+async def _tell_shown(action_id: str) -> None:
+    """Tell what was verified, by what the measure shows: it may be nothing."""
+    async with clients.actions(Addresses.configured()) as actions:
+        found = await actions.GetAction(pb.GetActionRequest(action_id=action_id), timeout=DEADLINE_S)
+    told = [each for each in found.history if each.event_type.endswith(".ActionVerified")][-1:]
+    for each in told:
+        show.console(stderr=True).print(f"note: {each.actor} {each.summary}: {each.reason}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _in_commands() -> Iterator[None]:
+    """Name commands in a refusal as they are typed here."""
+    try:
+        yield
+    except CommandError as error:
+        raise CommandError(_CALL.sub(lambda call: _COMMANDS[call[0]], str(error))) from error
 
 
 def _tell(action: pb.Action, *, as_json: bool) -> None:

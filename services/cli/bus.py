@@ -28,9 +28,12 @@ _BATCH = 256
 
 
 async def print_events(
-    event_type: str, limit: int, timeout_s: float | None, *, from_start: bool, as_json: bool
+    event_type: str | None, limit: int, timeout_s: float | None, *, from_start: bool, as_json: bool
 ) -> None:
-    """Follow the bus and print what comes, at most `limit` events (0: any number) and `timeout_s` (None: for ever)."""
+    """Follow the bus and print what comes, at most `limit` events (0: any number) and `timeout_s` (None: for ever).
+
+    `event_type` is a full name; None: all of them.
+    """
     url = Addresses.configured().nats_url
     client = await connect(url)
     if not as_json:
@@ -44,10 +47,10 @@ async def print_events(
         await client.close()
 
 
-async def _print(client: Client, event_type: str, limit: int, *, from_start: bool, as_json: bool) -> None:
+async def _print(client: Client, event_type: str | None, limit: int, *, from_start: bool, as_json: bool) -> None:
     shown = 0
     out = show.console()
-    async for message in _follow(client, subject_filter(event_type), from_start=from_start):
+    async for message in _follow(client, f"{event_type or 'recorrido'}.>", from_start=from_start):
         if as_json:
             sys.stdout.write(json.dumps(envelope(message), ensure_ascii=False) + "\n")
         else:
@@ -124,13 +127,6 @@ async def _follow(client: Client, subject: str, *, from_start: bool) -> AsyncIte
                     following = message.metadata.sequence.stream + 1
         except (NatsError, TimeoutError, OSError):
             await asyncio.sleep(0.25)
-
-
-def subject_filter(event_type: str) -> str:
-    """Return the subjects of a type, told by its full name or by its last part."""
-    if not event_type:
-        return "recorrido.>"
-    return f"{event_type}.>" if "." in event_type else f"recorrido.*.*.{event_type}.>"
 
 
 def envelope(message: Msg) -> dict[str, Any]:

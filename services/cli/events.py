@@ -4,14 +4,15 @@ from typing import Annotated
 
 import typer
 
-from services.cli.options import run
+from services.cli.options import event_type, run
 
 
 def events(
     *,
-    event_type: Annotated[
-        str, typer.Option("--type", metavar="NAME", help="Only this type, such as InteractionRecorded.")
-    ] = "",
+    only: Annotated[
+        str | None,
+        typer.Option("--type", parser=event_type, metavar="NAME", help="Only this type, such as InteractionRecorded."),
+    ] = None,
     from_start: Annotated[
         bool, typer.Option("--from-start", help="Begin with the first event that the bus holds.")
     ] = False,
@@ -25,4 +26,4 @@ def events(
     # The client of the bus takes as long to import as all else together, and only who needs it is to wait for it.
     from services.cli.bus import print_events  # noqa: PLC0415
 
-    run(print_events(event_type, limit, timeout or None, from_start=from_start, as_json=as_json))
+    run(print_events(only, limit, timeout or None, from_start=from_start, as_json=as_json))

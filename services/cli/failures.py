@@ -19,20 +19,44 @@ class SettingError(CommandError):
     exit_code = 2
 
 
+_TELLS = "'recorrido {}' tells the ids".format
+#: Where ids stand that a service does not know, by the reason it gives.
+_BY_REASON = {
+    "ACTION_NOT_FOUND": _TELLS("actions list"),
+    "CUSTOMER_UNKNOWN": "customers are called as their sources call them, 'recorrido signals' names some",
+    "INTERACTION_UNKNOWN": _TELLS("analyses CUSTOMER"),
+    "JOURNEY_MAP_UNKNOWN": _TELLS("map list"),
+    "MODEL_VERSION_UNKNOWN": _TELLS("models"),
+    "NEED_UNKNOWN": _TELLS("taxonomy"),
+    "PLAYBOOK_UNKNOWN": _TELLS("playbook list"),
+    "REJECTION_UNKNOWN": _TELLS("rejected list"),
+    "WEBHOOK_NOT_FOUND": _TELLS("webhook list"),
+}
+#: The same by the last part of a field that holds one.
+_BY_FIELD = dict.fromkeys(("stage_id", "touchpoint_id", "persona_id", "goal_id"), _TELLS("map show MAP"))
+
+
+def _where(reason: str, fields: list[str]) -> str:
+    """Return where to find ids that are known, to end a message with; nothing where none is asked for."""
+    told = [_BY_REASON.get(reason, ""), *(_BY_FIELD.get(field.rpartition(".")[2], "") for field in fields)]
+    return next((f"; {each}" for each in told if each), "")
+
+
 def explain(error: grpc.aio.AioRpcError, service: str, address: str) -> str:
     """Return a line with the reason, the broken rules and, where nobody answered, the address and what to do."""
     status = rpc_status.from_call(error)
     reason = ""
-    violations: list[str] = []
+    violations: list[error_details_pb2.BadRequest.FieldViolation] = []
     for detail in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):
             reason = info.reason
         request = error_details_pb2.BadRequest()
         if detail.Unpack(request):
-            violations = [f"{each.field}: {each.description}" for each in request.field_violations]
+            violations = list(request.field_violations)
     if reason:
-        return f"{service}: {reason}: {'; '.join(violations) or error.details()}"
+        told = "; ".join(f"{each.field}: {each.description}" for each in violations) or error.details()
+        return f"{service}: {reason}: {told}{_where(reason, [each.field for each in violations])}"
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         return (
             f"{service} does not answer at {address}: start the services with 'recorrido run', "

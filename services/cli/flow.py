@@ -132,11 +132,12 @@ def _part(count: int, of: int) -> str:
 
 def _steps(flow_: pb.Flow) -> Table:
     columns = ("cases#", "begin#", "end#", "again#", "came back#", "dropped off#", "returned later#", "felt#")
-    lines = show.table("step~", *columns)
+    lines = show.table("step~", "id", *columns)
     for step in flow_.steps:
         lost = step.drop_off
         lines.add_row(
             show.plain(step.name or OFF_MAP),
+            step.id,
             f"{show.count(step.cases)} {show.percent(step.share)}",
             show.count(step.starts),
             show.count(step.ends),
@@ -207,7 +208,7 @@ async def _coverage(request: pb.GetCoverageRequest, *, as_json: bool) -> None:
         show.print_json(found)
         return
     out = show.console()
-    for name, counts in (("touchpoints", found.all), ("moments of truth", found.moments_of_truth)):
+    for name, counts in (("touchpoints", found.all), ("moments of truth (★)", found.moments_of_truth)):
         out.print(f"{counts.heard} of {counts.touchpoints} {name} are heard, {counts.silent} are silent")
     out.print(f"{_part(found.interactions_on_map, found.interactions)} interactions are on the map")
     if expected := found.all.met + found.all.missed + found.all.not_known:
@@ -215,31 +216,26 @@ async def _coverage(request: pb.GetCoverageRequest, *, as_json: bool) -> None:
             f"of {expected} scores that the map expects {found.all.met} are met, {found.all.missed} missed"
             f" and {found.all.not_known} not known with so few answers"
         )
-    lines = show.table(
-        "stage~",
-        "touchpoint~",
-        "",
-        "",
-        "interactions#",
-        "rated#",
-        "verbatims#",
-        "last heard",
-        "of what is expected~",
-        "owner~",
-    )
+    # Where there is little room, it is for the names.
+    wide = out.width >= show.ROOM_FOR_IDS
+    counted = ("interactions#", "rated#", "verbatims#")
+    stage, owner = (("stage~", "id"), ["owner~"]) if wide else (("stage~",), [])
+    lines = show.table(*stage, "touchpoint~", "id", "", "★", *counted, "last heard", "of what is expected~", *owner)
     for each in found.touchpoints:
         hearing = show.name(pb.Hearing.DESCRIPTOR, each.hearing)
         lines.add_row(
             show.plain(each.stage_name),
+            *([each.stage_id] if wide else []),
             show.plain(each.name),
-            "moment of truth" if each.moment_of_truth else "",
+            each.touchpoint_id,
             Text(hearing, style=_HEARING_STYLES.get(each.hearing, "")),
+            "★" if each.moment_of_truth else "",
             show.count(each.interactions),
             show.count(each.rated),
             show.count(each.verbatims),
             show.when(each.last_heard_at),
             show.plain(", ".join(show.expected(each.expected))),
-            show.plain(each.owner),
+            *([show.plain(each.owner)] if wide else []),
         )
     out.print(show.filled(lines))
     if found.off_map:

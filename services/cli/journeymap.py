@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import grpc
 import typer
-import yaml
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from rich.table import Table
@@ -20,9 +19,8 @@ from rich.text import Text
 from recorrido.ingest.v1.interaction_pb2 import Channel
 from recorrido.journey.v1 import journey_service_pb2 as pb
 from recorrido.journey.v1.journey_map_pb2 import JourneyMap, LoyaltyLevel, Metric
-from services.cli import clients, mapdrawing, show
+from services.cli import clients, mapdrawing, show, yamlfiles
 from services.cli.clients import DEADLINE_S, Addresses
-from services.cli.failures import CommandError
 from services.cli.options import Actor, AsOf, Json, RequestId, run
 
 if TYPE_CHECKING:
@@ -32,7 +30,6 @@ app = typer.Typer(no_args_is_help=True)
 app.callback(invoke_without_command=True)(mapdrawing.draw)
 
 SHIPPED = Path(__file__).parent / "maps"
-_MAX_PROBLEMS = 20
 
 
 def load(path: Path) -> JourneyMap:
@@ -41,21 +38,11 @@ def load(path: Path) -> JourneyMap:
     Raises:
         CommandError: the file cannot be read, is not YAML or breaks the form; every problem is told with its place.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        shipped = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
-        raise CommandError(f"{path}: there is no such file; shipped maps are {shipped}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise CommandError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    shipped = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
     reader = _Reader()
-    found = reader.journey_map(content)
+    found = reader.journey_map(yamlfiles.read(path, others=f"shipped maps are {shipped}"))
     if reader.problems:
-        told = "\n  ".join(reader.problems[:_MAX_PROBLEMS])
-        rest = len(reader.problems) - _MAX_PROBLEMS
-        raise CommandError(f"{path}: is no journey map:\n  {told}" + (f"\n  and {rest} more" if rest > 0 else ""))
+        raise yamlfiles.refusal(path, "journey map", reader.problems)
     return found
 
 
@@ -322,11 +309,12 @@ def _print_map(published: pb.PublishedMap) -> None:
     journey_map = published.map
     name = show.plain(journey_map.name)
     out.print(Text(journey_map.map_id, style="bold"), name, f"· version {published.version}")
-    lines = show.table("stage~", "touchpoint~", "id", "moment of truth", "channel", "owner~", "expected~")
+    lines = show.table("stage~", "id", "touchpoint~", "id", "moment of truth", "channel", "owner~", "expected~")
     for stage in journey_map.stages:
         for n, touchpoint in enumerate(stage.touchpoints):
             lines.add_row(
                 show.plain("" if n else stage.name),
+                "" if n else stage.stage_id,
                 show.plain(touchpoint.name),
                 touchpoint.touchpoint_id,
                 "yes" if touchpoint.moment_of_truth else "",
@@ -347,3 +335,12 @@ def _print_map(published: pb.PublishedMap) -> None:
             rule.touchpoint_id,
         )
     out.print(rules)
+    for title, named in (
+        ("Personas", [(each.persona_id, each.name) for each in journey_map.personas]),
+        ("Goals", [(each.goal_id, each.name) for each in journey_map.goals]),
+    ):
+        if named:
+            ids = show.table("name~", "id", title=title)
+            for id_, name_ in named:
+                ids.add_row(show.plain(name_), id_)
+            out.print(ids)

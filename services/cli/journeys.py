@@ -13,7 +13,7 @@ from recorrido.inference.v1.analysis_pb2 import PointKind
 from recorrido.ingest.v1.interaction_pb2 import Channel, CustomerKind, Outcome
 from recorrido.journey.v1 import journey_service_pb2 as pb
 from recorrido.journey.v1.journey_map_pb2 import LoyaltyLevel, Metric
-from services.cli import clients, show
+from services.cli import clients, naming, show
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.options import AsOf, From, Json, Limit, MapId, To, run
 
@@ -228,6 +228,8 @@ def scores(
 async def _scores(request: pb.GetScoresRequest, *, as_json: bool) -> None:
     async with clients.journey(Addresses.configured()) as journey:
         found = await journey.GetScores(request, timeout=DEADLINE_S)
+    if not found.total.interactions:
+        await naming.check_selection(Addresses.configured(), request.selection, request.map_id)
     if as_json:
         show.print_json(found)
         return
@@ -237,11 +239,11 @@ async def _scores(request: pb.GetScoresRequest, *, as_json: bool) -> None:
         if found.left_out:
             out.print(f"and {show.count(found.left_out)} groups of fewer interactions; --limit shows more")
         return
-    lines = show.table(*show.SCORE_COLUMNS, EXPECTED)
-    lines.add_row("all", *show.scores(found.total), "", style="bold")
+    lines = show.table(show.SCORE_COLUMNS[0], "id", *show.SCORE_COLUMNS[1:], EXPECTED)
+    lines.add_row("all", "", *show.scores(found.total), "", style="bold")
     for each in found.touchpoints:
         title = each.name if each.touchpoint_id else f"{each.name} (not on the map)"
-        lines.add_row(show.plain(title), *show.scores(each.scores), _expected(each))
+        lines.add_row(show.plain(title), each.touchpoint_id, *show.scores(each.scores), _expected(each))
     out.print(show.filled(lines))
 
 
@@ -254,15 +256,21 @@ def _expected(found: pb.TouchpointScores | pb.ScoreGroup) -> Text:
 
 
 def _group_table(found: pb.GetScoresResponse, request: pb.GetScoresRequest) -> Table:
-    keys = [f"{show.name(pb.Grouping.DESCRIPTOR, each)}~" for each in request.group_by]
+    names = [show.name(pb.Grouping.DESCRIPTOR, each) for each in request.group_by]
+    keys = [column for name in names for column in (f"{name}~", *(["id"] if name in _WITH_IDS else []))]
     period = [f"{show.name(pb.Period.DESCRIPTOR, request.period)} from"] if request.period else []
     lines = show.table(*keys, *period, *show.SCORE_COLUMNS[1:], EXPECTED)
     for each in found.groups:
         start = [f"{each.period_start.ToDatetime():%Y-%m-%d}"] if request.period else []
-        lines.add_row(
-            *(show.plain(name or "none") for name in each.names), *start, *show.scores(each.scores), _expected(each)
-        )
+        told: list[Text | str] = []
+        for by, name, key in zip(names, each.names, each.keys, strict=True):
+            told += [show.plain(name or "none"), *([key] if by in _WITH_IDS else [])]
+        lines.add_row(*told, *start, *show.scores(each.scores), _expected(each))
     return lines
+
+
+#: What has an id beside its name, which the options take.
+_WITH_IDS = frozenset({Group.TOUCHPOINT.value, Group.STAGE.value, Group.PERSONA.value})
 
 
 def points(
@@ -279,25 +287,34 @@ def points(
     source: Source = "",
     channel: OnChannel = "",
     trend_days: Annotated[int, typer.Option(min=0, help="Days that the trend compares; 0 means 30.")] = 0,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of each kind at most.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """Show pain, itch and delight points, those of most customers first, and the needs that move the scores."""
-    wanted = show.names(PointKind.DESCRIPTOR)[kind.value] if kind else PointKind.POINT_KIND_UNSPECIFIED
+    """Show what hurts, then what is wished for, then what delights, each by customers; and what moves the scores."""
     request = pb.ListPointsRequest(
         as_of=as_of,
         map_id=map_id,
-        kind=wanted,
         limit=limit,
         trend_days=trend_days,
         selection=_selection(from_time, to_time, persona, stage, touchpoint, need, source, channel),
     )
-    run(_points(request, as_json=as_json))
+    run(_points(request, [kind] if kind else list(Point), as_json=as_json))
 
 
-async def _points(request: pb.ListPointsRequest, *, as_json: bool) -> None:
+async def _points(request: pb.ListPointsRequest, kinds: list[Point], *, as_json: bool) -> None:
+    numbers = show.names(PointKind.DESCRIPTOR)
+    found = pb.ListPointsResponse()
     async with clients.journey(Addresses.configured()) as journey:
-        found = await journey.ListPoints(request, timeout=DEADLINE_S)
+        for kind in kinds:
+            request.kind = numbers[kind.value]
+            page = await journey.ListPoints(request, timeout=DEADLINE_S)
+            points = [*found.points, *page.points]
+            # All else is the same whatever the kind.
+            found.CopyFrom(page)
+            del found.points[:]
+            found.points.extend(points)
+    if not found.points:
+        await naming.check_selection(Addresses.configured(), request.selection, request.map_id)
     if as_json:
         show.print_json(found)
         return
@@ -345,6 +362,7 @@ def point_table(found: pb.ListPointsResponse, title: str = "") -> Table:
         "point",
         "need~",
         "touchpoint~",
+        "id",
         "customers#",
         "share#",
         "trend#",
@@ -359,6 +377,7 @@ def point_table(found: pb.ListPointsResponse, title: str = "") -> Table:
             show.point(each.kind),
             each.need_path or "not known",
             show.plain(each.touchpoint_name or each.touchpoint_id),
+            each.touchpoint_id,
             show.count(each.customers),
             f"{100 * each.share:.1f} %",
             _trend(each),

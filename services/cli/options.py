@@ -1,7 +1,9 @@
 """Options that several commands share."""
 
 import asyncio
+import difflib
 import getpass
+import importlib
 import os
 import uuid
 from collections.abc import Coroutine
@@ -44,6 +46,25 @@ def moment(text: str) -> Timestamp:
     except (ValueError, OverflowError):
         raise typer.BadParameter(f"{text!r} is no ISO 8601 time such as 2026-09-30T12:00:00Z") from None
     return timestamp
+
+
+def event_type(text: str) -> str:
+    """Return the full name of a type of event, which may be told by its last part.
+
+    Raises:
+        BadParameter: there is none of that name; those that there are are told.
+    """
+    known = {
+        event.type_name.rpartition(".")[2]: event.type_name
+        for package in ("ingest", "inference", "journey", "actions")
+        for event in importlib.import_module(f"recorrido.{package}.v1.events").EVENTS
+    }
+    name = text.rpartition(".")[2]
+    if text not in {name, known.get(name)} or name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise typer.BadParameter(f"{text!r} is no event; {meant}there are {', '.join(known)}")
+    return str(known[name])
 
 
 AsOf = Annotated[

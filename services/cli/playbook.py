@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from recorrido.actions.v1 import playbook_service_pb2 as pb
-from recorrido.actions.v1.action_pb2 import ActionKind, Priority
+from recorrido.actions.v1.action_pb2 import ActionKind, ActionState, Priority
+from recorrido.actions.v1.actions_service_pb2 import ListActionsRequest
 from recorrido.actions.v1.playbook_pb2 import ImprovementRule, Period, RecoveryRule, ServiceLevel
 from services.cli import clients, playbookfile, show
 from services.cli.clients import DEADLINE_S, Addresses
@@ -48,10 +49,25 @@ def publish(
         else:
             published = answer.published
             show.console().print(f"{published.playbook.playbook_id}: version {published.version} is in force")
-            for notice in answer.notices:
+            for notice in [*answer.notices, *await _left_as_they_are()]:
                 show.console(stderr=True).print(f"note: {notice}", soft_wrap=True)
 
     run(work())
+
+
+async def _left_as_they_are() -> list[str]:
+    """Tell of what was opened before: a playbook is for what its signals open from now on."""
+    request = ListActionsRequest(state=ActionState.ACTION_STATE_OPEN, page_size=1)
+    async with clients.actions(Addresses.configured()) as actions:
+        found = await actions.ListActions(request, timeout=DEADLINE_S)
+    if not found.total:
+        return []
+    more = "more than " if found.more_than_total else ""
+    told = (
+        f"{more}{show.count(found.total)} actions that are open already keep their owner and due time, or have none:"
+        " 'recorrido actions list --state open' shows them, actions assign and actions reschedule give them some"
+    )
+    return [told]
 
 
 @app.command("list")

@@ -115,15 +115,20 @@ async def _erase(request: pb.EraseCustomerRequest, *, as_json: bool) -> None:
         return
     receipt = done.receipt
     out = show.console()
+    if not receipt.events:
+        out.print(
+            f"Nothing was held of {request.customer_id!r}, so nothing was erased: where something should be, look"
+            " whether this is the id that the sources use.",
+            soft_wrap=True,
+        )
+        out.print(f"Receipt {receipt.receipt_id} tells that it was asked for.")
+        return
     out.print(f"Receipt {receipt.receipt_id}")
     lines = show.table("", "#")
     for title in ("interactions", "analyses", "signals", "actions", "identities", "rejections", "events"):
         lines.add_row(title if title != "events" else "events in all", show.count(getattr(receipt, title)))
     out.print(lines)
-    if receipt.events:
-        out.print("Gone for every reader; 'recorrido scavenge' takes it off the event store's disk too.")
-    else:
-        out.print("Nothing was held.")
+    out.print("Gone for every reader; 'recorrido scavenge' takes it off the event store's disk too.")
 
 
 async def _receipt(

@@ -12,7 +12,7 @@ from recorrido.actions.v1.action_pb2 import Target
 from recorrido.actions.v1.explanation_service_pb2 import ExplainedEvent, ExplainedRole
 from recorrido.actions.v1.explanation_service_pb2_grpc import ExplanationServiceStub
 from recorrido.actions.v1.impact_service_pb2_grpc import ImpactServiceStub
-from services.cli import clients, show
+from services.cli import clients, naming, show
 from services.cli.actions import Metric
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.options import Json, run
@@ -52,6 +52,7 @@ def impact(
 
     async def work() -> None:
         addresses = Addresses.configured()
+        await naming.check(addresses, [touchpoint, *(against or ())], need, measured=True)
         async with clients.channel("actions", addresses.actions) as channel:
             answer = await ImpactServiceStub(channel).GetImpact(request, timeout=DEADLINE_S)
         show.print_json(answer) if as_json else _tell_impact(answer.impact)

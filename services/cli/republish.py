@@ -1,6 +1,5 @@
 """Publish a part of the history again, for a subscriber who lost what it had made of it: `republish`."""
 
-import importlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +13,13 @@ from recorrido.relay.v1 import relay_service_pb2 as pb
 from recorrido.relay.v1.relay_service_pb2_grpc import RelayServiceStub
 from services.cli import show
 from services.cli.clients import Addresses, channel
-from services.cli.options import moment, run
+from services.cli.options import event_type, moment, run
 
 if TYPE_CHECKING:
     from recorrido.relay.v1.relay_service_pb2_grpc import RelayServiceAsyncStub
 
 #: A part that takes longer is gone on with by the same command.
 _WITHIN_S = 3600.0
-_PACKAGES = ("ingest", "inference", "journey", "actions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +44,6 @@ def place(text: str) -> Place:
         raise typer.BadParameter(
             f"{text!r} is neither a position (recorrido-position of a message) nor a time such as 2026-09-30T12:00:00Z"
         ) from None
-
-
-def full_name(event_type: str) -> str:
-    """Return the full name of an event type, which may be told by its last part.
-
-    Raises:
-        BadParameter: there is none of that name; those that there are are told.
-    """
-    known = [
-        event.type_name
-        for package in _PACKAGES
-        for event in importlib.import_module(f"recorrido.{package}.v1.events").EVENTS
-    ]
-    found = [name for name in known if event_type in (name, name.rpartition(".")[2])]
-    if not found:
-        raise typer.BadParameter(f"{event_type!r} is no event: there are {', '.join(known)}")
-    return str(found[0])
 
 
 def replay_name(text: str) -> str:
@@ -99,7 +80,7 @@ def republish(
     ] = None,
     types: Annotated[
         list[str] | None,
-        typer.Option("--type", parser=full_name, metavar="NAME", help="Only this type; may be given several times."),
+        typer.Option("--type", parser=event_type, metavar="NAME", help="Only this type; may be given several times."),
     ] = None,
     name: Annotated[
         str | None,

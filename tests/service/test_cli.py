@@ -1,6 +1,7 @@
 """Every command against the real services, with a small sample company in them."""
 
 import asyncio
+import itertools
 import json
 import re
 from collections.abc import AsyncIterator
@@ -95,7 +96,11 @@ async def test_points_and_signals_are_ranked_and_limited(cluster: Cluster) -> No
     assert {each["kind"] for each in points} == {"POINT_KIND_PAIN"}
     customers = [int(each["customers"]) for each in points]
     assert customers == sorted(customers, reverse=True)
-    assert "pain" in (await recorrido(cluster, "points")).out
+    shown = (await recorrido(cluster, "points", "--limit", "4")).out.splitlines()
+    kinds = [line.split()[0] for line in itertools.takewhile(lambda each: "What moves" not in each, shown[1:])]
+    # What hurts is first, and is there however much delights.
+    assert list(dict.fromkeys(kinds)) == ["pain", "itch", "delight"]
+    assert max(map(kinds.count, kinds)) == kinds.count("pain") == 4
     signals = (await answer(cluster, "signals", "--limit", "3"))["signals"]
     assert len(signals) == 3
     of_one = (await answer(cluster, "signals", "--customer", signals[0]["customerId"]))["signals"]
@@ -198,13 +203,19 @@ async def _looked_at(page: Path) -> None:
         tab.on("console", lambda message: problems.append(message.text))
         tab.on("requestfailed", lambda request: problems.append(request.url))
         await tab.goto(page.as_uri())
-        # What a screen reader is told of the picture, and no text outside of it or of its card.
-        assert await tab.get_by_role("img").count() == 1
+        # What a screen reader is told of the pictures, and no text outside of them or of a card.
+        assert await tab.get_by_role("img").count() == 2
+        assert await tab.get_by_role("img", name="stages 6 to 9 of 9").count() == 1
         assert await tab.get_by_role("table").count() == 3
+        # All of it is seen without scrolling to the side, in letters that can be read.
+        wide = "[...document.querySelectorAll('figure')].map(f => f.scrollWidth - f.clientWidth)"
+        assert await tab.evaluate(wide) == [0, 0]
+        scaled = "[...document.querySelectorAll('figure svg')].map(s => s.clientWidth / s.viewBox.baseVal.width)"
+        assert min(await tab.evaluate(scaled)) > 0.9
         outside = await tab.evaluate("""() => {
-            const svg = document.querySelector('figure svg').getBoundingClientRect();
             const out = [];
             for (const text of document.querySelectorAll('figure svg text')) {
+                const svg = text.ownerSVGElement.getBoundingClientRect();
                 const box = text.getBoundingClientRect();
                 const frame = text.parentElement.querySelector(':scope > rect')?.getBoundingClientRect() ?? svg;
                 const holder = text.parentElement.tagName === 'g' && frame.height > 60 ? frame : svg;
@@ -325,10 +336,15 @@ async def test_an_action_lives_from_open_to_completed(cluster: Cluster) -> None:
     assert [entry["actor"] for entry in shown["history"]] == ["tester"] * 4
     text = (await recorrido(cluster, "actions", "show", action_id)).out
     assert "Shorten the queue" in text
-    refused = await recorrido(cluster, "actions", "accept", action_id)
-    assert refused.code == 1
-    assert refused.err.startswith("error: actions: ")
-    assert len(refused.err.splitlines()) == 1
+    refused = _one_line(await recorrido(cluster, "actions", "accept", action_id), 1)
+    assert refused == (
+        f"error: actions: ILLEGAL_TRANSITION: accept is not allowed: improvement {action_id} is COMPLETED, its owner is"
+        " 'maja'; allowed now: verify, reopen, assign, prioritize, comment"
+    )
+    assert re.search(r"allowed now +verify, .*comment", text)
+    verified = await recorrido(cluster, "actions", "verify", action_id, "--reason", "I saw it")
+    assert verified.code == 0
+    assert verified.err.startswith("note: tester verified it, though it was too early to measure whether it helped: I ")
 
     async def listed() -> bool:
         found = await answer(cluster, "actions", "list", "--state", "completed", "--kind", "improvement")
@@ -369,11 +385,22 @@ async def test_events_are_followed_from_the_start(cluster: Cluster) -> None:
 
 
 async def test_following_a_quiet_bus_tells_where_and_ends_in_time(cluster: Cluster) -> None:
-    quiet = ("events", "--type", "NothingSuch", "--timeout", "0.5")
+    quiet = ("events", "--type", "WebhookDeleted", "--timeout", "0.5")
     told = await recorrido(cluster, *quiet)
     assert (told.code, told.out) == (0, "")
     assert told.err == f"following the bus at nats://{cluster.address('nats')}, Ctrl-C stops\n"
     assert (await recorrido(cluster, *quiet, "--json")).err == ""
+
+
+async def test_a_type_of_event_that_there_is_not_names_those_that_there_are(cluster: Cluster) -> None:
+    refused = await recorrido(cluster, "events", "--type", "InteractionRecord", COLUMNS="2000")
+    assert refused.code == 2
+    assert "did you mean InteractionRecorded? there are InteractionRecorded, " in refused.err
+    assert "ActionOpened" in refused.err
+    # The last part alone would be one.
+    assert (await recorrido(cluster, "events", "--type", "recorrido.journey.v1.ActionOpened")).code == 2
+    full = ("events", "--from-start", "--type", "recorrido.ingest.v1.InteractionRecorded", "--limit", "1", "--json")
+    assert json.loads((await recorrido(cluster, *full)).out)["type"] == "recorrido.ingest.v1.InteractionRecorded"
 
 
 async def test_new_events_are_followed_over_a_restart_of_the_bus(cluster: Cluster) -> None:
@@ -415,10 +442,11 @@ def _one_line(result: Result, code: int) -> str:
 
 async def test_what_is_not_known_is_one_line(cluster: Cluster) -> None:
     assert _one_line(await recorrido(cluster, "customer", "nobody"), 1) == (
-        "error: journey: CUSTOMER_UNKNOWN: nothing is known of customer 'nobody'"
+        "error: journey: CUSTOMER_UNKNOWN: nothing is known of customer 'nobody'; customers are called as their sources"
+        " call them, 'recorrido signals' names some"
     )
     then = await recorrido(cluster, "customer", "nobody", "--as-of", "2020-01-01")
-    assert _one_line(then, 1).endswith("customer 'nobody' as of 2020-01-01T00:00:00+00:00")
+    assert "customer 'nobody' as of 2020-01-01T00:00:00+00:00" in _one_line(then, 1)
     for customer_id, note in (("sample-1-0001", False), ("sample-1-O001", True)):
         opened = await recorrido(cluster, "actions", "open", "Call back", "--customer", customer_id)
         assert (opened.code, f"nothing was ever recorded of '{customer_id}'" in opened.err) == (0, note)
@@ -426,9 +454,109 @@ async def test_what_is_not_known_is_one_line(cluster: Cluster) -> None:
     assert (await recorrido(cluster, "webhook", "list")).out == "none\n"
     opened = await recorrido(cluster, "actions", "open", "Fix parcels")
     assert "--customer is required for a recovery" in opened.err
-    assert _one_line(await recorrido(cluster, "actions", "show", "nothing"), 1).startswith("error: actions: ")
+    no_action = _one_line(await recorrido(cluster, "actions", "show", "nothing"), 1)
+    assert (
+        no_action
+        == "error: actions: ACTION_NOT_FOUND: there is no action nothing; 'recorrido actions list' tells the ids"
+    )
     assert "no journey map 'none'" in _one_line(await recorrido(cluster, "map", "show", "none"), 1)
-    assert "'none'" in _one_line(await recorrido(cluster, "scores", "--map", "none"), 1)
+    assert "'none'; 'recorrido map list' tells" in _one_line(await recorrido(cluster, "scores", "--map", "none"), 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ("scores", "--stage", "Buy", "--map", "omnichannel"),
+            "selection.stage_id: no stage 'Buy' in the map 'omnichannel'; did you mean buy? its stages are: discover,",
+        ),
+        (
+            ("points", "--touchpoint", "Visit to the store", "--map", "omnichannel"),
+            "did you mean store_visit",
+        ),
+        (
+            ("points", "--touchpoint", "zzz", "--map", "omnichannel"),
+            "'zzz' in the map 'omnichannel'; it has 30 touchpoints; 'recorrido map show",
+        ),
+        (
+            ("ladder", "--persona", "parent", "--map", "omnichannel"),
+            "did you mean busy_parent? its personas are: digital_native,",
+        ),
+        (
+            ("flow", "--goal", "fun", "--map", "omnichannel"),
+            "no goal 'fun' in the map 'omnichannel'; its goals are: have_it,",
+        ),
+        (
+            ("scores", "--need", "delivery/sped"),
+            "did you mean delivery/speed or delivery or delivery/receipt? 'recorrido taxonomy' lists",
+        ),
+        (("points", "--need", "zzz"), "no need 'zzz' is known. 'recorrido taxonomy' lists them"),
+        (
+            ("scores", "--source", "webshp"),
+            "no source 'webshp' is known; did you mean webshop or workshop? 'recorrido scores --by source'",
+        ),
+        (("actions", "list", "--touchpoint", "delivry"), "no touchpoint 'delivry' is known; did you mean delivery"),
+        (("actions", "list", "--need", "delivry/speed"), "did you mean delivery/speed"),
+        (("actions", "watch", "--touchpoint", "delivry"), "did you mean delivery"),
+        (("impact", "x", "--metric", "csat", "--touchpoint", "delivry"), "did you mean delivery"),
+        (("impact", "x", "--against", "delivry"), "did you mean delivery"),
+        (("impact", "x", "--metric", "csat", "--need", "delivry/speed"), "did you mean delivery/speed"),
+    ],
+)
+async def test_a_name_that_nobody_knows_is_told_with_those_that_there_are(
+    cluster: Cluster, arguments: tuple[str, ...], told: str
+) -> None:
+    assert told in _one_line(await recorrido(cluster, *arguments), 1)
+
+
+async def test_an_action_is_opened_about_what_there_is(cluster: Cluster) -> None:
+    what = ("actions", "open", "Look at it", "--kind", "improvement")
+    before = (await answer(cluster, "actions", "list", "--limit", "1"))["total"]
+    for arguments, told in (
+        (("--touchpoint", "delivry"), "no touchpoint 'delivry' is known; did you mean delivery"),
+        (("--need", "delivry/speed"), "did you mean delivery/speed"),
+        # Answers are counted by what the sources say.
+        (
+            ("--touchpoint", "till", "--target", "volume"),
+            "touchpoint 'till' of the map is measured as the sources tell it: till_",
+        ),
+    ):
+        assert told in _one_line(await recorrido(cluster, *what, *arguments), 1)
+    covered = (await answer(cluster, "coverage", "--map", "omnichannel"))["touchpoints"]
+    heard_as = {each["touchpointId"]: each["heardAs"] for each in covered}
+    assert all(name.startswith("till_") for name in heard_as["till"])
+    for touchpoint in ("till", heard_as["till"][0], "kiosk_beta"):
+        opened = await recorrido(cluster, *what, "--touchpoint", touchpoint)
+        assert (opened.code, opened.err) == (0, "")
+    measured = await recorrido(cluster, *what, "--touchpoint", heard_as["till"][0], "--target", "volume")
+    assert measured.code == 0, measured
+
+    async def listed() -> bool:
+        return int((await answer(cluster, "actions", "list", "--limit", "1"))["total"]) == int(before) + 4
+
+    await until(listed, 20)
+
+
+async def test_a_need_that_nobody_told_of_is_still_a_need(cluster: Cluster) -> None:
+    told = {key for each in (await answer(cluster, "scores", "--by", "need"))["groups"] for key in each["keys"]}
+    needs = [each["path"] for each in (await answer(cluster, "taxonomy"))["needs"]]
+    silent = next(path for path in needs if not any(each == path or each.startswith(f"{path}/") for each in told))
+    assert (await answer(cluster, "scores", "--need", silent))["total"]["interactions"] == "0"
+    assert (await recorrido(cluster, "actions", "list", "--need", silent)).out == "none\n"
+
+
+async def test_tables_tell_the_ids_that_options_take(cluster: Cluster) -> None:
+    on = ("--map", "omnichannel")
+    for arguments, ids in (
+        (("scores", *on), ["relationship_survey", "delivery_survey"]),
+        (("scores", "--by", "stage", "--by", "persona", *on), ["get_help", "busy_parent"]),
+        (("points", *on), ["app_browsing"]),
+        (("flow", *on), ["store_visit"]),
+        (("coverage", *on), ["make_good", "store_visit"]),
+        (("map", "show", "omnichannel"), ["make_good", "store_visit", "busy_parent", "have_it"]),
+    ):
+        words = (await recorrido(cluster, *arguments)).out.split()
+        assert [each for each in ids if each not in words] == [], arguments
 
 
 async def test_a_broken_rule_is_told_with_its_field(cluster: Cluster) -> None:

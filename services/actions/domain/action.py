@@ -427,7 +427,7 @@ def _refusal(command: OpenAction | OpenRecovery | OpenImprovement | Change, stat
         return unknown(command.action_id)
     name = state.state.name
     may = allowed(state.kind, state.state)
-    owner = f" by {state.owner}" if state.owner else ""
+    owner = f", its owner is {state.owner!r}" if state.owner else ""
     return RefusedError(
         "ILLEGAL_TRANSITION",
         f"{type(command).__name__} is not allowed: {state.kind.name.lower()} {state.action_id} is {name}{owner};"

@@ -22,6 +22,7 @@ from recorrido.actions.v1.events import (
     ActionVerified,
     CustomerContacted,
     Impact,
+    ImpactVerdict,
     RemedyOffered,
     SignalJoined,
 )
@@ -139,6 +140,8 @@ def summary(event: ActionEvent) -> str:  # noqa: C901, PLR0911, PLR0912 - one pe
             return f"offered a remedy: {event.remedy.name.lower()}"
         case ActionCompleted():
             return f"completed it: {event.result.name.lower().replace('_', ' ')}"
+        case ActionVerified():
+            return f"verified {_SHOWN[event.impact.verdict if event.impact else ImpactVerdict.UNSPECIFIED]}"
         case ActionLinked():
             return f"put it under {event.improvement_id}" if event.improvement_id else "took it from its improvement"
         case SignalJoined():
@@ -156,9 +159,18 @@ def summary(event: ActionEvent) -> str:  # noqa: C901, PLR0911, PLR0912 - one pe
 _SAID = {
     ActionDeclined.type_name: "declined it",
     ActionStarted.type_name: "began to work on it",
-    ActionVerified.type_name: "verified that it helped",
     ActionReopened.type_name: "reopened it",
     ActionCommented.type_name: "commented",
+}
+
+
+#: What was verified, by what the measure told then.
+_SHOWN = {
+    ImpactVerdict.HELPED: "that it helped, as measured",
+    ImpactVerdict.NO_EVIDENCE: "it, though the measure shows no evidence that it helped",
+    ImpactVerdict.GOT_WORSE: "it, though the measure got worse",
+    ImpactVerdict.TOO_EARLY: "it, though it was too early to measure whether it helped",
+    ImpactVerdict.UNSPECIFIED: "it, though nothing was measured",
 }
 
 

@@ -594,6 +594,7 @@ def _touchpoint_coverage(found: TouchpointCoverage) -> pb.TouchpointCoverage:
         last_heard_at=timestamp(voice.last_heard_at),
         on_other_channels=found.on_other_channels,
         expected=[_expected(each) for each in found.expected],
+        heard_as=found.heard_as,
     )
 
 

@@ -54,6 +54,7 @@ class TouchpointCoverage:
     voice: Voice
     on_other_channels: int
     expected: tuple[Expected, ...]
+    heard_as: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ def coverage(reading: Reading, since: datetime | None, until: datetime | None, l
     told = tally(history, heard, reading.place[heard], len(reading.touchpoints))
     elsewhere = reading.place[inside & other[table.touchpoint]]
     others = np.bincount(elsewhere, minlength=len(voices))
+    heard_as = _raw_names(reading)
     off = np.where(reading.place < 0, table.touchpoint, -1)
     silent_too = _voices(history, off, len(raws), inside, past)
     off_map = [
@@ -103,7 +105,7 @@ def coverage(reading: Reading, since: datetime | None, until: datetime | None, l
     off_map.sort(key=lambda o: (-o.voice.interactions, o.source, o.touchpoint, o.channel.number))
     return Coverage(
         touchpoints=[
-            TouchpointCoverage(stage, touchpoint, voices[n], int(others[n]), told[n].against(touchpoint))
+            TouchpointCoverage(stage, touchpoint, voices[n], int(others[n]), told[n].against(touchpoint), heard_as[n])
             for n, (stage, touchpoint) in enumerate(reading.touchpoints)
         ],
         off_map=off_map[:limit],
@@ -111,6 +113,18 @@ def coverage(reading: Reading, since: datetime | None, until: datetime | None, l
         interactions=int(inside.sum()),
         interactions_on_map=int((inside & (reading.place >= 0)).sum()),
     )
+
+
+def _raw_names(reading: Reading) -> list[list[str]]:
+    """Return what the sources call each touchpoint of the map, in alphabetical order."""
+    raws = reading.history.vocabulary.touchpoints
+    names: list[set[str]] = [set() for _ in reading.touchpoints]
+    # The vocabulary may hold more than the history: what was heard of later.
+    counts = np.bincount(reading.history.interactions.touchpoint, minlength=len(raws))
+    for raw, place, count in zip(raws, reading.placements.of(raws).tolist(), counts.tolist(), strict=False):
+        if place >= 0 and count:
+            names[place].add(raw.touchpoint)
+    return [sorted(each) for each in names]
 
 
 def _voices(history: History, place: NDArray[Any], size: int, inside: Flags, past: Flags) -> list[Voice]:

@@ -20,6 +20,7 @@ from services.foundation.errors import InvalidError, Violation
 from services.journey.domain import intervals
 from services.journey.domain.history import HOUR_US, Flags, Floats, Ints, stable_order
 from services.journey.domain.intervals import Interval
+from services.journey.domain.naming import unknown
 from services.journey.domain.reading import DEFAULT_INACTIVITY_HOURS, Reading
 from services.journey.views.scores import EventRange
 from services.journey.views.selection import Selection
@@ -223,11 +224,11 @@ class Cases:
         return meant if filter_.ending is None else meant & endings[filter_.ending]
 
     def _reached(self, goal_id: str, place: str) -> Flags:
-        goals = [goal.goal_id for goal in self.reading.map_.goals]
+        map_ = self.reading.map_
+        goals = {goal.goal_id: goal.name for goal in map_.goals}
         if goal_id not in goals:
-            rule = f"one of the map {self.reading.map_.map_id!r}; it has no {goal_id!r}"
-            raise InvalidError([Violation(place, rule)])
-        reached: Flags = (self.goals >> goals.index(goal_id)) & 1 == 1
+            raise InvalidError([Violation(place, unknown(map_, "goal", goal_id, goals.items()))])
+        reached: Flags = (self.goals >> list(goals).index(goal_id)) & 1 == 1
         return reached
 
     def next_of(self, cases: Ints) -> Ints:

@@ -14,6 +14,7 @@ from services.journey.domain import intervals
 from services.journey.domain.history import HOUR_US, Flags, History, Ints, Told
 from services.journey.domain.intervals import Interval
 from services.journey.domain.loyalty import levels, rules_of, standing
+from services.journey.domain.naming import unknown
 from services.journey.domain.reading import Reading
 from services.journey.views.money import YEAR_US
 from services.journey.views.scores import Period, period_number, period_start
@@ -127,14 +128,12 @@ def ladder(
 
 
 def _customers(reading: Reading, persona_id: str) -> Flags:
-    ids = [persona.persona_id for persona in reading.map_.personas]
+    personas = {persona.persona_id: persona.name for persona in reading.map_.personas}
     if not persona_id:
         return np.ones(len(reading.history.owners), bool)
-    if persona_id not in ids:
-        raise InvalidError(
-            [Violation("persona_id", f"one of the map {reading.map_.map_id!r}; it has no {persona_id!r}")]
-        )
-    meant: Flags = reading.personas == ids.index(persona_id)
+    if persona_id not in personas:
+        raise InvalidError([Violation("persona_id", unknown(reading.map_, "persona", persona_id, personas.items()))])
+    meant: Flags = reading.personas == list(personas).index(persona_id)
     return meant
 
 

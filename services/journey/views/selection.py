@@ -1,15 +1,14 @@
 """What part of a history a question looks at."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import compress
 
 import numpy as np
 
 from recorrido.ingest.v1.events import Channel
 from services.foundation.errors import InvalidError, Violation
 from services.journey.domain.history import Flags
+from services.journey.domain.naming import unknown
 from services.journey.domain.reading import Reading
 from services.journey.views.snapshot import microseconds
 
@@ -62,16 +61,15 @@ class Selection:
 
     def _check(self, reading: Reading) -> None:
         map_ = reading.map_
-        asked: Sequence[tuple[str, str, set[str]]] = [
-            ("stage_id", self.stage_id, {s.stage_id for s in map_.stages}),
-            ("touchpoint_id", self.touchpoint_id, {t.touchpoint_id for _, t in reading.touchpoints}),
-            ("persona_id", self.persona_id, {p.persona_id for p in map_.personas}),
+        asked = (
+            ("stage", self.stage_id, [(s.stage_id, s.name) for s in map_.stages]),
+            ("touchpoint", self.touchpoint_id, [(t.touchpoint_id, t.name) for _, t in reading.touchpoints]),
+            ("persona", self.persona_id, [(p.persona_id, p.name) for p in map_.personas]),
+        )
+        wrong = [
+            Violation(f"selection.{kind}_id", unknown(map_, kind, given, labels))
+            for kind, given, labels in asked
+            if given and given not in dict(labels)
         ]
-        wrong = [bool(value) and value not in known for _, value, known in asked]
-        if any(wrong):
-            raise InvalidError(
-                [
-                    Violation(f"selection.{name}", f"one of the map {map_.map_id!r}; it has no {value!r}")
-                    for name, value, _ in compress(asked, wrong)
-                ]
-            )
+        if wrong:
+            raise InvalidError(wrong)

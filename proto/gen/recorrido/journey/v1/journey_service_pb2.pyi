@@ -3290,6 +3290,7 @@ class TouchpointCoverage(_message.Message):
     LAST_HEARD_AT_FIELD_NUMBER: _builtins.int
     ON_OTHER_CHANNELS_FIELD_NUMBER: _builtins.int
     EXPECTED_FIELD_NUMBER: _builtins.int
+    HEARD_AS_FIELD_NUMBER: _builtins.int
     stage_id: _builtins.str
     stage_name: _builtins.str
     touchpoint_id: _builtins.str
@@ -3314,6 +3315,12 @@ class TouchpointCoverage(_message.Message):
     def expected(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExpectationResult]:
         """By the answers between `from` and `to`, in the order of the map."""
 
+    @_builtins.property
+    def heard_as(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the sources call it: the touchpoints of interactions that the map places here, of the whole history as it was
+        known, in alphabetical order. Signals, actions and impact go by these.
+        """
+
     def __init__(
         self,
         *,
@@ -3332,10 +3339,11 @@ class TouchpointCoverage(_message.Message):
         last_heard_at: _timestamp_pb2.Timestamp | None = ...,
         on_other_channels: _builtins.int = ...,
         expected: _abc.Iterable[Global___ExpectationResult] | None = ...,
+        heard_as: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_at", b"last_at", "last_heard_at", b"last_heard_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "expected", b"expected", "hearing", b"hearing", "interactions", b"interactions", "last_at", b"last_at", "last_heard_at", b"last_heard_at", "moment_of_truth", b"moment_of_truth", "name", b"name", "on_other_channels", b"on_other_channels", "owner", b"owner", "rated", b"rated", "stage_id", b"stage_id", "stage_name", b"stage_name", "touchpoint_id", b"touchpoint_id", "verbatims", b"verbatims"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "expected", b"expected", "heard_as", b"heard_as", "hearing", b"hearing", "interactions", b"interactions", "last_at", b"last_at", "last_heard_at", b"last_heard_at", "moment_of_truth", b"moment_of_truth", "name", b"name", "on_other_channels", b"on_other_channels", "owner", b"owner", "rated", b"rated", "stage_id", b"stage_id", "stage_name", b"stage_name", "touchpoint_id", b"touchpoint_id", "verbatims", b"verbatims"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,120 @@
+"""Names that a person gives and nobody knows: told with the nearest that there are, instead of answering with nothing.
+
+The services take any name, as a touchpoint, a need or a source may be heard of tomorrow. Whoever types one in a
+terminal means one that there is. A service that cannot be asked holds up nobody: a note says that names were not
+checked.
+"""
+
+import contextlib
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+
+from recorrido.inference.v1.inference_service_pb2 import GetTaxonomyRequest
+from recorrido.journey.v1 import journey_service_pb2 as pb
+from services.cli import clients, show
+from services.cli.clients import DEADLINE_S, Addresses
+from services.cli.failures import CommandError
+
+_NEAREST = 3
+_ALL_TOLD = 12
+#: How alike the nearest are at least; see `difflib.get_close_matches`.
+_ALIKE = 0.5
+_OFF_MAP = 1000
+
+
+class UnknownNameError(CommandError):
+    """A name was given that nobody knows; the text tells the nearest that there are."""
+
+
+def unknown(kind: str, given: str, known: Iterable[str], where: str) -> UnknownNameError:
+    """Return what to raise for a name that is not among the `known`; `where` is the command that lists them."""
+    names = sorted(set(known))
+    folded = {each.casefold(): each for each in names}
+    near = difflib.get_close_matches(given.casefold(), folded, n=_NEAREST, cutoff=_ALIKE)
+    meant = f"; did you mean {' or '.join(folded[each] for each in near)}?" if near else "."
+    told = f"There are {', '.join(names)}" if 0 < len(names) <= _ALL_TOLD else f"'{where}' lists them"
+    return UnknownNameError(f"no {kind} {given!r} is known{meant} {told}")
+
+
+async def check_selection(addresses: Addresses, selection: pb.Selection, map_id: str) -> None:
+    """Where nothing was found: make sure that this is not for want of such a need or source.
+
+    Raises:
+        UnknownNameError: it is.
+    """
+    with _unless_away():
+        if selection.need_path:
+            await _check_need(addresses, selection.need_path, map_id)
+        if selection.source:
+            known = await _groups(addresses, pb.GROUPING_SOURCE, map_id)
+            if selection.source not in known:
+                raise unknown("source", selection.source, known, "recorrido scores --by source")
+
+
+async def check(addresses: Addresses, touchpoints: Sequence[str], need: str, *, measured: bool = False) -> None:
+    """Make sure that each is a touchpoint of a map, or one that a source tells of; and the need one that there is.
+
+    With `measured` a touchpoint has to be as a source tells it, if any did: that is how answers are counted. An empty
+    name is none.
+
+    Raises:
+        UnknownNameError: one is not.
+    """
+    with _unless_away():
+        if given := [each for each in touchpoints if each]:
+            await _check_touchpoints(addresses, given, measured=measured)
+        if need:
+            await _check_need(addresses, need)
+
+
+@contextlib.contextmanager
+def _unless_away() -> Iterator[None]:
+    try:
+        yield
+    except UnknownNameError:
+        raise
+    except CommandError as error:
+        show.console(stderr=True).print(f"note: whether such names are known was not checked: {error}", soft_wrap=True)
+
+
+async def _check_touchpoints(addresses: Addresses, given: Sequence[str], *, measured: bool) -> None:
+    async with clients.journey(addresses) as journey:
+        maps = await journey.ListJourneyMaps(pb.ListJourneyMapsRequest(), timeout=DEADLINE_S)
+        asked = [pb.GetCoverageRequest(map_id=each.map.map_id, limit=_OFF_MAP) for each in maps.maps]
+        # Without a map, what is heard is off it.
+        covered = [
+            await journey.GetCoverage(each, timeout=DEADLINE_S)
+            for each in asked or [pb.GetCoverageRequest(limit=_OFF_MAP)]
+        ]
+    heard_as: dict[str, set[str]] = {}
+    for each in (touchpoint for found in covered for touchpoint in found.touchpoints):
+        heard_as.setdefault(each.touchpoint_id, set()).update(each.heard_as)
+    off_map = {each.touchpoint for found in covered for each in found.off_map}
+    on_map, heard = set(heard_as), off_map.union(*heard_as.values())
+    for name in given:
+        if name in heard or (name in on_map and not (measured and heard_as[name])):
+            continue
+        if name in on_map:
+            names = ", ".join(sorted(heard_as[name]))
+            raise UnknownNameError(f"touchpoint {name!r} of the map is measured as the sources tell it: {names}")
+        # Where there are more than are told here, it may be one of them.
+        if not any(found.left_out for found in covered):
+            raise unknown("touchpoint", name, on_map | heard, "recorrido coverage")
+
+
+async def _check_need(addresses: Addresses, need: str, map_id: str = "") -> None:
+    async with clients.inference(addresses) as inference:
+        taxonomy = await inference.GetTaxonomy(GetTaxonomyRequest(), timeout=DEADLINE_S)
+    known = {each.path for each in taxonomy.needs}
+    if need in known:
+        return
+    # Under another taxonomy it may have been told of.
+    heard = {key for key in await _groups(addresses, pb.GROUPING_NEED, map_id) if key}
+    if not any(each == need or each.startswith(f"{need}/") for each in heard):
+        raise unknown("need", need, known | heard, "recorrido taxonomy")
+
+
+async def _groups(addresses: Addresses, by: "pb.Grouping.ValueType", map_id: str) -> set[str]:
+    async with clients.journey(addresses) as journey:
+        found = await journey.GetScores(pb.GetScoresRequest(map_id=map_id, group_by=[by]), timeout=DEADLINE_S)
+    return {each.keys[0] for each in found.groups}
