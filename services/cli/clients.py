@@ -100,7 +100,8 @@ async def channel(service: str, address: str) -> AsyncIterator[grpc.aio.Channel]
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         # A service that is started again is back within seconds; by default gRPC would look again after minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # What an attempt may take: on a busy machine it takes more than the pause before it.
+        ("grpc.min_reconnect_backoff_ms", 5000),
         ("grpc.max_reconnect_backoff_ms", 1000),
         # Loopback and private addresses are not for a web proxy.
         ("grpc.enable_http_proxy", 0),

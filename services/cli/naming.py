@@ -18,7 +18,7 @@ from services.cli.failures import CommandError
 _NEAREST = 3
 _ALL_TOLD = 12
 #: How alike the nearest are at least; see `difflib.get_close_matches`.
-_ALIKE = 0.5
+_ALIKE = 0.6
 _OFF_MAP = 1000
 
 

@@ -346,9 +346,10 @@ async def test_the_command_line_does_the_same(desk: Desk) -> None:
 
 async def test_the_receiver_of_the_docs_takes_what_is_genuine(desk: Desk, tmp_path: Path) -> None:
     cluster, port = desk.office.cluster, port_numbers.free().ingest
-    refused = await recorrido(cluster, "webhook", "register", f"http://127.0.0.1:{port}/", "--type", "ActionOpend")
+    url = f"http://127.0.0.1:{port}/"
+    refused = await recorrido(cluster, "webhook", "register", url, "--type", "ActionOpend", COLUMNS="2000")
     assert (refused.code, "did you mean ActionOpened?" in refused.err) == (2, True)
-    registered = await recorrido(cluster, "webhook", "register", f"http://127.0.0.1:{port}/", "--type", "ActionOpened")
+    registered = await recorrido(cluster, "webhook", "register", url, "--type", "ActionOpened")
     _, key, _, secret = registered.out.split()
     async with receiver_of_the_docs(tmp_path, secret, port) as printed:
         title = unique("Call back")
@@ -362,7 +363,7 @@ async def test_the_receiver_of_the_docs_takes_what_is_genuine(desk: Desk, tmp_pa
         assert other in (await asyncio.wait_for(printed.readline(), 30)).decode()
     await recorrido(cluster, "webhook", "delete", key)
     async with receiver_of_the_docs(tmp_path, "whsec_" + base64.b64encode(b"another").decode(), port) as printed:
-        again = await recorrido(cluster, "webhook", "register", f"http://127.0.0.1:{port}/", "--type", "ActionOpened")
+        again = await recorrido(cluster, "webhook", "register", url, "--type", "ActionOpened")
         await desk.office.open()
         assert (await asyncio.wait_for(printed.readline(), 30)).endswith(b" not genuine\n")
         await recorrido(cluster, "webhook", "delete", again.out.split()[1])

@@ -1,6 +1,7 @@
 """Every command against the real services, with a small sample company in them."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import re
@@ -10,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import async_playwright
+from playwright.async_api import Page, async_playwright
 
 from infra.local import ports as port_numbers
 from services.cli import sample
@@ -127,6 +128,10 @@ async def test_flow_tells_how_journeys_run(cluster: Cluster, tmp_path: Path) -> 
     named = {"".join(each.itertext()) for each in root.iter()}
     steps = (await answer(cluster, "flow", "--by", "stage", "--case", "customer"))["flow"]["steps"]
     assert all(step["name"] in named for step in steps)
+    dense = tmp_path / "dense.svg"
+    assert (await recorrido(cluster, "flow", "--map", "omnichannel", "--svg", str(dense))).code == 0
+    _lie_apart(dense)
+    await _lines_are_left_alone(dense)
     text = (await recorrido(cluster, "flow", "--compare-to", "2000-01-01", "--by", "stage")).out
     assert "Compared with 0 other cases" in text
     for arguments, field in (
@@ -142,6 +147,54 @@ async def test_flow_tells_how_journeys_run(cluster: Cluster, tmp_path: Path) -> 
     nowhere = await recorrido(cluster, "flow", "--svg", str(tmp_path / "none" / "flow.svg"))
     assert nowhere.code == 1
     assert "cannot be written" in nowhere.err
+
+
+#: A line of a flow: out of a step, up or down along its upright, and into a step.
+_LINE = re.compile(r"M(\S+),(\S+) H\S+ Q(\S+),\S+ \S+ V\S+ Q\S+,(\S+) \S+ H(\S+)")
+
+
+def _lie_apart(file: Path) -> None:
+    """No line of a dense flow lies on another, and each ends where no other does."""
+    root = ET.parse(file).getroot()
+    told = [found.groups() for each in root.iter() if (found := _LINE.fullmatch(each.get("d", "")))]
+    lines = [tuple(map(float, each)) for each in told]
+    assert len(lines) > 10
+    for n, (x, y, upright, end, _) in enumerate(lines):
+        for other_x, other_y, other_upright, other_end, _ in lines[:n]:
+            beside = max(y, end) < min(other_y, other_end) or min(y, end) > max(other_y, other_end)
+            assert upright != other_upright or beside
+            assert x != other_x or not {y, end} & {other_y, other_end}
+
+
+async def _lines_are_left_alone(file: Path) -> None:
+    """In a real browser: who points at a step, or comes to it with the keyboard, sees its lines alone."""
+    async with browser_tab() as (tab, problems):
+        await tab.goto(file.as_uri())
+        seen = """(n) => [...document.querySelectorAll('.line')]
+            .map(line => [line.matches('.of' + n), getComputedStyle(line).opacity])"""
+        assert {opacity for _, opacity in await tab.evaluate(seen, 4)} == {"1"}
+        await tab.hover(".step4")
+        assert {tuple(each) for each in await tab.evaluate(seen, 4)} == {(True, "1"), (False, "0.07")}
+        await tab.mouse.move(1, 1)
+        await tab.focus(".step5")
+        assert {tuple(each) for each in await tab.evaluate(seen, 5)} == {(True, "1"), (False, "0.07")}
+        assert problems == []
+
+
+@contextlib.asynccontextmanager
+async def browser_tab() -> AsyncIterator[tuple[Page, list[str]]]:
+    """A tab of a real browser, and what it complains of."""
+    if not CHROMIUM.exists():  # noqa: ASYNC240 - once, before anything waits
+        pytest.skip(f"no browser: {CHROMIUM} is missing (Debian's package chromium)")
+    async with async_playwright() as play:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        browser = await play.chromium.launch(executable_path=str(CHROMIUM), args=arguments)
+        tab = await browser.new_page(viewport={"width": 1400, "height": 1000})
+        problems: list[str] = []
+        tab.on("console", lambda message: problems.append(message.text))
+        tab.on("requestfailed", lambda request: problems.append(request.url))
+        yield tab, problems
+        await browser.close()
 
 
 async def test_coverage_names_what_is_silent_and_what_is_on_no_map(cluster: Cluster) -> None:
@@ -193,15 +246,7 @@ async def test_a_map_is_drawn_with_what_really_happens_on_it(cluster: Cluster, t
 
 async def _looked_at(page: Path) -> None:
     """Look at a page in a real browser: whole, legible, reached by keyboard, and fit to print."""
-    if not CHROMIUM.exists():  # noqa: ASYNC240 - once, before anything waits
-        pytest.skip(f"no browser: {CHROMIUM} is missing (Debian's package chromium)")
-    async with async_playwright() as play:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        browser = await play.chromium.launch(executable_path=str(CHROMIUM), args=arguments)
-        tab = await browser.new_page(viewport={"width": 1400, "height": 1000})
-        problems: list[str] = []
-        tab.on("console", lambda message: problems.append(message.text))
-        tab.on("requestfailed", lambda request: problems.append(request.url))
+    async with browser_tab() as (tab, problems):
         await tab.goto(page.as_uri())
         # What a screen reader is told of the pictures, and no text outside of them or of a card.
         assert await tab.get_by_role("img").count() == 2
@@ -231,8 +276,7 @@ async def _looked_at(page: Path) -> None:
         await tab.emulate_media(media="print")
         assert await tab.evaluate("getComputedStyle(document.querySelector('figure')).overflowX") == "visible"
         assert len(await tab.pdf(prefer_css_page_size=True)) > 10_000
-        await browser.close()
-    assert problems == []
+        assert problems == []
 
 
 async def test_report_has_everything_and_where_to_call(cluster: Cluster) -> None:
@@ -347,7 +391,7 @@ async def test_an_action_lives_from_open_to_completed(cluster: Cluster) -> None:
     assert verified.err.startswith("note: tester verified it, though it was too early to measure whether it helped: I ")
 
     async def listed() -> bool:
-        found = await answer(cluster, "actions", "list", "--state", "completed", "--kind", "improvement")
+        found = await answer(cluster, "actions", "list", "--state", "verified", "--kind", "improvement")
         return [each["actionId"] for each in found["actions"]] == [action_id]
 
     await until(listed, 20)
@@ -357,6 +401,17 @@ async def test_a_repeated_request_changes_nothing(cluster: Cluster) -> None:
     request = ("actions", "open", "Call back", "--customer", "sample-1-0001", "--request-id", "once")
     first, second = await answer(cluster, *request), await answer(cluster, *request)
     assert first == second
+
+
+async def test_publishing_a_playbook_tells_what_stays_as_it_is(cluster: Cluster, tmp_path: Path) -> None:
+    file = tmp_path / "quiet.yaml"
+    file.write_text("{playbook_id: quiet, name: Quiet, disabled: true, recoveries: [{rule_id: r}]}", encoding="utf-8")
+    still = int((await answer(cluster, "actions", "list", "--state", "open", "--limit", "1"))["total"])
+    published = await recorrido(cluster, "playbook", "publish", str(file))
+    assert (published.code, published.out) == (0, "quiet: version 1 is in force\n")
+    assert (
+        f"note: {still:,} actions that are open already keep their owner and due time, or have none:" in published.err
+    )
 
 
 async def test_recoveries_are_listed_page_by_page(cluster: Cluster) -> None:
@@ -493,7 +548,7 @@ async def test_what_is_not_known_is_one_line(cluster: Cluster) -> None:
         (("points", "--need", "zzz"), "no need 'zzz' is known. 'recorrido taxonomy' lists them"),
         (
             ("scores", "--source", "webshp"),
-            "no source 'webshp' is known; did you mean webshop or workshop? 'recorrido scores --by source'",
+            "no source 'webshp' is known; did you mean webshop? 'recorrido scores --by source'",
         ),
         (("actions", "list", "--touchpoint", "delivry"), "no touchpoint 'delivry' is known; did you mean delivery"),
         (("actions", "list", "--need", "delivry/speed"), "did you mean delivery/speed"),

@@ -8,7 +8,7 @@ from recorrido.journey.v1.events import JourneyMap
 #: So many ids are told all; of more, the nearest.
 ALL_TOLD, NEAREST = 12, 3
 #: How alike the nearest are at least; see `difflib.get_close_matches`.
-_ALIKE = 0.5
+_ALIKE = 0.6
 
 
 def unknown(map_: JourneyMap, kind: str, given: str, labels: Iterable[tuple[str, str]]) -> str:
