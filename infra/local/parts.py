@@ -23,8 +23,8 @@ class Part:
 
     `needs` names the parts that have to be ready first and to stop later. What a `chatty` part
     writes before it is ready is a banner; of the errors in it those that match `harmless` mean nothing.
-    `env` is added to our own environment. One that has not passed `answers` for `silent_s` seconds, however often asked,
-    hangs, and is killed and started again.
+    `env` is added to our own environment. One that has not passed `answers` for `silent_s` seconds, however often
+    asked, hangs, and is killed and started again.
     `addresses` says where it listens: `{"": "127.0.0.1:8222"}`, or with a word for each port where it has several.
     """
 
