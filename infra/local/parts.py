@@ -94,8 +94,8 @@ def catalogue(data: Path, ports: Ports) -> dict[str, Part]:
                 *("--model-repository", str(ROOT / "infra/triton/models")),
             ),
             ready=probes.answers_http(ports.of("triton_http"), "/v2/health/ready", "/v2/models/feedback/ready"),
-            # It calls itself ready while its models' processes hang. Inference loads these anew; where that does not
-            # help, this does.
+            # It calls itself ready while its models' processes hang, and waits for ever for one that dies while it is
+            # loaded. Inference loads the model anew; where that does not help, this does.
             answers=probes.infers(ports.of("triton_http"), "feedback"),
             stop_within_s=4.5,  # it looks once a second whether its models are unloaded
             harmless=_TRITON_ALWAYS if os.environ.get("RECORRIDO_MODEL_PROVIDER", "cpu") == "cpu" else "",

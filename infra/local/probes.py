@@ -45,12 +45,13 @@ def answers_http(address: str, *paths: str) -> Probe:
 
 
 def infers(address: str, model: str) -> Probe:
-    """Triton answers a question to the model, be it with an error; refusing to is an answer too."""
+    """Triton's model answers a question, or is too busy to (503)."""
     question = {"inputs": [{"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": ["ok"]}]}
 
     async def probe() -> None:
-        if not await _http(address, "POST", f"/v2/models/{model}/infer", json.dumps(question).encode()):
-            raise NotReadyError("it closed the connection")
+        status = await _http(address, "POST", f"/v2/models/{model}/infer", json.dumps(question).encode())
+        if status.split()[1:2] not in ([b"200"], [b"503"]):
+            raise NotReadyError(status.decode(errors="replace"))
 
     return probe
 

@@ -1,5 +1,6 @@
 """The contract of the `feedback` endpoint, against the real Triton."""
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import onnx
 import pytest
 import tritonclient.grpc as grpcclient
 
+from infra.local import probes
 from infra.triton import shared_memory, taxonomy
 from infra.triton.install import DEFAULT_VENV, MODELS, Installation, InstallationError, build_models, find, install
 from infra.triton.launch import TritonSettings, command, otlp_traces_url
@@ -197,6 +199,13 @@ def test_concurrent_callers_each_get_their_own_answers(server: Server) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, range(8)))
+
+
+def test_whether_a_model_answers_can_be_asked(server: Server) -> None:
+    address = f"127.0.0.1:{server.settings.http_port}"
+    asyncio.run(probes.infers(address, "feedback")())
+    with pytest.raises(probes.NotReadyError, match=r"HTTP/1.1 4\d\d"):
+        asyncio.run(probes.infers(address, "lost")())
 
 
 def test_metrics_count_inferences(server: Server) -> None:

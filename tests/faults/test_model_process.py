@@ -58,7 +58,7 @@ class Ward:
 
     async def each_is_understood_once(self, customer_id: str, count: int) -> None:
         """Wait until all were analysed; each once, and as its own words are."""
-        await until(lambda: self.heard_at_least(customer_id, count), 60, what=f"{count} analyses of {customer_id}")
+        await until(lambda: self.heard_at_least(customer_id, count), 90, what=f"{count} analyses of {customer_id}")
         heard = await self.heard(customer_id)
         assert sorted(number for number, _ in heard) == list(range(count))
         assert {type(event) for _, event in heard} == {FeedbackAnalyzed}
@@ -80,7 +80,7 @@ async def ward(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ward]:
     data, places = tmp_path_factory.mktemp("ward"), ports.free()
     known = catalogue(data, places)
     # A minute is for machines that are busy with other things.
-    known["triton"] = replace(known["triton"], silent_s=10.0)
+    known["triton"] = replace(known["triton"], silent_s=15.0)
     async with running(["relay", "ingest", "inference"], data=data, ports=places, known=known) as cluster:
         store = await EventStore.connect(cluster.environment["RECORRIDO_EVENTSTORE_URI"])
         try:
@@ -106,22 +106,23 @@ async def _strike(cluster: Cluster, fault: str) -> None:
 
 @pytest.mark.parametrize("fault", ["dies", "hangs", "pauses"])
 async def test_a_model_process_under_load(ward: Ward, fault: str) -> None:
-    restarts = ward.cluster.restarts("triton")
+    reloads = ward.log("inference").count("loading the model anew")
     # More than a batch of them, so that one is under way when it happens and others follow.
-    await ward.say(fault, 500)
-    await until(lambda: ward.heard_at_least(fault, 1), 30)
+    await ward.say(fault, 400)
+    await until(lambda: ward.heard_at_least(fault, 1), 60)
     await _strike(ward.cluster, fault)
-    await ward.each_is_understood_once(fault, 500)
-    await until(ward.serving, 20, what="serving")
-    assert ward.cluster.restarts("triton") == restarts
-    assert "loading the model anew" in ward.log("inference")
+    await ward.each_is_understood_once(fault, 400)
+    await until(ward.serving, 60, what="serving")
+    assert ward.log("inference").count("loading the model anew") > reloads
 
 
-async def test_all_of_triton_hangs(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_of_triton_freezes(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What loading the model anew cannot mend a new server does."""
     monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.5)
+    await ward.cluster.until_ready("triton")
     restarts = ward.cluster.restarts("triton")
     ward.cluster.kill("triton", SIGSTOP)
-    await ward.say("patient", 300)
+    await ward.say("patient", 100)
     await until(lambda: ward.cluster.restarts("triton") > restarts, 60, what="started again")
-    await ward.each_is_understood_once("patient", 300)
-    await until(ward.serving, 20, what="serving")
+    await ward.each_is_understood_once("patient", 100)
+    await until(ward.serving, 60, what="serving")
