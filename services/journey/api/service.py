@@ -20,6 +20,7 @@ from services.journey.domain.maps import PublishJourneyMap
 from services.journey.domain.quoting import Quoting, quotable
 from services.journey.domain.shifts import SHIFT_RULES
 from services.journey.handlers import MapHandlers
+from services.journey.views.changes import Changes
 from services.journey.views.controlchart import control_charts, point_chart, score_chart
 from services.journey.views.coverage import coverage
 from services.journey.views.flow import CaseOf, Cases, Flow, FlowFilter, Level, flow
@@ -40,9 +41,8 @@ DEFAULT_VARIANTS = 10
 DEFAULT_OFF_MAP = 100
 DEFAULT_CHARTED = 30
 MAX_TREND_DAYS = 3_660
-#: Entries that a watch begins with, and how often it looks.
+#: Entries that a watch begins with.
 WATCHED = 100
-WATCH_EVERY_S = 0.25
 
 
 class JourneyService(pb_grpc.JourneyServiceServicer):
@@ -57,6 +57,7 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
     ) -> None:
         self._maps = maps
         self._read_model = read_model
+        self._changes = Changes(read_model)
         self._rebuild = rebuild
         self._quoting = quoting
 
@@ -149,30 +150,28 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
         check.enforce()
         known: dict[str, bytes] = {}
         last: pb.WatchCustomerJourneyResponse | None = None
-        position = -1
-        while True:
-            journey = None
-            async with self._read_model.snapshot() as snapshot:
-                if snapshot.cut != position:
-                    position = snapshot.cut
+        async with self._changes.watch(customer_id) as watch:
+            while True:
+                journey = None
+                async with self._read_model.snapshot() as snapshot:
                     in_force = snapshot.map_in_force(map_id)
                     with contextlib.suppress(NotFoundError):
                         journey = await newest_entries(snapshot, in_force, customer_id, WATCHED)
-            if journey is not None:
-                now = answers.journey(journey, in_force, _known_to(snapshot))
-                told = {each.event_id: each.SerializeToString(deterministic=True) for each in now.entries}
-                fresh = [each for each in now.entries if known.get(each.event_id) != told[each.event_id]]
-                known = told
-                update = pb.WatchCustomerJourneyResponse(
-                    total_entries=now.total_entries, loyalty=now.loyalty, signals=now.signals, actions=now.actions
-                )
-                if fresh or update != last:
-                    last = pb.WatchCustomerJourneyResponse()
-                    last.CopyFrom(update)
-                    update.entries.extend(fresh)
-                    update.position = now.position
-                    yield update
-            await asyncio.sleep(WATCH_EVERY_S)
+                if journey is not None:
+                    now = answers.journey(journey, in_force, _known_to(snapshot))
+                    told = {each.event_id: each.SerializeToString(deterministic=True) for each in now.entries}
+                    fresh = [each for each in now.entries if known.get(each.event_id) != told[each.event_id]]
+                    known = told
+                    update = pb.WatchCustomerJourneyResponse(
+                        total_entries=now.total_entries, loyalty=now.loyalty, signals=now.signals, actions=now.actions
+                    )
+                    if fresh or update != last:
+                        last = pb.WatchCustomerJourneyResponse()
+                        last.CopyFrom(update)
+                        update.entries.extend(fresh)
+                        update.position = now.position
+                        yield update
+                await watch.changed()
 
     # -- everyone ------------------------------------------------------------------------------------------------------
 
