@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
@@ -32,6 +32,8 @@ NONE: Mapping[int, Sequence[Violation]] = MappingProxyType({})
 _OUTCOMES = frozenset(interaction_pb2.Outcome.values())
 #: Batches of one stream that are accepted and not yet answered.
 STREAM_WINDOW = 8
+#: Streams that are open at once.
+STREAMS = 1_000
 #: Bytes of all streams together that are read and not yet answered.
 STREAM_BYTES = 256 * 1024 * 1024
 #: What a stream that finds no room is told to wait, in seconds.
@@ -39,11 +41,24 @@ RETRY_AFTER_S = 1.0
 
 
 class Room:
-    """Bounds what streams hold together: each may wait as long as it likes, but not beside any number of others."""
+    """Bounds streams and what they hold: each may wait as long as it likes, but not beside any number of others."""
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, most_streams: int, most_bytes: int) -> None:
+        self._most_streams = most_streams
         self._most_bytes = most_bytes
+        self._streams = 0
         self._held_bytes = 0
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[None]:
+        """Count a stream while the block lasts. Raises ExhaustedError (TOO_MANY_STREAMS)."""
+        if self._streams >= self._most_streams:
+            raise ExhaustedError("TOO_MANY_STREAMS", f"{self._streams:,} streams are open already", RETRY_AFTER_S)
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
 
     def take(self, size: int) -> None:
         """Raises ExhaustedError (STREAMS_FULL). What is larger than all the room is taken while nobody holds any."""
@@ -103,6 +118,14 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         self, requests: AsyncIterator[pb.StreamInteractionsRequest | InvalidError], context: Any
     ) -> AsyncIterator[pb.StreamInteractionsResponse]:
         """Read while fewer than STREAM_WINDOW batches are unanswered; answer in order."""
+        with self._room.stream():
+            async with contextlib.aclosing(self._stream(requests, context)) as answers:
+                async for answer in answers:
+                    yield answer
+
+    async def _stream(
+        self, requests: AsyncIterator[pb.StreamInteractionsRequest | InvalidError], context: Any
+    ) -> AsyncGenerator[pb.StreamInteractionsResponse, None]:
         client, metadata = rpc.client_of(context), rpc.metadata()
         window = asyncio.Semaphore(STREAM_WINDOW)
         accepted: asyncio.Queue[tuple[int, Accepted | InvalidError] | None] = asyncio.Queue()

@@ -26,7 +26,7 @@ from services.foundation.limits import RateLimiter
 from services.foundation.projection import ProjectionRunner
 from services.foundation.run import Process, run
 from services.ingest import masking
-from services.ingest.api import STREAM_BYTES, IngestServicer, Room
+from services.ingest.api import STREAM_BYTES, STREAMS, IngestServicer, Room
 from services.ingest.domain import History, Known
 from services.ingest.erasure import Erasures
 from services.ingest.handlers import Recorder, RejectionHandlers
@@ -64,6 +64,7 @@ class IngestSettings(ServiceSettings):
         ",".join(masking.DEFAULT_REGIONS), description="countries whose telephone numbers are known without a prefix"
     )
     queue_items: int = Field(10_000, gt=0, description="interactions that may wait for the store; beyond it QUEUE_FULL")
+    streams: int = Field(STREAMS, gt=0, description="streams that may be open at once; beyond it TOO_MANY_STREAMS")
     stream_bytes: int = Field(
         STREAM_BYTES, gt=0, description="bytes that all streams hold of what is not answered; beyond it STREAMS_FULL"
     )
@@ -92,10 +93,11 @@ def wire_front_door(
         GroupCommit(rejections, "rejections", max_items=settings.queue_items),
     )
     masker = Masker(masking.kinds_of(settings.mask_pii), masking.regions_of(settings.mask_phone_regions))
+    room = Room(settings.streams, settings.stream_bytes)
     limiter = RateLimiter(settings.rate_limit_per_client, settings.rate_limit_burst)
     process.server.register(
         ingest_service_pb2_grpc.add_IngestServiceServicer_to_server,
-        IngestServicer(recorder, limiter, process.server.stopping, masker, Room(settings.stream_bytes)),
+        IngestServicer(recorder, limiter, process.server.stopping, masker, room),
         ingest_service_pb2.DESCRIPTOR.services_by_name["IngestService"].full_name,
     )
     process.background("rejections", ProjectionRunner(store, pool, RejectionsProjection()).run())

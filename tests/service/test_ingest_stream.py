@@ -234,6 +234,40 @@ async def test_a_full_queue_is_told_and_nothing_of_the_call_is_taken(tmp_path: P
         assert len(await door.history("queued")) == len(taken)
 
 
+async def test_streams_are_counted_and_one_too_many_is_told_when_to_come_again(tmp_path: Path) -> None:
+    from signal import SIGCONT, SIGSTOP
+
+    async with front_door(tmp_path, {"RECORRIDO_STREAMS": "3", "RECORRIDO_QUEUE_ITEMS": "1"}) as door:
+        await door.one(of("early"))
+        # The store does not answer: they wait, for it or for room in the queue.
+        door.cluster.kill("eventstore", SIGSTOP)
+        calls = [asyncio.create_task(streamed(door, [batch(n, of(f"waits {n}"))])) for n in range(5)]
+        done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED, timeout=20)
+        while len(done) < 2:
+            more, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=20)
+            assert more
+            done |= more
+        for call in done:
+            error = call.exception()
+            assert isinstance(error, grpc.aio.AioRpcError)
+            assert (error.code(), info(error).reason) == (StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
+            assert detail(error, error_details_pb2.RetryInfo).retry_delay.ToSeconds() == 1
+        door.cluster.kill("eventstore", SIGCONT)
+        told = [answer.results[0].status for answers in await asyncio.gather(*waiting) for answer in answers]
+        assert told == [RECORDED] * 3
+
+        async def hang_up() -> bool:
+            call = door.stub.StreamInteractions()
+            await call.write(batch(1, of("hangs up")))
+            answer = await call.read()
+            call.cancel()
+            return answer is not grpc.aio.EOF
+
+        # Who left made room, however the stream ended.
+        for _ in range(5):
+            await until(hang_up, ignoring=(grpc.aio.AioRpcError, asyncio.InvalidStateError))
+
+
 async def test_what_all_streams_hold_is_bounded_and_who_finds_no_room_is_told_when_to_come_again(
     tmp_path: Path,
 ) -> None:
