@@ -139,7 +139,9 @@ class Package:
     def message(self, file: FileDescriptorProto, index: int, message: DescriptorProto) -> str:
         module = Path(file.name).stem + "_pb2"
         self.pb2[message.name] = module
-        lines = [f'class {message.name}(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):']
+        # Frozen, and made of what is there before it, an event is in no cycle that would have to be looked for.
+        options = 'frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False'
+        lines = [f"class {message.name}(Struct, {options}):"]
         lines.append(doc(file, [4, index]).rstrip("\n") or "")
         lines.append(f'    type_name: ClassVar[str] = "{self.name}.{message.name}"\n')
         fields = [Field(self, message, f) for f in message.field]
@@ -178,7 +180,9 @@ class Field:
         if entry is not None:
             key, value = (SCALARS[f.type][0] for f in entry.field)
             self.annotation, self.default = f"Mapping[{key}, {value}]", "{}"
-            self.from_proto, self.to_proto = f"dict(message.{self.name})", f"self.{self.name}"
+            # Most are empty, and to copy one of those takes longer than to see it.
+            self.from_proto = f"dict(message.{self.name}) if message.{self.name} else {{}}"
+            self.to_proto = f"self.{self.name}"
             return
         if field.type in SCALARS:
             annotation, default = SCALARS[field.type]

@@ -10,9 +10,10 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
+
+from msgspec import Struct
 
 from services.foundation import telemetry
 from services.foundation.errors import ExhaustedError, RecorridoError, UnavailableError
@@ -69,8 +70,7 @@ class Submission(Generic[StateT]):
             self._done.set_result(None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Item(Generic[StateT]):
+class _Item(Struct, Generic[StateT], frozen=True):
     submission: Submission[StateT]
     index: int
     intent: Intent

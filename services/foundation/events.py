@@ -2,17 +2,18 @@
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
-from hashlib import sha256
+from hashlib import sha1, sha256
 from typing import Any, ClassVar, NamedTuple, Protocol
 from uuid import UUID
 
 import msgspec
+from msgspec import Struct, field
 from opentelemetry.context import Context
 
 #: Namespace of every id that Recorrido derives. Changing it would break idempotency over the whole history.
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "recorrido")
+_NAMESPACE_BYTES = NAMESPACE.bytes
 
 CORRELATION_ID = "$correlationId"
 CAUSATION_ID = "$causationId"
@@ -28,7 +29,9 @@ class Event(Protocol):
 
 def derived_id(*causes: str) -> UUID:
     """Return the id of what `causes` bring about: the same causes give the same id, always and everywhere."""
-    return uuid.uuid5(NAMESPACE, "\x1f".join(causes))
+    # As uuid.uuid5 makes it (RFC 9562, section 5.5), in half its time.
+    name = "\x1f".join(causes).encode()
+    return UUID(bytes=sha1(_NAMESPACE_BYTES + name, usedforsecurity=False).digest()[:16], version=5)
 
 
 def cause_of(request_id: str, *said: object) -> str:
@@ -51,8 +54,7 @@ def encode(event: Event) -> bytes:
     return _ENCODER.encode(event)
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(Struct, frozen=True, gc=False):
     """An event about to be appended. `context` is the trace it belongs to (None: the current one)."""
 
     event: Event
@@ -70,8 +72,7 @@ class Place(NamedTuple):
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(Struct, frozen=True, gc=False):
     """An event as the store holds it.
 
     `revision` counts from 0 in its stream; `position` orders all events of the store; `recorded_at` is UTC.

@@ -50,6 +50,8 @@ TIMEOUT_S = 10.0
 #: How long a connection may be silent before it is asked for a sign of life, and how long that may take.
 SILENCE_MS = 4_000
 
+#: A store tells a checkpoint after so many events, in windows of 30, of no interest: each is a write of its follower.
+CHECKPOINT_WINDOWS = 100
 #: Who follows, and hears nothing for so long, looks whether the store went on with events of no interest.
 IDLE_S = 1.0
 
@@ -80,8 +82,7 @@ _ITS_OWN_WORDS = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL, 
 _STATES = {NO_STREAM: StreamState.NO_STREAM, EXISTS: StreamState.EXISTS}
 
 
-@dataclass(frozen=True, slots=True)
-class StreamAppend:
+class StreamAppend(Struct, frozen=True):
     """Events for one stream. `expected` is the revision of its last event, NO_STREAM, ANY or EXISTS.
 
     Without events it is a condition only, for the appends beside it.
@@ -332,6 +333,7 @@ class EventStore:
                     commit_position=last.position if last else None,
                     filter_include=include,
                     include_checkpoints=True,
+                    checkpoint_interval_multiplier=CHECKPOINT_WINDOWS,
                     include_caught_up=True,
                 )
                 async with subscription:

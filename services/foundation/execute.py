@@ -6,12 +6,12 @@ On a conflict it re-reads and decides again, a bounded number of times; then `Co
 import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
 import structlog
+from msgspec import Struct, field
 from opentelemetry.context import Context
 
 from services.foundation.errors import ConflictError, ErasedError, RecorridoError, RefusedError
@@ -39,8 +39,7 @@ class Decider(Protocol[StateT]):
     def decide(self, command: Any, state: StateT) -> Sequence[Event]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
+class Intent(Struct, frozen=True):
     """A command for a stream. `context` is the trace it belongs to (None: the current one).
 
     With `expected_revision` it is only meant for the stream as it was at that revision: against any other it comes to
@@ -67,8 +66,7 @@ def event_id_of(intent: Intent, event: type[Event], index: int = 0) -> UUID:
     return derived_id(intent.stream, intent.command.cause, event.type_name, str(index))
 
 
-@dataclass(frozen=True, slots=True)
-class Executed(Generic[StateT]):
+class Executed(Struct, Generic[StateT], frozen=True):
     """What a command came to. `events` is empty when it repeated what was done; `error` when it was refused."""
 
     state: StateT
@@ -77,8 +75,7 @@ class Executed(Generic[StateT]):
     error: RecorridoError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Folded(Generic[StateT]):
+class Folded(Struct, Generic[StateT], frozen=True):
     """A stream's state as of `revision`; `last` is the event there, where it is known."""
 
     state: StateT

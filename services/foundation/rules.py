@@ -1,7 +1,7 @@
 """What the fields of a request must hold; one that breaks rules is refused with all of them."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Protocol, Self, TypeVar
@@ -34,24 +34,25 @@ EnumT = TypeVar("EnumT", bound=Numbered)
 ChoiceT = TypeVar("ChoiceT", bound=Enum)
 
 
-def text(field: str, value: str, most: int, *, required: bool = False, lines: bool = False) -> Iterator[Violation]:
-    """Yield what is wrong with a text of at most `most` characters; `lines`: of several lines."""
+def text(field: str, value: str, most: int, *, required: bool = False, lines: bool = False) -> Sequence[Violation]:
+    """Return what is wrong with a text of at most `most` characters; `lines`: of several lines."""
     if required and (not value or value.isspace()):
-        yield Violation(field, f"required, 1 to {most:,} characters, not blank")
-        return
+        return (Violation(field, f"required, 1 to {most:,} characters, not blank"),)
     if len(value) > most:
-        yield Violation(field, f"at most {most:,} characters, has {len(value):,}")
-    yield from control_characters(field, value, lines=lines)
+        too_long = Violation(field, f"at most {most:,} characters, has {len(value):,}")
+        return (too_long, *control_characters(field, value, lines=lines))
+    return control_characters(field, value, lines=lines)
 
 
-def control_characters(field: str, value: str, *, lines: bool = False) -> Iterator[Violation]:
-    """Yield the first control character; with `lines`, tab, line feed and carriage return are none."""
+def control_characters(field: str, value: str, *, lines: bool = False) -> Sequence[Violation]:
+    """Return the first control character, if any; with `lines`, tab, line feed and carriage return are none."""
     # What can be printed holds no control character; asking that of a text is many times faster than the pattern.
     if value.isprintable():
-        return
+        return ()
     if found := (_CONTROL_IN_TEXT if lines else _CONTROL).search(value):
         rule = "no control characters but tab, line feed and carriage return" if lines else "no control characters"
-        yield Violation(field, f"{rule}, has U+{ord(found[0]):04X} at character {found.start()}")
+        return (Violation(field, f"{rule}, has U+{ord(found[0]):04X} at character {found.start()}"),)
+    return ()
 
 
 def on_one_line(value: str) -> str:

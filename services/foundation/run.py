@@ -20,7 +20,7 @@ from services.foundation.rpc import RpcServer
 
 LOG = structlog.get_logger()
 #: New objects after which cycles of garbage are looked for.
-GC_OBJECTS = 20_000
+GC_OBJECTS = 50_000
 SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
 
 

@@ -7,7 +7,6 @@ the same content again is a repetition and changes nothing, other content is ref
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from itertools import islice
@@ -15,6 +14,7 @@ from typing import Self
 
 import msgspec
 from immutables import Map
+from msgspec import Struct
 
 from recorrido.ingest.v1.events import (
     Channel,
@@ -51,8 +51,7 @@ _MAX_AMOUNT_DIGITS = 18
 _CANONICAL = msgspec.json.Encoder(order="deterministic")
 
 
-@dataclass(frozen=True, slots=True)
-class RecordInteraction:
+class RecordInteraction(Struct, frozen=True, gc=False):
     """The intention to record a valid interaction; `of` is the way to one."""
 
     interaction: Interaction
@@ -104,7 +103,7 @@ class RecordInteraction:
 
     def as_recorded(self, known: "Known") -> Self:
         """Return the command that recorded what this one repeats: the policy of masking may have been another then."""
-        return replace(self, digest=known.get(self.key, self.digest))
+        return msgspec.structs.replace(self, digest=known.get(self.key, self.digest))
 
     @property
     def stream(self) -> str:

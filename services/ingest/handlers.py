@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from msgspec import Struct
 from opentelemetry.context import get_current
 
 from recorrido.ingest.v1.events import InteractionRecorded, InteractionRejected, RejectionResubmitted, RejectionState
@@ -41,8 +42,7 @@ from services.ingest.rejection import (
 _ATTEMPTS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Recording:
+class Recording(Struct, frozen=True):
     """What became of one interaction. `event_id` is that of its event, `duplicate` when that was there before."""
 
     event_id: str

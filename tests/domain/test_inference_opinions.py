@@ -97,7 +97,7 @@ def test_whatever_comes_later_a_lighter_opinion_never_counts(kinds: list[str]) -
 
 
 def test_an_opinion_about_nothing_and_what_is_no_event_are_passed_over() -> None:
-    broken = replace(recorded(analyzed("1"), 1), data=b"{nonsense")
+    broken = structs.replace(recorded(analyzed("1"), 1), data=b"{nonsense")
     stray = recorded(FeedbackAnalyzed(interaction_event_id="elsewhere"), 2)
     first = recorded(InteractionRecorded(), 0)
     assert [len(v.opinions) for v in verbatims([first, broken, stray]).values()] == [0]

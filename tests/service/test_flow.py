@@ -6,7 +6,7 @@ are linked and unlinked. pm4py (https://github.com/process-intelligence-solution
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pm4py
 import pytest
+from msgspec import structs
 
 from recorrido.ingest.v1.events import Channel, Interaction, Outcome
 from recorrido.journey.v1.events import (
@@ -80,7 +81,7 @@ STAGES = {"placed": "buy", "paid": "buy", "help": "care", "": ""}
 def history_of(seed: int, events: int) -> list[Recorded]:
     """A random history whose clock goes on by a minute with each event."""
     return [
-        replace(recorded, recorded_at=START + timedelta(minutes=n))
+        structs.replace(recorded, recorded_at=START + timedelta(minutes=n))
         for n, recorded in enumerate(random_history(seed, events))
     ]
 

@@ -9,7 +9,7 @@ import contextlib
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 import pytest
+from msgspec import structs
 
 from recorrido.actions.v1.events import ActionAccepted, ActionCompleted, ActionOpened
 from recorrido.inference.v1.events import (
@@ -715,7 +716,7 @@ async def _time_does_not_go_back(pool: Any, read_model: ReadModel, history: Hist
         ),
     ):
         history.add(event, name)
-        history.recorded[-1] = replace(history.recorded[-1], recorded_at=late)
+        history.recorded[-1] = structs.replace(history.recorded[-1], recorded_at=late)
         await project(pool, history.recorded[-1:])
         assert await now() == microseconds(late)
 

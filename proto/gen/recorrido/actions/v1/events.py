@@ -413,7 +413,7 @@ _SignalAnswer_BY_NUMBER = {
 _SignalAnswer_NUMBERS = {v: k for k, v in _SignalAnswer_BY_NUMBER.items()}
 
 
-class Deadline(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Deadline(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """A moment at which something is recorded unless the obligation was met before. Reckoned once, when the action is
     opened or reopened, in the business hours of its playbook's calendar."""
 
@@ -458,7 +458,7 @@ class Deadline(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="ca
         return message
 
 
-class Target(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Target(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """The measure that an improvement is to move."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.Target"
@@ -487,7 +487,7 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="came
         return message
 
 
-class ImpactEffect(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ImpactEffect(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.actions.v1.ImpactEffect"
 
     value: float = 0.0
@@ -521,7 +521,7 @@ class ImpactEffect(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
         return message
 
 
-class ImpactSample(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ImpactSample(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.actions.v1.ImpactSample"
 
     count: int = 0
@@ -560,7 +560,7 @@ class ImpactSample(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
         return message
 
 
-class Impact(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Impact(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """What was measured before and after an improvement. docs/impact.md has the method."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.Impact"
@@ -646,7 +646,7 @@ class Impact(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="came
         return message
 
 
-class OpeningHours(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class OpeningHours(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.actions.v1.OpeningHours"
 
     days: tuple[Weekday, ...] = ()
@@ -672,7 +672,7 @@ class OpeningHours(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
         return message
 
 
-class Calendar(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Calendar(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """When people work."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.Calendar"
@@ -713,7 +713,7 @@ class Calendar(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="ca
         return message
 
 
-class SignalMatch(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class SignalMatch(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Which signals. Every list that is given must hold a match; a pattern may end in *, which matches any rest."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.SignalMatch"
@@ -744,7 +744,7 @@ class SignalMatch(Struct, frozen=True, kw_only=True, omit_defaults=True, rename=
         return message
 
 
-class Period(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Period(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """A length of business time: first whole business days, then minutes of business time."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.Period"
@@ -767,7 +767,7 @@ class Period(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="came
         return message
 
 
-class EscalationStep(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class EscalationStep(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.actions.v1.EscalationStep"
 
     obligation: Obligation = Obligation.UNSPECIFIED
@@ -797,7 +797,7 @@ class EscalationStep(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
         return message
 
 
-class ServiceLevel(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ServiceLevel(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.actions.v1.ServiceLevel"
 
     accept_within: Period | None = None
@@ -829,7 +829,7 @@ class ServiceLevel(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
         return message
 
 
-class RecoveryRule(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class RecoveryRule(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.actions.v1.RecoveryRule"
 
     rule_id: str = ""
@@ -868,7 +868,7 @@ class RecoveryRule(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
         return message
 
 
-class ImprovementRule(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ImprovementRule(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.actions.v1.ImprovementRule"
 
     rule_id: str = ""
@@ -914,7 +914,7 @@ class ImprovementRule(Struct, frozen=True, kw_only=True, omit_defaults=True, ren
         return message
 
 
-class Playbook(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Playbook(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Which signals open what, for whom, how urgent, whose, due when, and what happens when it is late."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.Playbook"
@@ -960,7 +960,7 @@ class Playbook(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="ca
         return message
 
 
-class ActionOpened(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ActionOpened(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Stream: action-<action id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.ActionOpened"
@@ -1056,7 +1056,7 @@ class ActionOpened(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
         return message
 
 
-class ActionAccepted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ActionAccepted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Stream: action-<action id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.ActionAccepted"
@@ -1093,7 +1093,7 @@ class ActionAccepted(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
         return message
 
 
-class ActionCompleted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ActionCompleted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Stream: action-<action id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.ActionCompleted"
@@ -1129,7 +1129,7 @@ class ActionCompleted(Struct, frozen=True, kw_only=True, omit_defaults=True, ren
         return message
 
 
-class ActionDeclined(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ActionDeclined(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Stream: action-<action id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.ActionDeclined"
@@ -1162,7 +1162,7 @@ class ActionDeclined(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
         return message
 
 
-class ActionAssigned(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ActionAssigned(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Stream: action-<action id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.ActionAssigned"
@@ -1199,7 +1199,7 @@ class ActionAssigned(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
         return message
 
 
-class ActionPrioritized(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ActionPrioritized(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Stream: action-<action id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.ActionPrioritized"
@@ -1235,7 +1235,7 @@ class ActionPrioritized(Struct, frozen=True, kw_only=True, omit_defaults=True, r
         return message
 
 
-class ActionRescheduled(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ActionRescheduled(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """It has to be completed by another moment. Stream: action-<action id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.ActionRescheduled"
@@ -1276,7 +1276,7 @@ class ActionRescheduled(Struct, frozen=True, kw_only=True, omit_defaults=True, r
         return message
 
 
-class ActionStarted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ActionStarted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Work began. Stream: action-<action id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.ActionStarted"
@@ -1309,7 +1309,7 @@ class ActionStarted(Struct, frozen=True, kw_only=True, omit_defaults=True, renam
         return message
 
 
-class CustomerContacted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class CustomerContacted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Somebody tried to speak to the customer of a recovery. Stream: action-<action id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.CustomerContacted"
@@ -1349,7 +1349,7 @@ class CustomerContacted(Struct, frozen=True, kw_only=True, omit_defaults=True, r
         return message
 
 
-class RemedyOffered(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class RemedyOffered(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """The customer of a recovery was offered something. Stream: action-<action id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.RemedyOffered"
@@ -1385,7 +1385,7 @@ class RemedyOffered(Struct, frozen=True, kw_only=True, omit_defaults=True, renam
         return message
 
 
-class ActionVerified(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ActionVerified(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """An improvement was looked at after it was done. Stream: action-<action id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.ActionVerified"
@@ -1423,7 +1423,7 @@ class ActionVerified(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
         return message
 
 
-class ActionReopened(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ActionReopened(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Stream: action-<action id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.ActionReopened"
@@ -1468,7 +1468,7 @@ class ActionReopened(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
         return message
 
 
-class ActionCommented(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ActionCommented(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Stream: action-<action id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.ActionCommented"
@@ -1501,7 +1501,7 @@ class ActionCommented(Struct, frozen=True, kw_only=True, omit_defaults=True, ren
         return message
 
 
-class ActionLinked(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ActionLinked(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """A recovery belongs to an improvement from now on. Stream: action-<action id of the recovery>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.ActionLinked"
@@ -1538,7 +1538,7 @@ class ActionLinked(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
         return message
 
 
-class SignalJoined(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class SignalJoined(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """The customer of a recovery that is not closed gave rise to another signal. Stream: action-<action id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.SignalJoined"
@@ -1574,7 +1574,7 @@ class SignalJoined(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
         return message
 
 
-class ActionDueSoon(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ActionDueSoon(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """An obligation falls due soon. Stream: action-<action id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.ActionDueSoon"
@@ -1609,7 +1609,7 @@ class ActionDueSoon(Struct, frozen=True, kw_only=True, omit_defaults=True, renam
         return message
 
 
-class ActionOverdue(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ActionOverdue(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """An obligation was not met in time. Stream: action-<action id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.ActionOverdue"
@@ -1643,7 +1643,7 @@ class ActionOverdue(Struct, frozen=True, kw_only=True, omit_defaults=True, renam
         return message
 
 
-class ActionEscalated(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ActionEscalated(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """An obligation is so late that somebody else is told. Stream: action-<action id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.ActionEscalated"
@@ -1680,7 +1680,7 @@ class ActionEscalated(Struct, frozen=True, kw_only=True, omit_defaults=True, ren
         return message
 
 
-class PlaybookPublished(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class PlaybookPublished(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Stream: playbook-<playbook id>; the version counts from 1."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.PlaybookPublished"
@@ -1718,7 +1718,7 @@ class PlaybookPublished(Struct, frozen=True, kw_only=True, omit_defaults=True, r
         return message
 
 
-class SignalAnswered(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class SignalAnswered(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """A playbook answered a signal. Stream: answers-<id derived from the customer id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.SignalAnswered"
@@ -1770,7 +1770,7 @@ class SignalAnswered(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
         return message
 
 
-class CauseCounted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class CauseCounted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """A signal was counted towards a cause. Stream: cause-<cause id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.CauseCounted"
@@ -1805,7 +1805,7 @@ class CauseCounted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
         return message
 
 
-class CauseConfirmed(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class CauseConfirmed(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """So many customers had a cause that an improvement is proposed. Stream: cause-<cause id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.CauseConfirmed"
@@ -1848,7 +1848,7 @@ class CauseConfirmed(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
         return message
 
 
-class GuardPassed(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class GuardPassed(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """The guard let a playbook open something for these signals. Stream: guard-<id derived from playbook and hour>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.GuardPassed"
@@ -1875,7 +1875,7 @@ class GuardPassed(Struct, frozen=True, kw_only=True, omit_defaults=True, rename=
         return message
 
 
-class GuardTripped(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class GuardTripped(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """The guard refuses what a playbook opens until the hour is over. Stream: guard-<id derived from playbook and hour>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.GuardTripped"
@@ -1906,7 +1906,7 @@ class GuardTripped(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
         return message
 
 
-class WebhookRegistered(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class WebhookRegistered(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Somebody wants to be told of actions by HTTP. Stream: webhook-<webhook id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.WebhookRegistered"
@@ -1946,7 +1946,7 @@ class WebhookRegistered(Struct, frozen=True, kw_only=True, omit_defaults=True, r
         return message
 
 
-class WebhookPaused(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class WebhookPaused(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Stream: webhook-<webhook id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.WebhookPaused"
@@ -1980,7 +1980,7 @@ class WebhookPaused(Struct, frozen=True, kw_only=True, omit_defaults=True, renam
         return message
 
 
-class WebhookResumed(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class WebhookResumed(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Stream: webhook-<webhook id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.WebhookResumed"
@@ -2013,7 +2013,7 @@ class WebhookResumed(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
         return message
 
 
-class WebhookDeleted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class WebhookDeleted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Stream: webhook-<webhook id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.WebhookDeleted"
@@ -2046,7 +2046,7 @@ class WebhookDeleted(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
         return message
 
 
-class WebhookSecretRotated(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class WebhookSecretRotated(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """It signs with another secret, for a day with both. Stream: webhook-<webhook id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.WebhookSecretRotated"
@@ -2079,7 +2079,7 @@ class WebhookSecretRotated(Struct, frozen=True, kw_only=True, omit_defaults=True
         return message
 
 
-class WebhookReplayed(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class WebhookReplayed(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """What was abandoned is sent again. Stream: webhook-<webhook id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.WebhookReplayed"
@@ -2121,7 +2121,7 @@ class WebhookReplayed(Struct, frozen=True, kw_only=True, omit_defaults=True, ren
         return message
 
 
-class DeliveryAbandoned(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class DeliveryAbandoned(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """A delivery failed for too long and is not tried any more. Stream: webhook-<webhook id>."""
 
     type_name: ClassVar[str] = "recorrido.actions.v1.DeliveryAbandoned"

@@ -235,7 +235,7 @@ _Urgency_BY_NUMBER = {0: Urgency.UNSPECIFIED, 1: Urgency.HIGH, 2: Urgency.NORMAL
 _Urgency_NUMBERS = {v: k for k, v in _Urgency_BY_NUMBER.items()}
 
 
-class Confidence(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Confidence(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Calibrated probabilities of the likeliest answers, 0 to 1; 1 where a person decided."""
 
     type_name: ClassVar[str] = "recorrido.inference.v1.Confidence"
@@ -277,7 +277,7 @@ class Confidence(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="
         return message
 
 
-class Sentence(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Sentence(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """One sentence of a text, which often praises one thing and damns another. Fields as in Analysis."""
 
     type_name: ClassVar[str] = "recorrido.inference.v1.Sentence"
@@ -335,7 +335,7 @@ class Sentence(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="ca
         return message
 
 
-class Analysis(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Analysis(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """What a customer's words mean, as one model version understood them, or as a person corrected it.
 
     An answer that is not sure is named in `unsure`. It is left out unless it is likelier than all others together (a
@@ -411,7 +411,7 @@ class Analysis(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="ca
         return message
 
 
-class FeedbackAnalyzed(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class FeedbackAnalyzed(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Stream: customer-<customer id>."""
 
     type_name: ClassVar[str] = "recorrido.inference.v1.FeedbackAnalyzed"
@@ -443,7 +443,7 @@ class FeedbackAnalyzed(Struct, frozen=True, kw_only=True, omit_defaults=True, re
         return message
 
 
-class FeedbackAnalysisFailed(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class FeedbackAnalysisFailed(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """A verbatim that could not be analysed. Stream: customer-<customer id>."""
 
     type_name: ClassVar[str] = "recorrido.inference.v1.FeedbackAnalysisFailed"
@@ -479,7 +479,7 @@ class FeedbackAnalysisFailed(Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return message
 
 
-class AnalysisCorrected(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class AnalysisCorrected(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """A person's judgement of a verbatim. Of all that was said about it this counts, before every model's analysis, earlier
     or later; of several, the last. Stream: customer-<customer id>."""
 
@@ -517,7 +517,7 @@ class AnalysisCorrected(Struct, frozen=True, kw_only=True, omit_defaults=True, r
         return message
 
 
-class ReanalysisStarted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ReanalysisStarted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """The history, or a slice of it, is analysed again. Stream: reanalysis-<reanalysis id>."""
 
     type_name: ClassVar[str] = "recorrido.inference.v1.ReanalysisStarted"
@@ -567,7 +567,7 @@ class ReanalysisStarted(Struct, frozen=True, kw_only=True, omit_defaults=True, r
         return message
 
 
-class ReanalysisAdvanced(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class ReanalysisAdvanced(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """How far a reanalysis has come; after a failure it goes on from here. Stream: reanalysis-<reanalysis id>."""
 
     type_name: ClassVar[str] = "recorrido.inference.v1.ReanalysisAdvanced"

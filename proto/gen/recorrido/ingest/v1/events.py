@@ -247,7 +247,7 @@ _RejectionState_BY_NUMBER = {
 _RejectionState_NUMBERS = {v: k for k, v in _RejectionState_BY_NUMBER.items()}
 
 
-class Customer(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Customer(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.ingest.v1.Customer"
 
     customer_id: str = ""
@@ -269,7 +269,7 @@ class Customer(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="ca
         return message
 
 
-class Verbatim(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Verbatim(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """What the customer said, in their own words."""
 
     type_name: ClassVar[str] = "recorrido.ingest.v1.Verbatim"
@@ -294,7 +294,7 @@ class Verbatim(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="ca
         return message
 
 
-class Rating(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Rating(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.ingest.v1.Rating"
 
     metric: RatingMetric = RatingMetric.UNSPECIFIED
@@ -328,7 +328,7 @@ class Rating(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="came
         return message
 
 
-class Money(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Money(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.ingest.v1.Money"
 
     currency_code: str = ""
@@ -351,7 +351,7 @@ class Money(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel
         return message
 
 
-class Referral(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Referral(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Word of mouth."""
 
     type_name: ClassVar[str] = "recorrido.ingest.v1.Referral"
@@ -375,7 +375,7 @@ class Referral(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="ca
         return message
 
 
-class Interaction(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Interaction(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """One thing that happened between a customer and the company, on any channel."""
 
     type_name: ClassVar[str] = "recorrido.ingest.v1.Interaction"
@@ -417,7 +417,7 @@ class Interaction(Struct, frozen=True, kw_only=True, omit_defaults=True, rename=
             amount=Money.from_proto(message.amount) if message.HasField("amount") else None,
             outcome=Outcome.from_number(message.outcome),
             referral=Referral.from_proto(message.referral) if message.HasField("referral") else None,
-            attributes=dict(message.attributes),
+            attributes=dict(message.attributes) if message.attributes else {},
         )
 
     def to_proto(self) -> interaction_pb2.Interaction:
@@ -444,7 +444,7 @@ class Interaction(Struct, frozen=True, kw_only=True, omit_defaults=True, rename=
         return message
 
 
-class RatingScale(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class RatingScale(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """The whole points of a standard question, both inclusive."""
 
     type_name: ClassVar[str] = "recorrido.ingest.v1.RatingScale"
@@ -467,7 +467,7 @@ class RatingScale(Struct, frozen=True, kw_only=True, omit_defaults=True, rename=
         return message
 
 
-class AnonymousAnalysis(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class AnonymousAnalysis(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.ingest.v1.AnonymousAnalysis"
 
     position: str = ""
@@ -501,7 +501,7 @@ class AnonymousAnalysis(Struct, frozen=True, kw_only=True, omit_defaults=True, r
         return message
 
 
-class AnonymousInteraction(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class AnonymousInteraction(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.ingest.v1.AnonymousInteraction"
 
     pseudonym: str = ""
@@ -567,7 +567,7 @@ class AnonymousInteraction(Struct, frozen=True, kw_only=True, omit_defaults=True
         return message
 
 
-class AnonymousSignal(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class AnonymousSignal(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.ingest.v1.AnonymousSignal"
 
     pseudonym: str = ""
@@ -608,7 +608,7 @@ class AnonymousSignal(Struct, frozen=True, kw_only=True, omit_defaults=True, ren
         return message
 
 
-class AnonymousAction(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class AnonymousAction(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.ingest.v1.AnonymousAction"
 
     pseudonym: str = ""
@@ -655,7 +655,7 @@ class AnonymousAction(Struct, frozen=True, kw_only=True, omit_defaults=True, ren
         return message
 
 
-class AnonymousLink(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class AnonymousLink(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Whose an identity was from then on."""
 
     type_name: ClassVar[str] = "recorrido.ingest.v1.AnonymousLink"
@@ -686,7 +686,7 @@ class AnonymousLink(Struct, frozen=True, kw_only=True, omit_defaults=True, renam
         return message
 
 
-class Identity(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Identity(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """A name under which a customer is seen before, or beside, their customer id. Interactions that are known only by it are
     recorded with the customer id "<prefix>:<value>", such as "device:4711"."""
 
@@ -712,7 +712,7 @@ class Identity(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="ca
         return message
 
 
-class BrokenRule(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class BrokenRule(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """A rule that an interaction breaks."""
 
     type_name: ClassVar[str] = "recorrido.ingest.v1.BrokenRule"
@@ -737,7 +737,7 @@ class BrokenRule(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="
         return message
 
 
-class AlteredValue(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class AlteredValue(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """A value that could not be kept as it came: too long, too many, or nothing that the field can hold."""
 
     type_name: ClassVar[str] = "recorrido.ingest.v1.AlteredValue"
@@ -769,7 +769,7 @@ class AlteredValue(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
         return message
 
 
-class InteractionRecorded(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class InteractionRecorded(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Stream: customer-<customer id>."""
 
     type_name: ClassVar[str] = "recorrido.ingest.v1.InteractionRecorded"
@@ -794,7 +794,7 @@ class InteractionRecorded(Struct, frozen=True, kw_only=True, omit_defaults=True,
         return message
 
 
-class IdentityLinked(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class IdentityLinked(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """From now on what is recorded under the identity, before and after, is part of the customer's history.
     Stream: identity-<id derived from kind and value>."""
 
@@ -830,7 +830,7 @@ class IdentityLinked(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
         return message
 
 
-class IdentityUnlinked(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class IdentityUnlinked(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """From now on it is not. Stream: identity-<id derived from kind and value>."""
 
     type_name: ClassVar[str] = "recorrido.ingest.v1.IdentityUnlinked"
@@ -864,7 +864,7 @@ class IdentityUnlinked(Struct, frozen=True, kw_only=True, omit_defaults=True, re
         return message
 
 
-class InteractionRejected(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class InteractionRejected(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """The front door refused it; it is kept until somebody mends or discards it. Stream: rejection-<rejection id>. The same
     content refused again is the same rejection."""
 
@@ -907,7 +907,7 @@ class InteractionRejected(Struct, frozen=True, kw_only=True, omit_defaults=True,
         return message
 
 
-class RejectionResubmitted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class RejectionResubmitted(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """What was refused is recorded now. Stream: rejection-<rejection id>."""
 
     type_name: ClassVar[str] = "recorrido.ingest.v1.RejectionResubmitted"
@@ -948,7 +948,7 @@ class RejectionResubmitted(Struct, frozen=True, kw_only=True, omit_defaults=True
         return message
 
 
-class RejectionDiscarded(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class RejectionDiscarded(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """What was refused will not be recorded. Stream: rejection-<rejection id>."""
 
     type_name: ClassVar[str] = "recorrido.ingest.v1.RejectionDiscarded"
@@ -975,7 +975,7 @@ class RejectionDiscarded(Struct, frozen=True, kw_only=True, omit_defaults=True, 
         return message
 
 
-class CustomerAnonymized(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class CustomerAnonymized(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """A part of what a customer's erasure takes away and leaves, recorded before anything is deleted. Whoever keeps anything
     by an event forgets what came of those erased, and may count the anonymous facts in their place. Stream:
     erasure-<receipt id>."""
@@ -1017,7 +1017,7 @@ class CustomerAnonymized(Struct, frozen=True, kw_only=True, omit_defaults=True, 
         return message
 
 
-class CustomerErased(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class CustomerErased(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """The receipt: store and bus hold nothing of the customer any more. Stream: erasure-<receipt id>, its last event."""
 
     type_name: ClassVar[str] = "recorrido.ingest.v1.CustomerErased"

@@ -64,7 +64,7 @@ _LoyaltyLevel_BY_NUMBER = {
 _LoyaltyLevel_NUMBERS = {v: k for k, v in _LoyaltyLevel_BY_NUMBER.items()}
 
 
-class Expectation(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Expectation(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.journey.v1.Expectation"
 
     metric: Metric = Metric.UNSPECIFIED
@@ -86,7 +86,7 @@ class Expectation(Struct, frozen=True, kw_only=True, omit_defaults=True, rename=
         return message
 
 
-class Touchpoint(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Touchpoint(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.journey.v1.Touchpoint"
 
     touchpoint_id: str = ""
@@ -132,7 +132,7 @@ class Touchpoint(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="
         return message
 
 
-class Stage(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Stage(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.journey.v1.Stage"
 
     stage_id: str = ""
@@ -156,7 +156,7 @@ class Stage(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel
         return message
 
 
-class MappingRule(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class MappingRule(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Places an interaction when every condition given holds. A text condition may end in '*' to match a prefix; empty
     matches everything. An interaction that no rule places falls to the touchpoint whose id or alias equals its raw name,
     else it is kept and counted as uncovered. Two rules that could place the same interaction differently are refused,
@@ -188,7 +188,7 @@ class MappingRule(Struct, frozen=True, kw_only=True, omit_defaults=True, rename=
         return message
 
 
-class PersonaCondition(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class PersonaCondition(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Holds when the attribute's latest value is one of `values`."""
 
     type_name: ClassVar[str] = "recorrido.journey.v1.PersonaCondition"
@@ -214,7 +214,7 @@ class PersonaCondition(Struct, frozen=True, kw_only=True, omit_defaults=True, re
         return message
 
 
-class Persona(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Persona(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.journey.v1.Persona"
 
     persona_id: str = ""
@@ -246,7 +246,7 @@ class Persona(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="cam
         return message
 
 
-class Goal(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Goal(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Reached by an interaction at one of the touchpoints that did not fail."""
 
     type_name: ClassVar[str] = "recorrido.journey.v1.Goal"
@@ -272,7 +272,7 @@ class Goal(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"
         return message
 
 
-class EpisodeRules(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class EpisodeRules(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """How a customer's interactions group. Those with the same episode id are one episode. Of the others, in the order in
     which they happened, one that reaches a goal ends its episode, and so does a gap."""
 
@@ -302,7 +302,7 @@ class EpisodeRules(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
         return message
 
 
-class LoyaltyRule(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class LoyaltyRule(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """The conditions given all hold, over the window; at least one is given."""
 
     type_name: ClassVar[str] = "recorrido.journey.v1.LoyaltyRule"
@@ -363,7 +363,7 @@ class LoyaltyRule(Struct, frozen=True, kw_only=True, omit_defaults=True, rename=
         return message
 
 
-class LoyaltyRules(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class LoyaltyRules(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """A customer is on the level of the first rule whose conditions all hold."""
 
     type_name: ClassVar[str] = "recorrido.journey.v1.LoyaltyRules"
@@ -387,7 +387,7 @@ class LoyaltyRules(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
         return message
 
 
-class JourneyMap(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class JourneyMap(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """The journey as it is meant to be. Stages are not a line: any stage may follow any."""
 
     type_name: ClassVar[str] = "recorrido.journey.v1.JourneyMap"
@@ -436,7 +436,7 @@ class JourneyMap(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="
         return message
 
 
-class JourneyMapPublished(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class JourneyMapPublished(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Stream: journeymap-<map id>; the version is the event's revision + 1."""
 
     type_name: ClassVar[str] = "recorrido.journey.v1.JourneyMapPublished"
@@ -467,7 +467,7 @@ class JourneyMapPublished(Struct, frozen=True, kw_only=True, omit_defaults=True,
         return message
 
 
-class Evidence(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class Evidence(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     type_name: ClassVar[str] = "recorrido.journey.v1.Evidence"
 
     event_id: str = ""
@@ -500,7 +500,7 @@ class Evidence(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="ca
         return message
 
 
-class SignalRaised(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+class SignalRaised(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
     """Somebody should look at this. Stream: signal-<signal id>, one event."""
 
     type_name: ClassVar[str] = "recorrido.journey.v1.SignalRaised"
@@ -542,7 +542,7 @@ class SignalRaised(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
             reasons=tuple(message.reasons),
             evidence=tuple(Evidence.from_proto(x) for x in message.evidence),
             need_path=message.need_path,
-            inputs=dict(message.inputs),
+            inputs=dict(message.inputs) if message.inputs else {},
             map_id=message.map_id,
             map_version=message.map_version,
             touchpoint_id=message.touchpoint_id,
