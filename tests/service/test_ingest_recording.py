@@ -63,6 +63,7 @@ async def test_a_contradiction_is_refused_with_both_digests(door: FrontDoor) -> 
     assert info(error).reason == "CONTENT_DIFFERS"
     digests = dict(info(error).metadata)
     kept = digests.pop("rejection_id")
+    assert digests.pop("fields") == "verbatim"
     (recorded,) = await door.history("contradicting")
     assert digests["recorded_digest"] == Registry([InteractionRecorded]).decode(recorded).digest
     assert digests["given_digest"] not in ("", digests["recorded_digest"])

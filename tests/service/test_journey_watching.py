@@ -6,11 +6,11 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from recorrido.actions.v1.events import ActionAccepted, ActionOpened
 from recorrido.ingest.v1.events import Customer, CustomerAnonymized, IdentityLinked, Interaction, InteractionRecorded
