@@ -67,6 +67,16 @@ class OtherTablesError(RefusedError):
         )
 
 
+class NotErasedError(RefusedError):
+    """A read model cannot apply an erasure, by a fault of ours: to pass it over would keep what is to be gone."""
+
+    def __init__(self, event_id: str, error: Exception) -> None:
+        super().__init__(
+            "NOT_ERASED",
+            f"the read model cannot apply erasure {event_id}: {error!r}; it stands still until that is mended",
+        )
+
+
 class ErasedError(RecorridoError):
     """What it was to be recorded because of was erased; so nothing is."""
 

@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind
 
 from services.foundation import telemetry
 from services.foundation.backoff import Backoff
-from services.foundation.errors import OtherHistoryError, OtherTablesError, UnavailableError
+from services.foundation.errors import NotErasedError, OtherHistoryError, OtherTablesError, UnavailableError
 from services.foundation.events import Event, Place, Recorded, Registry
 from services.foundation.eventstore import CaughtUp, Checkpoint, EventStore
 from services.foundation.lease import SILENT_S
@@ -44,17 +44,19 @@ POSTGRES_DOWN = (
 )
 
 
-#: What is wrong with an event itself, and will be whenever it is applied.
-UNFIT = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
+class UnfitError(Exception):
+    """An event holds what no projection of it can take."""
+
+
+#: What an event holds that nobody can take, whoever applies it when.
+_WRONG_IN_ITSELF = (
+    UnfitError,
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.ProgramLimitExceededError,
 )
+#: What is wrong with an event itself, and will be whenever it is applied.
+UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, *_WRONG_IN_ITSELF)
 
 
 #: What the tables of a schema were made for.
@@ -63,6 +65,8 @@ MADE_FOR = "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE 
 _CHECKPOINT = """CREATE TABLE checkpoint (
     position bigint NOT NULL, event_position bigint, event_id uuid, stream bytea, revision bigint
 )"""
+#: Digits of the largest position that PostgreSQL's bigint holds, less one.
+_POSITION_DIGITS = 18
 #: How long a batch may take to be written. Under kill -9 of PostgreSQL asyncpg was seen to wait for ever, whatever its
 #: own timeouts, for a connection that was gone.
 WRITE_WITHIN_S = 60.0
@@ -91,6 +95,13 @@ def uuid_of(value: str) -> UUID | None:
         return None
 
 
+def position_of(text: str) -> int:
+    """Return the position in the store that a text holds. Raises UnfitError."""
+    if not (text.isascii() and text.isdigit() and len(text) <= _POSITION_DIGITS):
+        raise UnfitError(f"{text!r} is no position")
+    return int(text)
+
+
 async def in_order(
     connection: Any,
     facts: Sequence[Fact],
@@ -101,13 +112,21 @@ async def in_order(
     """Apply the facts in their order: those of type `apart` one by one, those between them together.
 
     An erased event may come again, with the id it had: what is before its erasure must not be mixed with what is after.
+
+    Raises:
+        NotErasedError: one that is applied apart, an erasure, fails by a fault of ours and not by what the event holds.
     """
     for is_apart, some in groupby(facts, key=lambda fact: isinstance(fact.event, apart)):
         if not is_apart:
             await apply(connection, list(some))
             continue
         for fact in some:
-            await apply_one(connection, fact)
+            try:
+                await apply_one(connection, fact)
+            except _WRONG_IN_ITSELF:
+                raise
+            except UNFIT as error:
+                raise NotErasedError(str(fact.recorded.event_id), error) from error
 
 
 class Projection(Protocol):
@@ -225,7 +244,7 @@ class ProjectionRunner:
         """Project for ever; while a part that it needs is down it waits, and `available(False)` is called.
 
         So it does when the store was replaced, and when another version made the tables anew: what is in the rows then
-        stays, until the schema is dropped.
+        stays, until the schema is dropped. And when it cannot apply an erasure.
         """
         told = ""
         task = asyncio.current_task()
@@ -234,10 +253,12 @@ class ProjectionRunner:
                 async with asyncio.timeout(self._write_within_s):
                     await self.prepare()
                 await self._project(available)
-            except (OtherHistoryError, OtherTablesError) as error:
+            except (OtherHistoryError, OtherTablesError, NotErasedError) as error:
                 available(False)
                 if error.message != told:
-                    LOG.error("projection stopped", projection=self._schema, error=error.message)  # noqa: TRY400 - the text says it all
+                    # But for what is our fault the text says it all.
+                    fault = error.__cause__ if isinstance(error, NotErasedError) else None
+                    LOG.error("projection stopped", projection=self._schema, error=error.message, exc_info=fault)  # noqa: TRY400
                 told = error.message
                 await asyncio.sleep(RECHECK_EVERY_S)
             except (UnavailableError, *POSTGRES_DOWN) as error:

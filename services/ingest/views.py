@@ -21,7 +21,7 @@ from services.foundation.errors import UnavailableError
 from services.foundation.events import Event, Registry, encode
 from services.foundation.eventstore import EventStore
 from services.foundation.paging import POSITION, read_token, write_token
-from services.foundation.projection import POSTGRES_DOWN, Fact, in_order, storable
+from services.foundation.projection import POSTGRES_DOWN, Fact, in_order, position_of, storable
 from services.foundation.rules import Rules
 from services.ingest.rejection import Rejection, Rejections, check_id, evolve, stream_of, unknown
 
@@ -125,7 +125,7 @@ class RejectionsProjection:
         await in_order(connection, facts, CustomerAnonymized, self._add, self._erase)
 
     async def _erase(self, connection: Any, fact: Fact) -> None:
-        positions = [int(position) for position in fact.event.erased_positions]
+        positions = [position_of(each) for each in fact.event.erased_positions]
         await connection.execute("DELETE FROM rejection WHERE position = ANY($1::bigint[])", positions)
 
     async def _add(self, connection: Any, facts: Sequence[Fact]) -> None:

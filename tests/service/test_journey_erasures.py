@@ -2,13 +2,16 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
+import structlog
 
 from recorrido.actions.v1.events import ActionOpened
 from recorrido.inference.v1.events import AnalysisCorrected, FeedbackAnalysisFailed, FeedbackAnalyzed
@@ -23,16 +26,25 @@ from recorrido.ingest.v1.events import (
     Interaction,
     InteractionRecorded,
 )
+from recorrido.journey.v1 import journey_service_pb2 as pb
 from recorrido.journey.v1.events import SignalRaised
-from services.foundation.errors import NotFoundError
-from services.foundation.events import Recorded
+from services.foundation import projection as foundation
+from services.foundation.errors import NotErasedError, NotFoundError
+from services.foundation.events import Pending, Recorded
+from services.foundation.eventstore import ANY, EventStore, StreamAppend
+from services.foundation.sharing import SharedRunner
+from services.journey.api import service
 from services.journey.domain.history import History as Columns
 from services.journey.domain.history import Table
+from services.journey.domain.quoting import Quoting
 from services.journey.views import columns
 from services.journey.views.names import Kind, first_key
+from services.journey.views.projection import JourneyProjection
 from services.journey.views.snapshot import ReadModel
 from services.journey.views.timeline import customer_journey
 from tests.service.test_journey_views import REGISTRY, History, postgres, project, random_history
+from tests.support.cluster import running
+from tests.support.wait import until
 
 
 def erasure(customer_id: str, history: Sequence[Recorded], dice: random.Random) -> CustomerAnonymized:
@@ -229,3 +241,89 @@ async def test_who_looks_from_before_an_erasure_looks_again(tmp_path: Path) -> N
             await project(pool, history.recorded[-1:])
             await see(read_model)
             assert await read_model._look(connection, None) is None
+
+
+async def test_an_erasure_is_not_passed_over_by_a_fault_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = History(random.Random(6))
+    history.recorded = list(random_history(6, 100))
+    async with postgres(tmp_path) as pool:
+        read_model = await project(pool, history.recorded)
+        before = await see(read_model)
+        history.add(erasure("c0", history.recorded, random.Random(1)), "erased")
+        with monkeypatch.context() as faulty:
+            faulty.setattr(JourneyProjection, "_add", lambda self, *_: self.no_such_thing)
+            with pytest.raises(NotErasedError, match="no_such_thing"):
+                await project(pool, history.recorded[-1:])
+            assert await see(read_model) == before
+        await project(pool, history.recorded[-1:])
+        assert await see(read_model) == await see(ReadModel(pool, "journey")) != before
+        # What somebody else wrote under its name, and holds what nobody can take, stops nothing.
+        after = await see(read_model)
+        for number, odd in enumerate(
+            (
+                CustomerAnonymized(erased_positions=("nowhere",)),
+                CustomerAnonymized(erased_positions=("9" * 19,)),
+                CustomerAnonymized(interactions=(AnonymousInteraction(position="-1"),)),
+                CustomerAnonymized(interactions=(AnonymousInteraction(position="7"),)),
+            )
+        ):
+            history.add(odd, f"odd {number}")
+            await project(pool, history.recorded[-1:])
+        assert await see(read_model) == after
+
+
+async def test_who_cannot_erase_stands_still_and_says_so_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+    async with running(["eventstore", "postgres"], data=tmp_path) as cluster:
+        store = await EventStore.connect(cluster.environment["RECORRIDO_EVENTSTORE_URI"])
+        pool = await foundation.connect(cluster.environment["RECORRIDO_POSTGRES_DSN"])
+        await store.append([StreamAppend("erasure-r", ANY, [Pending(CustomerAnonymized(receipt_id="r"), uuid4())])])
+        with monkeypatch.context() as faulty, structlog.testing.capture_logs() as logs:
+            faulty.setattr(JourneyProjection, "_add", lambda self, *_: self.no_such_thing)
+            runner = SharedRunner(store, pool, JourneyProjection())
+            following = asyncio.create_task(runner.run(available=told.append))
+            await until(lambda: told[-2:] == [True, False], deadline_s=30)
+            (stopped,) = [each for each in logs if each["event"] == "projection stopped"]
+            assert (stopped["log_level"], type(stopped["exc_info"])) == ("error", AttributeError)
+            assert "no_such_thing" in stopped["error"]
+        await asyncio.wait_for(runner.caught_up.wait(), 30)
+        assert told[-1]
+        assert await pool.fetchval("SELECT count(*) FROM journey.erasure") == 1
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await pool.close()
+        await store.close()
+
+
+async def test_who_reckons_holds_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight connections none is taken while many look at the whole history: a customer is shown meanwhile."""
+    history = random_history(7, 100)
+    go_on, reckoning = threading.Event(), []
+
+    def slow(work: Any) -> Any:
+        def slowly(*arguments: Any, **named: Any) -> Any:
+            reckoning.append(work)
+            assert go_on.wait(60)
+            return work(*arguments, **named)
+
+        return slowly
+
+    async with postgres(tmp_path) as pool:
+        read_model = await project(pool, history)
+        journey = service.JourneyService(None, read_model, None, Quoting.UNLESS_REFUSED)
+        for name in ("points", "overview"):
+            monkeypatch.setattr(service, name, slow(getattr(service, name)))
+        many = [asyncio.ensure_future(journey.ListPoints(pb.ListPointsRequest(), None)) for _ in range(10)]
+        many += [asyncio.ensure_future(journey.GetOverview(pb.GetOverviewRequest(), None)) for _ in range(10)]
+        try:
+            await until(lambda: len(reckoning) >= 3 and pool.get_idle_size() == pool.get_size())
+            shown = journey.GetCustomerJourney(pb.GetCustomerJourneyRequest(customer_id="c0"), None)
+            assert (await asyncio.wait_for(shown, 10)).entries
+        finally:
+            go_on.set()
+        *points, overview = [(await asyncio.wait_for(each, 60)).position for each in many][9:]
+        assert overview == points[0] == history[-1].position

@@ -26,7 +26,7 @@ from recorrido.journey.v1.events import SignalRaised
 from services.actions.domain.impact import Clusters, Samples, by_customer, daily, moments, share
 from services.foundation.errors import UnavailableError
 from services.foundation.events import Event
-from services.foundation.projection import POSTGRES_DOWN, Fact, in_order, storable, uuid_of
+from services.foundation.projection import POSTGRES_DOWN, Fact, in_order, position_of, storable, uuid_of
 from services.foundation.scales import SCALES, answer
 
 HOUR = timedelta(hours=1)
@@ -204,7 +204,7 @@ class MeasuresProjection:
     async def _replace(self, connection: Any, fact: Fact) -> None:
         """Forget whose they were: sums stay, as the anonymous facts tell the same."""
         event: CustomerAnonymized = fact.event
-        positions = [int(position) for position in event.erased_positions]
+        positions = [position_of(each) for each in event.erased_positions]
         changes = _Changes()
         gone = await connection.fetch("DELETE FROM heard WHERE position = ANY($1::bigint[]) RETURNING *", positions)
         for row in gone:
@@ -219,7 +219,7 @@ class MeasuresProjection:
         await _insert_heard(connection, left)
         signals = [
             (
-                int(each.position),
+                position_of(each.position),
                 _customer(each.pseudonym),
                 _hour(each.occurred_at or each.recorded_at or fact.recorded.recorded_at),
                 storable(each.touchpoint),
@@ -287,14 +287,14 @@ def _heard(interaction: Interaction, fact: Fact) -> _Heard:
 
 def _anonymous(left: AnonymousInteraction, fact: Fact) -> _Heard:
     heard = _Heard(
-        position=int(left.position),
+        position=position_of(left.position),
         event_id=None,
         customer=_customer(left.pseudonym),
         hour=_hour(left.occurred_at or left.recorded_at or fact.recorded.recorded_at),
         touchpoint=storable(left.touchpoint),
         **_answers(left.ratings),
     )
-    for each in sorted(left.analyses, key=lambda analysis: int(analysis.position)):
+    for each in sorted(left.analyses, key=lambda analysis: position_of(analysis.position)):
         if each.analysis is not None:
             heard = _analysed(heard, each.analysis)
     return heard

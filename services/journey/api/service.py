@@ -46,7 +46,7 @@ WATCHED = 100
 
 
 class JourneyService(pb_grpc.JourneyServiceServicer):
-    """Passes over the whole history run in a thread: others are answered meanwhile."""
+    """Passes over the whole history run in a thread, and hold no connection: others are answered meanwhile."""
 
     def __init__(
         self,
@@ -213,18 +213,23 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
         check.enforce()
         async with self._read_model.snapshot(as_of) as snapshot:
             in_force = snapshot.map_in_force(map_id)
-            found = await asyncio.to_thread(
-                points,
-                snapshot.reading(in_force),
+            reading, present = snapshot.reading(in_force), snapshot.present
+            moment = snapshot_moment(snapshot, snapshot.history)
+        found = await asyncio.to_thread(
+            lambda: points(
+                reading,
                 selection,
                 kinds=(kind,) if request.kind else KINDS,
                 limit=limit,
-                moment=snapshot_moment(snapshot, snapshot.history),
+                moment=moment,
                 trend_days=trend_days,
                 # Who refuses now is not quoted as of any time.
-                quotable=quotable(snapshot.present, self._quoting),
+                quotable=quotable(present, self._quoting),
             )
-            examples = await words(snapshot.connection, found.points)
+        )
+        # Of who was erased meanwhile there are no words.
+        async with self._read_model.snapshot() as later:
+            examples = await words(later.connection, found.points)
         return pb.ListPointsResponse(
             points=[answers.point(each, said) for each, said in zip(found.points, examples, strict=True)],
             map_id=in_force.map_id,
@@ -357,8 +362,8 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
         as_of = check.time(request, "as_of")
         check.enforce()
         async with self._read_model.snapshot(as_of) as snapshot:
-            now = await asyncio.to_thread(overview, snapshot.reading(snapshot.map_in_force("")))
-        return answers.overview(now, snapshot.position)
+            reading = snapshot.reading(snapshot.map_in_force(""))
+        return answers.overview(await asyncio.to_thread(overview, reading), snapshot.position)
 
     async def RebuildReadModel(  # noqa: N802
         self, _request: pb.RebuildReadModelRequest, _context: Any

@@ -19,7 +19,7 @@ from recorrido.ingest.v1.events import (
 )
 from recorrido.journey.v1.events import SignalRaised
 from services.foundation.events import Event, Recorded, derived_id, encode
-from services.foundation.projection import Fact
+from services.foundation.projection import Fact, position_of
 from services.journey.views.names import Kind
 
 DDL = """
@@ -44,7 +44,7 @@ async def forget(connection: Any, fact: Fact, left: Sequence[Fact]) -> None:
 
     `left` is what comes in their place.
     """
-    positions = [int(position) for position in fact.event.erased_positions]
+    positions = [position_of(each) for each in fact.event.erased_positions]
     await connection.execute(
         "INSERT INTO erasure VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
         fact.recorded.position,
@@ -123,7 +123,7 @@ async def mark(connection: Any, event: CustomerAnonymized) -> None:
     """Tell which of them had words, though there are none to show any more."""
     await connection.execute(
         "UPDATE interaction SET has_words = true WHERE position = ANY($1::bigint[])",
-        [int(each.position) for each in event.interactions if each.had_words],
+        [position_of(each.position) for each in event.interactions if each.had_words],
     )
 
 
@@ -162,7 +162,7 @@ def _fact(fact: Fact, left: Any, event: Event) -> Fact:
         type_name=event.type_name,
         data=encode(event),
         event_id=_id(fact.event, left.position),
-        position=int(left.position),
+        position=position_of(left.position),
         recorded_at=left.recorded_at,
     )
     return Fact(event, recorded)
