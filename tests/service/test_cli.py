@@ -42,6 +42,11 @@ def customer_id() -> str:
     return busiest[0].customer.customer_id
 
 
+async def test_starting_leaves_no_error_in_the_log_of_postgresql(cluster: Cluster) -> None:
+    log = (cluster.data / "log/postgres.log").read_text(encoding="utf-8")
+    assert [line for line in log.splitlines() if "ERROR" in line] == []
+
+
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 

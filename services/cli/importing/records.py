@@ -83,7 +83,7 @@ def opened(path: Path) -> Iterator[Opened]:
         try:
             yield Opened(path, content, file)
         except (OSError, EOFError, zlib.error) as error:
-            raise BrokenFileError(f"cannot be read any further: {error}") from error
+            raise BrokenFileError(f"cannot be read any further: {getattr(error, 'strerror', None) or error}") from error
 
 
 def digest(path: Path) -> str:

@@ -55,7 +55,7 @@ def _record(file: str, line: int, position: int, piece: bytes, problem: str) -> 
         try:
             content = decode(piece)
         except ValueError as error:
-            problem = f"is no JSON: {error}"
+            problem = f"is no JSON: {str(error).removeprefix('JSON is malformed: ')}"
         else:
             problem = "" if isinstance(content, dict) else "is no JSON object"
     if problem:
