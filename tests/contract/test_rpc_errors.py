@@ -32,6 +32,7 @@ EXAMPLES: list[tuple[RecorridoError, StatusCode]] = [
     (errors.RefusedError("ILLEGAL", "allowed now: y", {"allowed": "y"}), StatusCode.FAILED_PRECONDITION),
     (errors.OtherHistoryError("position 7"), StatusCode.FAILED_PRECONDITION),
     (errors.OtherTablesError("journey"), StatusCode.FAILED_PRECONDITION),
+    (errors.NotErasedError("0af7651916cd", KeyError("x")), StatusCode.FAILED_PRECONDITION),
     (errors.ErasedError("0af7651916cd"), StatusCode.FAILED_PRECONDITION),
     (errors.ConflictError({"action-1": 7, "action-2": -1}), StatusCode.ABORTED),
     (errors.UnavailableError("event store", "no answer"), StatusCode.UNAVAILABLE),
