@@ -21,10 +21,12 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
-from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+_IDS = RandomIdGenerator()
 _PROPAGATOR = TraceContextTextMapPropagator()
 _TRACER = trace.get_tracer("recorrido")
 #: Instruments are made from this meter by the adapter that knows what it counts.
@@ -154,6 +156,9 @@ def start_span(
     if above.is_valid and not above.trace_flags.sampled:
         # Nobody will see what is below it either: no span of its own is needed to carry the trace on.
         return NonRecordingSpan(above)
+    if not above.is_valid and not exported():
+        # Nor this one; what carries the trace is its ids.
+        return NonRecordingSpan(SpanContext(_IDS.generate_trace_id(), _IDS.generate_span_id(), is_remote=False))
     return _TRACER.start_span(name, context=parent, kind=kind, links=links, attributes=attributes)
 
 

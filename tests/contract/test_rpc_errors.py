@@ -72,6 +72,7 @@ async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
     spans = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr(telemetry, "exported", lambda: True)
     monkeypatch.setattr(telemetry, "_TRACER", provider.get_tracer("test"))
 
     async def nothing(_: pb.GetActionRequest) -> pb.GetActionResponse:
@@ -297,6 +298,7 @@ async def streaming(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Streaming]
     spans = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr(telemetry, "exported", lambda: True)
     monkeypatch.setattr(telemetry, "_TRACER", provider.get_tracer("test"))
 
     class Servicer(relay_pb_grpc.RelayServiceServicer):
