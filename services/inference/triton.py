@@ -44,6 +44,8 @@ LOG = structlog.get_logger()
 MODEL = "feedback"
 #: How long one request may take, its time in Triton's queue included.
 TIMEOUT_S = 15.0
+#: Triton refuses what has waited for ten seconds: what is so long neither answered nor refused is lost in it.
+SILENT_S = 15.0
 #: Text in one request. The time that a text takes grows with its length: this much takes a core up to three seconds.
 REQUEST_BYTES = 64 * 1024
 PROBE_TIMEOUT_S = 2.0
@@ -227,10 +229,9 @@ class Triton:
         LOG.warning("a batch took too long, halved", texts=len(batch), next_bytes=self._request_bytes)
         loads = self._loads
         try:
-            await self._infer([_HARMLESS], self._version)
+            await self._infer([_HARMLESS], self._version, within_s=SILENT_S)
         except InferenceServerException as error:
             if error.status() == _LATE:
-                # Triton refuses what has waited for ten seconds: what is neither answered nor refused is lost in it.
                 await self._reload("SILENT", error, loads)
             raise await self._unavailable(error) from error
         if len(batch) == 1:
@@ -317,7 +318,7 @@ class Triton:
                 await self._client.load_model(MODEL, client_timeout=LOAD_TIMEOUT_S)
         return UnavailableError("triton", f"{error.status()}: {str(error.message())[:200]}")
 
-    async def _infer(self, texts: Sequence[bytes], version: str) -> Any:
+    async def _infer(self, texts: Sequence[bytes], version: str, within_s: float | None = None) -> Any:
         config = await self._config(version)
         tensor = InferInput("TEXT", [len(texts), 1], "BYTES")
         tensor.set_data_from_numpy(np.array(texts, dtype=object)[:, None])
@@ -330,7 +331,7 @@ class Triton:
                     version,
                     # Named, because the model does more work for more outputs.
                     outputs=[InferRequestedOutput(name) for name in _OUTPUTS if name in config.outputs],
-                    client_timeout=TIMEOUT_S,
+                    client_timeout=within_s or TIMEOUT_S,
                     headers=telemetry.inject(),
                 )
             except InferenceServerException as error:

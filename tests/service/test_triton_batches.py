@@ -40,9 +40,9 @@ class Counting(Triton):
         super().__init__(address)
         self.requests: list[int] = []
 
-    async def _infer(self, texts: Sequence[bytes], version: str) -> Any:
+    async def _infer(self, texts: Sequence[bytes], version: str, within_s: float | None = None) -> Any:
         self.requests.append(sum(map(len, texts)))
-        return await super()._infer(texts, version)
+        return await super()._infer(texts, version, within_s)
 
 
 async def test_long_texts_go_in_requests_of_bounded_size(server: Server) -> None:
@@ -162,6 +162,7 @@ async def test_a_frozen_triton_is_unavailable_and_not_asked_for_ever(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(adapter, "SILENT_S", 0.5)
     client = Triton(server.address)
     await client.analyze(["ok"])
     server.freeze()
