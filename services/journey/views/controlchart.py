@@ -1,10 +1,11 @@
 """Control charts to look at: how a score or a point went, and whether it left its limits."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
+from functools import cache
 from itertools import chain, pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from recorrido.inference.v1.events import PointKind
 from recorrido.journey.v1.events import SignalRaised
 from services.foundation.errors import InvalidError, NotFoundError, Violation
 from services.journey.domain.charted import (
+    CHARTED_DAYS,
     LEAST_ANSWERS,
     LENGTHS,
     Chart,
@@ -129,8 +131,7 @@ def control_charts(reading: Reading, raised: Sequence[SignalRaised], newest: int
         chain(score_charts(reading, span), point_charts(reading, span)),
         key=lambda each: (each.is_point, order.get(each.touchpoint_id, -1), each.metric, each.need_path),
     )
-    drawn = (_drawn(reading, each, span, raised) for each in charts)
-    return [replace(each, points=each.points[-newest:]) for each in drawn]
+    return [_drawn(reading, each, span, raised, newest) for each in charts]
 
 
 def _span(reading: Reading) -> Span:
@@ -138,23 +139,36 @@ def _span(reading: Reading) -> Span:
     return Span.upto(int(occurred.max()) if len(occurred) else 0)
 
 
-def _drawn(reading: Reading, chart: Chart, span: Span, raised: Sequence[SignalRaised]) -> ControlChart:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The days (the last exclusive) of a chart from one signal to the next; `charted` None: too little for limits."""
+
+    days: tuple[int, int]
+    length: int
+    charted: Series | None
+
+
+def _drawn(
+    reading: Reading, chart: Chart, span: Span, raised: Sequence[SignalRaised], newest: int = CHARTED_DAYS
+) -> ControlChart:
+    # Its subgroups are asked for again and again.
+    chart = replace(chart, of=cache(chart.of))
     signals = {run_end(each): each.signal_id for each in signals_of(reading, chart, by_chart(raised))}
     # What a signal told of is settled: the chart begins anew behind its run.
     bounds = [span.first, *sorted(day for day in signals if span.first < day < span.today), span.today]
-    points: list[ChartPoint] = []
+    parts: list[_Part] = []
     length, why = 0, ""
-    for begin, until in pairwise(bounds):
-        found = series(chart, span, begin, until)
+    for days in pairwise(bounds):
+        found = series(chart, span, *days)
         why = found if isinstance(found, str) else ""
         # A part that is too short for a chart is shown as the one before.
         length = found.length if isinstance(found, Series) else length or _shown_by(chart, span)
-        points += _part(chart, span, (begin, until), length, None if isinstance(found, str) else found)
-    told = {moment_of(day * DAY_US): signal_id for day, signal_id in signals.items()}
-    points = [replace(each, signal_id=told.get(each.until, "")) for each in points]
-    while points and not points[0].answers:
-        points.pop(0)
-    return ControlChart(chart.metric, chart.need_path, chart.touchpoint_id, chart.name, length, points, why)
+        parts.append(_Part(days, length, None if isinstance(found, str) else found))
+    points: list[ChartPoint] = []
+    for part in reversed(parts):
+        points = [*_shown(chart, span, signals, part, newest - len(points)), *points]
+    first = next((n for n, each in enumerate(points) if each.answers), len(points))
+    return ControlChart(chart.metric, chart.need_path, chart.touchpoint_id, chart.name, length, points[first:], why)
 
 
 def _shown_by(chart: Chart, span: Span) -> int:
@@ -167,26 +181,35 @@ def _shown_by(chart: Chart, span: Span) -> int:
     return max(LENGTHS)
 
 
-def _part(chart: Chart, span: Span, days: tuple[int, int], length: int, charted: Series | None) -> Iterator[ChartPoint]:
-    """Yield the subgroups of a part of the chart that begins anew only behind its own alarms."""
-    groups = chart.of(length)
-    begin, until = (span.number(day + length - 1, length) for day in days)
-    judged = dict(_judged(charted)) if charted else {}
-    for number in range(max(begin, 0), min(until, span.size(length))):
+def _shown(chart: Chart, span: Span, signals: Mapping[int, str], part: _Part, newest: int) -> Iterator[ChartPoint]:
+    """Yield the `newest` subgroups of a part of the chart, which begins anew only behind its own alarms."""
+    length, groups = part.length, chart.of(part.length)
+    begin, until = (span.number(day + length - 1, length) for day in part.days)
+    until = min(until, span.size(length))
+    judged = dict(_judged(part.charted)) if part.charted else {}
+    for number in range(max(begin, until - newest, 0), until):
         count = int(groups.count[number])
-        value = float(groups.total[number] / count) if count else None
-        since, end = (moment_of(span.begins(n, length) * DAY_US) for n in (number, number + 1))
-        enough = count >= LEAST_ANSWERS
-        point = ChartPoint(since, end, count, State.BASELINE if enough else State.GAP, value)
-        if number in judged:
-            centre, average, limit, in_run = judged[number]
-            outside = average is not None and limit is not None and abs(average) > limit
-            state = State.BASELINE if average is None else State.OUTSIDE if outside else State.WITHIN
-            point = replace(point, state=state, centre=centre, average=average, limit=limit, in_run=in_run)
-        yield point
+        centre, average, limit, in_run = judged.get(number, _NOT_JUDGED)
+        state = State.BASELINE if count >= LEAST_ANSWERS else State.GAP
+        if average is not None and limit is not None:
+            state = State.OUTSIDE if abs(average) > limit else State.WITHIN
+        end = span.begins(number + 1, length)
+        yield ChartPoint(
+            since=moment_of(span.begins(number, length) * DAY_US),
+            until=moment_of(end * DAY_US),
+            answers=count,
+            state=state,
+            value=float(groups.total[number] / count) if count else None,
+            centre=centre,
+            average=average,
+            limit=limit,
+            in_run=in_run,
+            signal_id=signals.get(end, ""),
+        )
 
 
 _Judged = tuple[float | None, float | None, float | None, bool]
+_NOT_JUDGED: _Judged = (None, None, None, False)
 
 
 def _judged(left: Series) -> Iterator[tuple[int, _Judged]]:
