@@ -81,7 +81,7 @@ def heads(adapter: Adapter) -> list[Head]:
         query, weights, bias = arrays
         tree = None
         if classes := adapter.meta["classes"].get(name):
-            tree = np.array([[_on_path(node, leaf) for leaf in classes] for node in labels], dtype=np.float32)
+            tree = np.array([[on_path(node, leaf) for leaf in classes] for node in labels], dtype=np.float32)
             # A class has the coefficients of its whole path.
             weights, bias = tree.T @ weights, tree.T @ bias
         factor = np.float32(1 / adapter.meta["temperatures"][name])
@@ -89,5 +89,6 @@ def heads(adapter: Adapter) -> list[Head]:
     return results
 
 
-def _on_path(node: str, leaf: str) -> bool:
+def on_path(node: str, leaf: str) -> bool:
+    """Whether `node` of the taxonomy is `leaf` or above it; the empty need is on no path but its own."""
     return leaf == node or (bool(node) and leaf.startswith(f"{node}/"))

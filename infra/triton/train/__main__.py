@@ -3,7 +3,7 @@
 Reads `infra/triton/data/verbatims.*.jsonl`, `taxonomy.yaml` and the pinned pretrained weights. Writes a candidate to
 `build/train`: `adapter.npz`, `model.json`, the int8 graph, `report.json`, the card and its pictures. Where the
 candidate is no worse than the model in service, beyond noise, on the held-out rows, it takes its place. The same seed,
-data and number of threads give the same weights.
+data, device and number of threads give the same weights.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from infra.triton import taxonomy as needs
 from infra.triton.encoder import adapter, build, pretrained, tokenizer
@@ -23,6 +24,11 @@ from infra.triton.train.network import RANK, Head, Network
 
 ROOT = Path(__file__).resolve().parents[3]
 MODELS = Path(__file__).parents[1] / "models" / "feedback"
+#: What an hour on two cores has time for, and what is best; a GPU has it in minutes.
+RECIPES: dict[str, dict[str, float]] = {
+    "cpu": {"runs": 1, "epochs": 4, "consistency": 0.0},
+    "cuda": {"runs": 4, "epochs": 12, "consistency": 1.0},
+}
 #: What the promotion looks at: the answers that people act on.
 JUDGED = ("sentiment", "point", "need_1")
 
@@ -48,16 +54,18 @@ def train(arguments: argparse.Namespace, rows: list[corpus.Verbatim], taxonomy: 
     curve: list[dict[str, Any]] = []
     members: list[soup.Arrays] = [adapter.load(folder).arrays for folder in arguments.average]
     for run in range(arguments.runs):
-        network = Network(source, questions, arguments.seed + run)
+        network = Network(source, questions, arguments.seed + run, arguments.device)
         if arguments.start:
             network.continue_from(adapter.load(arguments.start).arrays)
-        settings = fit.Settings(arguments.seed + run, arguments.epochs, arguments.threads, arguments.rate)
+        settings = fit.Settings(
+            arguments.seed + run, arguments.epochs, arguments.threads, arguments.rate, arguments.consistency
+        )
         say(f"run {run + 1} of {arguments.runs}")
         checkpoint = arguments.output / f"checkpoint-{run + 1}.npz"
         followed = fit.fit(network, words, taxonomy, (seen, watched), settings, say=say, keep=checkpoint)
         curve += [{**each, "epoch": run * arguments.epochs + each["epoch"]} for each in followed]
         members.append(network.deltas())
-    network = Network(source, questions, arguments.seed)
+    network = Network(source, questions, arguments.seed, arguments.device)
     network.continue_from(members[0] if len(members) == 1 else soup.mean(members, RANK))
     logits = fit.predict(network, words.encode([row.text for row in watched]), words.pad)
     temperatures = calibrate.temperatures(logits, watched, taxonomy)
@@ -75,6 +83,8 @@ def train(arguments: argparse.Namespace, rows: list[corpus.Verbatim], taxonomy: 
                 "seed": arguments.seed,
                 "epochs": arguments.epochs,
                 "rate": arguments.rate,
+                "consistency": arguments.consistency,
+                "device": arguments.device,
                 "averaged": len(members),
                 "rows": len(seen),
                 "corrections": lessons.used,
@@ -181,13 +191,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
+        "--device",
+        choices=sorted(RECIPES),
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where to train: an NVIDIA GPU if PyTorch finds one",
+    )
+    recipes = ", ".join(f"{device}: %s" for device in sorted(RECIPES))
+    told = {option: recipes % tuple(RECIPES[device][option] for device in sorted(RECIPES)) for option in RECIPES["cpu"]}
+    parser.add_argument(
         "--runs",
         type=int,
-        default=2,
-        help="trainings, each from the next seed; their mean is taken. 0: of --average alone",
+        help=f"trainings, each from the next seed; their mean is taken; 0: of --average alone ({told['runs']})",
     )
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--rate", type=float, default=8e-4, help="highest learning rate; less to continue with")
+    parser.add_argument("--epochs", type=int, help=f"how often each row is learnt from ({told['epochs']})")
+    parser.add_argument(
+        "--consistency",
+        type=float,
+        help=f"weight of the distance between two readings of a text; 0: one reading ({told['consistency']})",
+    )
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate; less to continue with")
     parser.add_argument("--start", type=Path, help="continue from the adapter in this folder, as with new rows")
     parser.add_argument(
         "--average",
@@ -210,6 +232,9 @@ def main() -> None:
     parser.add_argument("--external", type=Path, help="folder of public sets to evaluate on; never trained on")
     parser.add_argument("--evaluate-only", action="store_true", help="judge and promote the candidate that is there")
     arguments = parser.parse_args()
+    for option, value in RECIPES[arguments.device].items():
+        if getattr(arguments, option) is None:
+            setattr(arguments, option, value)
     if not arguments.runs and not arguments.average:
         parser.error("--runs 0 needs an adapter to --average")
     started = time.monotonic()

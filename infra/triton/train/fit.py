@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from infra.triton.taxonomy import Taxonomy
 from infra.triton.train import heads, metrics
@@ -18,7 +19,7 @@ from infra.triton.train.network import Network
 
 MAX_TOKENS = 96
 #: Tokens of a batch, padding included.
-BATCH_TOKENS = 1024
+BATCH_TOKENS = 2048
 HEAD_RATE = 2.5
 WARM_UP = 0.06
 DECAY = 0.01
@@ -39,12 +40,17 @@ Allowed = dict[str, NDArray[np.bool_]]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`rate` is the highest learning rate of the deltas; heads learn at a multiple of it."""
+    """`rate` is the highest learning rate of the deltas; heads learn at a multiple of it.
+
+    `consistency` weighs how far two readings of a text, each with dropout and cutoff of its own, may differ; with 0 a
+    text is read once.
+    """
 
     seed: int
     epochs: int
     threads: int
     rate: float
+    consistency: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,9 @@ def both_ends(ids: list[int], longest: int) -> list[int]:
     return ids if len(ids) <= longest else ids[:half] + ids[-half:]
 
 
-def batches(ids: Sequence[list[int]], pad: int, budget: int = BATCH_TOKENS) -> Iterator[tuple[Any, torch.Tensor]]:
+def batches(
+    ids: Sequence[list[int]], pad: int, budget: int = BATCH_TOKENS, device: str = "cpu"
+) -> Iterator[tuple[Any, torch.Tensor]]:
     """Positions and padded ids int64 [texts, length] of batches by length, shortest first."""
     order = sorted(range(len(ids)), key=lambda position: (len(ids[position]), position))
     start = 0
@@ -77,7 +85,7 @@ def batches(ids: Sequence[list[int]], pad: int, budget: int = BATCH_TOKENS) -> I
         padded = np.full((len(some), max(len(ids[position]) for position in some)), pad, dtype=np.int64)
         for row, position in enumerate(some):
             padded[row, : len(ids[position])] = ids[position]
-        yield np.array(some), torch.from_numpy(padded)
+        yield np.array(some), torch.from_numpy(padded).to(device)
         start = end
 
 
@@ -89,7 +97,7 @@ def loss_of(
     Needs count once per level, so that the area, which is in all three, matters most: a wrong leaf of the right area is
     a small mistake. `smoothing` is the share of a label that goes to all classes; a row that says nothing has none.
     """
-    total = torch.zeros(())
+    total = torch.zeros((), device=weights.device)
     for name, admitted in allowed.items():
         head = name.partition("_")[0]
         values = logits[head]
@@ -103,6 +111,23 @@ def loss_of(
     return total
 
 
+def apart(logits: dict[str, torch.Tensor]) -> torch.Tensor:
+    """How far the answers of the first half of the texts are from those of the second half: the same texts, read anew.
+
+    The mean of both Kullback-Leibler divergences, weighed as in `loss_of` (R-Drop; Liang et al. 2021, arXiv:2106.14448,
+    equation 2).
+    """
+    total = torch.zeros((), device=logits[heads.NEED].device)
+    for head, values in logits.items():
+        one, other = torch.log_softmax(values, 1).chunk(2)
+        both = functional.kl_div(one, other, log_target=True, reduction="batchmean")
+        both = both + functional.kl_div(other, one, log_target=True, reduction="batchmean")
+        # Needs are in the loss once per level; two of them do here, for leaves alone have this distance.
+        share = 2 if head == heads.NEED else 1
+        total = total + share * WEIGHTS.get(head, WEIGHT) * both / 2
+    return total
+
+
 def targets(rows: Sequence[Verbatim], taxonomy: Taxonomy) -> Allowed:
     """What each row's labels admit, by head; of needs also by the two upper levels."""
     upper = {f"{heads.NEED}_{level}": heads.above(rows, taxonomy, level) for level in (1, 2)}
@@ -113,9 +138,9 @@ def predict(network: Network, ids: Sequence[list[int]], pad: int) -> dict[str, N
     """Logits of each head's classes, [texts, classes]."""
     results: dict[str, NDArray[np.float64]] = {}
     with torch.no_grad():
-        for some, padded in batches(ids, pad, 4 * BATCH_TOKENS):
+        for some, padded in batches(ids, pad, 4 * BATCH_TOKENS, network.device):
             for name, values in network.logits(padded, padded != pad).items():
-                results.setdefault(name, np.zeros((len(ids), values.shape[1])))[some] = values.numpy()
+                results.setdefault(name, np.zeros((len(ids), values.shape[1])))[some] = values.cpu().numpy()
     return results
 
 
@@ -126,9 +151,9 @@ def start_needs(network: Network, words: Words, taxonomy: Taxonomy) -> None:
     """
     rows = definitions(taxonomy)
     ids, pad = words.encode([row.text for row in rows]), words.pad
-    pooled = torch.zeros(len(rows), network.hidden)
+    pooled = torch.zeros(len(rows), network.hidden, device=network.device)
     with torch.no_grad():
-        for some, padded in batches(ids, pad, 4 * BATCH_TOKENS):
+        for some, padded in batches(ids, pad, 4 * BATCH_TOKENS, network.device):
             mask = padded != pad
             states = network.encode(padded, mask, train=False) * mask[:, :, None]
             pooled[some] = states.sum(1) / mask.sum(1, keepdim=True)
@@ -158,14 +183,16 @@ def fit(
     """
     torch.manual_seed(settings.seed)
     torch.set_num_threads(settings.threads)
+    torch.use_deterministic_algorithms(True)
+    device = network.device
     rng = np.random.default_rng(settings.seed)
     encode, pad = words.encode, words.pad
     if not network.continues:
         start_needs(network, words, taxonomy)
     seen, watched = [*split[0], *definitions(taxonomy)], split[1]
     ids, watched_ids = encode([row.text for row in seen]), encode([row.text for row in watched])
-    allowed = {name: torch.from_numpy(value) for name, value in targets(seen, taxonomy).items()}
-    weights = torch.tensor([row.weight for row in seen])
+    allowed = {name: torch.from_numpy(value).to(device) for name, value in targets(seen, taxonomy).items()}
+    weights = torch.tensor([row.weight for row in seen], device=device)
     watched_allowed = {name: torch.from_numpy(value) for name, value in targets(watched, taxonomy).items()}
     optimiser = torch.optim.AdamW(_groups(network, settings.rate), weight_decay=DECAY)
     per_epoch = sum(1 for _ in batches(ids, pad))
@@ -174,22 +201,26 @@ def fit(
     curve: list[dict[str, float]] = []
     started = time.monotonic()
     for epoch in range(1, settings.epochs + 1):
-        epoch_loss = 0.0
+        epoch_loss = torch.zeros((), device=device)
         # Texts of like length share a batch, others each time.
         order = rng.permutation(len(ids))
-        made = list(batches([ids[position] for position in order], pad))
+        made = list(batches([ids[position] for position in order], pad, device=device))
         for done, number in enumerate(rng.permutation(len(made)), start=1):
             some, padded = made[number]
-            rows = torch.from_numpy(order[some])
+            rows = torch.from_numpy(order[some]).to(device)
+            if settings.consistency:
+                padded, rows = padded.repeat(2, 1), rows.repeat(2)
             padded = cut(padded, pad)
             logits = network.logits(padded, padded != pad, train=True)
             loss = loss_of(logits, {name: value[rows] for name, value in allowed.items()}, weights[rows], SMOOTHING)
+            if settings.consistency:
+                loss = loss + settings.consistency * apart(logits)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.learnt.values(), CLIP)
             optimiser.step()
             schedule.step()
-            epoch_loss += float(loss.detach())
+            epoch_loss = epoch_loss + loss.detach()
             if done % 25 == 0:
                 say(f"epoch {epoch}, batch {done} of {len(made)}: {time.monotonic() - started:.0f} s")
         outcome = predict(network, watched_ids, pad)
@@ -197,7 +228,7 @@ def fit(
             tensors = {name: torch.from_numpy(value).float() for name, value in outcome.items()}
             watched_loss = float(loss_of(tensors, watched_allowed, torch.ones(len(watched))))
         curve.append(
-            {"epoch": epoch, "loss": epoch_loss / len(made), "watched_loss": watched_loss}
+            {"epoch": epoch, "loss": float(epoch_loss) / len(made), "watched_loss": watched_loss}
             | {name: _score(name, outcome[name], watched, taxonomy) for name in ("sentiment", "point", "need")}
         )
         np.savez(keep, **network.deltas())  # type: ignore[arg-type]
@@ -210,7 +241,7 @@ def fit(
 
 def cut(padded: torch.Tensor, pad: int) -> torch.Tensor:
     """`padded` [texts, length] without CUTOFF of its tokens, which are as unseen as padding; the first always stays."""
-    lost = torch.rand(padded.shape) < CUTOFF
+    lost = torch.rand(padded.shape, device=padded.device) < CUTOFF
     lost[:, 0] = False
     return padded.masked_fill(lost, pad)
 

@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.triton.encoder.adapter import on_path
 from infra.triton.taxonomy import Taxonomy
 from infra.triton.train import corpus
 from infra.triton.train.corpus import Verbatim
@@ -36,7 +37,7 @@ def tree(name: str, taxonomy: Taxonomy) -> NDArray[np.float32]:
     if name != NEED:
         return np.eye(len(nodes), dtype=np.float32)
     leaves = ["", *(need.path for need in taxonomy.leaves())]
-    return np.array([[_on_path(node, leaf) for leaf in leaves] for node in nodes], dtype=np.float32)
+    return np.array([[on_path(node, leaf) for leaf in leaves] for node in nodes], dtype=np.float32)
 
 
 def allowed(name: str, rows: Sequence[Verbatim], taxonomy: Taxonomy) -> NDArray[np.bool_]:
@@ -64,7 +65,3 @@ def said(name: str, rows: Sequence[Verbatim]) -> NDArray[np.intp]:
     """Which rows say anything about a question; an empty need is an answer too."""
     unsaid = corpus.UNSAID if name == NEED else ""
     return np.array([number for number, row in enumerate(rows) if getattr(row, name) != unsaid], dtype=np.intp)
-
-
-def _on_path(node: str, leaf: str) -> bool:
-    return leaf == node or (bool(node) and leaf.startswith(f"{node}/"))

@@ -18,7 +18,7 @@ from torch.nn import functional
 from infra.triton.encoder.pretrained import HEADS, MATRICES, NORMS, Pretrained
 
 #: Rank of the deltas, and what multiplies them.
-RANK = 24
+RANK = 32
 SCALE = 2.0
 DROPOUT = 0.15
 
@@ -36,17 +36,18 @@ class Head:
 
 
 class Network:
-    """`base` is never changed; `learnt` is what the optimiser moves and what is committed."""
+    """`base` is never changed; `learnt` is what the optimiser moves and what is committed. All lie on `device`."""
 
-    def __init__(self, pretrained: Pretrained, heads: list[Head], seed: int) -> None:
+    def __init__(self, pretrained: Pretrained, heads: list[Head], seed: int, device: str = "cpu") -> None:
         self.heads = heads
+        self.device = device
         self.layers = pretrained.layers
         self.hidden = pretrained.hidden
         self.epsilon = pretrained.epsilon
-        self.words = torch.from_numpy(pretrained.words.unpacked()).bfloat16()
-        self.base = {name: torch.from_numpy(value.copy()) for name, value in pretrained.tensors.items()}
+        self.words = torch.from_numpy(pretrained.words.unpacked()).bfloat16().to(device)
+        self.base = {name: torch.from_numpy(value.copy()).to(device) for name, value in pretrained.tensors.items()}
         self.low = {name: value.bfloat16() for name, value in self.base.items() if value.dim() == 2}
-        self.trees = {head.name: torch.from_numpy(head.tree) for head in heads}
+        self.trees = {head.name: torch.from_numpy(head.tree).to(device) for head in heads}
         generator = torch.Generator().manual_seed(seed)
         self.learnt: dict[str, Tensor] = {}
         for layer in range(self.layers):
@@ -64,8 +65,8 @@ class Network:
             self.learnt[f"head.{head.name}.query"] = torch.zeros(self.hidden)
             self.learnt[f"head.{head.name}.w"] = torch.zeros(len(head.labels), self.hidden)
             self.learnt[f"head.{head.name}.b"] = torch.zeros(len(head.labels))
-        for value in self.learnt.values():
-            value.requires_grad_()
+        # Drawn on the CPU wherever they go, so that a seed begins alike on every device.
+        self.learnt = {name: value.to(device).requires_grad_() for name, value in self.learnt.items()}
         #: Whether it begins where an earlier training ended.
         self.continues = False
 
@@ -134,5 +135,5 @@ class Network:
 
     def deltas(self) -> dict[str, NDArray[np.float32]]:
         """What was learnt, float32, by the names that `infra.triton.encoder.adapter` reads."""
-        values = {name: value.detach().numpy().copy() for name, value in self.learnt.items()}
+        values = {name: value.detach().cpu().numpy().copy() for name, value in self.learnt.items()}
         return {name: value * SCALE if name.endswith(".up") else value for name, value in values.items()}

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.triton import taxonomy as needs
+from infra.triton.encoder.adapter import on_path
 from infra.triton.train import corpus, export, features, linear
 
 MODEL = features.VERSION_FOLDER / "model.onnx"
@@ -41,14 +42,10 @@ def targets(
         name: (labels, np.array([[value in (label, "") for label in labels] for value in values]), np.eye(len(labels)))
         for name, (labels, values) in flat.items()
     }
-    below = np.array([[_on_path(node, leaf) for leaf in leaves] for node in nodes])
+    below = np.array([[on_path(node, leaf) for leaf in leaves] for node in nodes])
     index = {node: number for number, node in enumerate(nodes)}
     heads["need"] = (nodes, below[[index[row.need] for row in rows]], below.astype(np.float64))
     return heads
-
-
-def _on_path(node: str, leaf: str) -> bool:
-    return leaf == node or (bool(node) and leaf.startswith(f"{node}/"))
 
 
 def fold_of(row: corpus.Verbatim) -> int:
