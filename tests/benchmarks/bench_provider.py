@@ -3,8 +3,8 @@
 The code that Triton's Python backend runs, from string to answers, without Triton around it: texts per second by batch,
 the latency of one text, the share of answers that are those of the int8 graph on the CPU, and, on a GPU, the memory the
 process takes there. Measures every provider of `models/feedback/2/model.py` that the installed ONNX Runtime offers:
-`cpu` alone with the package `onnxruntime`, `cuda` and `tensorrt` with `onnxruntime-gpu` on an NVIDIA GPU. It needs one of
-the two, and the packages of infra/triton/requirements.in.
+`cpu` alone with the package `onnxruntime`, `cuda` and `tensorrt` with `onnxruntime-gpu` on an NVIDIA GPU. It needs one
+of the two, and the packages of infra/triton/requirements.in.
 """
 
 import argparse
