@@ -41,8 +41,8 @@ def rows() -> list[corpus.Verbatim]:
 def test_every_language_has_enough_verbatims_of_every_kind(rows: list[corpus.Verbatim]) -> None:
     for language in KNOWN.languages:
         some = [row for row in rows if row.language == language]
-        assert len(some) >= 400
-        assert min(Counter(row.point for row in some)[point] for point in corpus.POINTS) >= 40
+        assert len(some) >= 4000
+        assert min(Counter(row.point for row in some)[point] for point in corpus.POINTS) >= 600
         assert {leaf.path for leaf in KNOWN.leaves()} <= {row.need for row in some}
 
 
@@ -381,3 +381,23 @@ def test_the_mean_of_models_is_the_mean_of_their_products() -> None:
     assert distance == pytest.approx(float(np.sqrt((left**2).sum())), rel=1e-3)
     alone = soup.mean([members[0]], rank=3)
     np.testing.assert_allclose(alone["l0.q.up"] @ alone["l0.q.down"], products[0], atol=1e-5)
+
+
+def test_an_encoder_between_the_pretrained_and_the_trained_one_lies_on_the_line_between_them() -> None:
+    rng = np.random.default_rng(5)
+    pretrained = {"l0.q.w": rng.normal(size=(4, 6)), "l0.q.b": rng.normal(size=4)}
+    pretrained = {name: value.astype(np.float32) for name, value in pretrained.items()}
+    learnt = {
+        "l0.q.down": rng.normal(size=(2, 6)).astype(np.float32),
+        "l0.q.up": rng.normal(size=(4, 2)).astype(np.float32),
+        "l0.q.b": rng.normal(size=4).astype(np.float32),
+        "head.point.w": rng.normal(size=(4, 6)).astype(np.float32),
+    }
+    for share in (0.0, 0.4, 1.0):
+        between = soup.between(learnt, pretrained, share)
+        trained = pretrained["l0.q.w"] + learnt["l0.q.up"] @ learnt["l0.q.down"]
+        line = (1 - share) * pretrained["l0.q.w"] + share * trained
+        np.testing.assert_allclose(pretrained["l0.q.w"] + between["l0.q.up"] @ between["l0.q.down"], line, atol=1e-5)
+        biases = (1 - share) * pretrained["l0.q.b"] + share * learnt["l0.q.b"]
+        np.testing.assert_allclose(between["l0.q.b"], biases, atol=1e-6)
+        np.testing.assert_array_equal(between["head.point.w"], learnt["head.point.w"])

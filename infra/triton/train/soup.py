@@ -1,4 +1,4 @@
-"""One model from several: the mean of what they learnt.
+"""One model from several: the mean of what they learnt, or what lies between the pretrained encoder and a trained one.
 
 Runs that begin with the same pretrained weights end in one valley of the loss, and their mean lies deeper in it than
 each of them (model soups; Wortsman et al. 2022, arXiv:2203.05482). Unlike an ensemble it costs nothing to serve.
@@ -31,6 +31,24 @@ def mean(members: Sequence[Arrays], rank: int) -> dict[str, Array]:
             result[name], result[down] = _lower(ups, downs, rank)
         elif not name.endswith(".down"):
             result[name] = np.mean([each[name] for each in members], axis=0, dtype=np.float32)
+    return result
+
+
+def between(learnt: Arrays, pretrained: Arrays, share: float) -> dict[str, Array]:
+    """The encoder `share` of the way from the pretrained one to what was learnt; heads stay as they are.
+
+    Training makes an encoder better on texts like those it saw and worse on others; a point on the straight line
+    between both keeps most of the first and gives back much of the second (WiSE-FT; Wortsman et al. 2022,
+    arXiv:2109.01903).
+    """
+    result: dict[str, Array] = {}
+    for name, value in learnt.items():
+        if name.endswith(".up"):
+            result[name] = np.float32(share) * value
+        else:
+            result[name] = (
+                pretrained[name] + np.float32(share) * (value - pretrained[name]) if name in pretrained else value
+            )
     return result
 
 
