@@ -29,7 +29,7 @@ from recorrido.ingest.v1.events import (
 from recorrido.journey.v1 import journey_service_pb2 as pb
 from recorrido.journey.v1.events import SignalRaised
 from services.foundation import projection as foundation
-from services.foundation.errors import NotErasedError, NotFoundError
+from services.foundation.errors import NotErasedError, NotFoundError, UnavailableError
 from services.foundation.events import Pending, Recorded
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
 from services.foundation.sharing import SharedRunner
@@ -241,6 +241,39 @@ async def test_who_looks_from_before_an_erasure_looks_again(tmp_path: Path) -> N
             await project(pool, history.recorded[-1:])
             await see(read_model)
             assert await read_model._look(connection, None) is None
+
+
+async def test_what_breaks_while_an_erasure_waits_is_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns to which half of something was added, and then nothing more, are no beginning for others."""
+    history = History(random.Random(7))
+    coming = list(random_history(7, 300))
+    half, end = asyncio.Event(), asyncio.Event()
+
+    async def fail(*_: Any) -> None:
+        half.set()
+        await end.wait()
+        raise OSError("gone")
+
+    async with postgres(tmp_path) as pool:
+        read_model = await project(pool, coming[:200])
+        await see(read_model)
+        history.recorded = coming
+        await project(pool, coming[200:])
+        with monkeypatch.context() as patch:
+            patch.setattr(columns.Columns, "_read_maps", fail)
+            breaking = asyncio.ensure_future(see(read_model))
+            await half.wait()
+        history.add(erasure("c0", coming, random.Random(1)), "erased")
+        await project(pool, history.recorded[-1:])
+        lock = read_model._generation.columns._lock
+        waiting = asyncio.ensure_future(see(read_model))
+        await until(lambda: bool(lock._waiters))
+        end.set()
+        with pytest.raises(UnavailableError):
+            await breaking
+        assert await waiting == await see(ReadModel(pool, "journey"))
 
 
 async def test_an_erasure_is_not_passed_over_by_a_fault_of_ours(

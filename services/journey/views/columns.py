@@ -236,9 +236,12 @@ class Columns:
         return not self.broken
 
     async def after_erasures(self, connection: Any) -> "Columns":
-        """Return others without what was erased since, read as far as these; these stay as they are."""
+        """Return others without what was erased since, read as far as these; these stay as they are.
+
+        Where these are broken, who waited for that learns it here: the others begin anew.
+        """
         async with self._lock:
-            return await _to_its_end(self._without_erased(connection))
+            return Columns() if self.broken else await _to_its_end(self._without_erased(connection))
 
     async def _without_erased(self, connection: Any) -> "Columns":
         rows = await connection.fetch("SELECT positions FROM erasure WHERE position > $1", self.position)
