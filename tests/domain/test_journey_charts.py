@@ -86,8 +86,13 @@ def test_a_renamed_touchpoint_keeps_its_chart_and_its_signals() -> None:
     map_ = JourneyMap(map_id="shop", name="Shop", stages=(Stage(stage_id="all", name="All", touchpoints=(package,)),))
     chart = score_chart(reading(CHANGED, map_), "package", "csat", [raised(found, read)])
     assert [each.signal_id for each in outside(chart.points)] == [found.signal_id]
-    with pytest.raises(InvalidError, match="touchpoint_id"):
+    with pytest.raises(InvalidError) as refused:
         score_chart(reading(CHANGED, map_), "parcel", "csat", [])
+    (wrong,) = refused.value.violations
+    assert (wrong.field, wrong.rule) == (
+        "touchpoint_id",
+        "no touchpoint 'parcel' in the map 'shop'; did you mean package? its touchpoints are: package",
+    )
 
 
 def words(first: int, last: int, hurt: int) -> list[Happened]:
@@ -110,6 +115,10 @@ def test_a_point_is_charted_as_the_part_of_the_customers_heard() -> None:
     (point,) = outside(chart.points)
     assert (point.signal_id, point.average > 0) == (found.signal_id, True)
     assert list(point_chart(read, PointKind.ITCH, "delivery/speed", []).points) == []
+    with pytest.raises(NotFoundError, match="nobody has told of a need 'price'"):
+        point_chart(read, PointKind.PAIN, "price", [])
+    # What others told of later nobody had told of then.
+    read.history.vocabulary.needs.append("price")
     with pytest.raises(NotFoundError, match="nobody has told of a need 'price'"):
         point_chart(read, PointKind.PAIN, "price", [])
 

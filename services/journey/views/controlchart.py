@@ -28,6 +28,7 @@ from services.journey.domain.charted import (
 )
 from services.journey.domain.charts import course
 from services.journey.domain.history import DAY_US
+from services.journey.domain.naming import unknown
 from services.journey.domain.reading import Reading
 from services.journey.domain.shifts import by_chart, run_end, signals_of
 from services.journey.views.snapshot import moment_of
@@ -96,8 +97,8 @@ def score_chart(reading: Reading, touchpoint_id: str, metric: str, raised: Seque
     """
     touchpoint = next((t for _, t in reading.touchpoints if t.touchpoint_id == touchpoint_id), None)
     if touchpoint is None:
-        rule = f"one of the map {reading.map_.map_id!r}; it has no {touchpoint_id!r}"
-        raise InvalidError([Violation("touchpoint_id", rule)])
+        labels = [(t.touchpoint_id, t.name) for _, t in reading.touchpoints]
+        raise InvalidError([Violation("touchpoint_id", unknown(reading.map_, "touchpoint", touchpoint_id, labels))])
     span = _span(reading)
     for chart in score_charts(reading, span):
         if (chart.metric, chart.touchpoint_id) == (metric, touchpoint_id):
@@ -111,7 +112,9 @@ def point_chart(reading: Reading, kind: PointKind, need_path: str, raised: Seque
     Raises:
         NotFoundError: nobody ever told of the need.
     """
-    if need_path not in reading.history.vocabulary.needs:
+    needs = reading.history.vocabulary.needs
+    # The vocabulary may hold more than the history: what was told of later.
+    if need_path not in {needs[number] for number in np.unique(reading.history.analyses.need).tolist()}:
         raise NotFoundError("NEED_UNKNOWN", f"nobody has told of a need {need_path!r}")
     span, metric = _span(reading), kind.name.lower()
     for chart in point_charts(reading, span, least=1):
