@@ -1,7 +1,9 @@
 """What a contradiction contradicts: the fields in which an interaction differs from what was recorded under its key."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -9,12 +11,13 @@ import msgspec
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded
 from services.foundation.errors import DiffersError, UnavailableError
 from services.foundation.events import Registry
-from services.foundation.eventstore import EventStore
+from services.foundation.eventstore import NO_STREAM, EventStore
 from services.ingest.domain import RecordInteraction, key_of
 
-#: Contradictions of one batch that are looked into, and events of a customer that are looked through for each: it is a
-#: courtesy, and who sends a thousand of them is told by the first what is wrong.
-EXPLAINED, LOOKED_THROUGH = 16, 4_096
+#: Contradictions of one batch that are looked into, events that are looked through for all of them, how many of those
+#: are read at once, and seconds that it may take: it is a courtesy, and who sends a thousand of them is told by the
+#: first what is wrong.
+EXPLAINED, LOOKED_THROUGH, READ, WITHIN_S = 16, 1_024, 256, 2.0
 
 _REGISTRY = Registry((InteractionRecorded,))
 
@@ -37,26 +40,45 @@ def _paths(place: str, one: msgspec.Struct, other: msgspec.Struct) -> Iterator[s
 async def explained(
     store: EventStore, contradictions: Sequence[tuple[RecordInteraction, DiffersError]]
 ) -> list[DiffersError]:
-    """Return the errors, the first EXPLAINED of them with the fields that differ, where the store tells them."""
-    first = [_explained(store, *each) for each in contradictions[:EXPLAINED]]
-    return [*await asyncio.gather(*first), *(error for _, error in contradictions[EXPLAINED:])]
+    """Return the errors, the first EXPLAINED of them with the fields that differ, where the store tells them soon."""
+    errors = [error for _, error in contradictions]
+    of_stream: dict[str, list[int]] = defaultdict(list)
+    for index, (command, _) in enumerate(contradictions[:EXPLAINED]):
+        of_stream[command.stream].append(index)
+    most = LOOKED_THROUGH
+    with contextlib.suppress(UnavailableError, TimeoutError):
+        async with asyncio.timeout(WITHIN_S):
+            for stream, indexes in of_stream.items():
+                recorded, looked_through = await _recorded(
+                    store, stream, {contradictions[index][0].key for index in indexes}, most
+                )
+                most -= looked_through
+                for index in indexes:
+                    command, error = contradictions[index]
+                    if (before := recorded.get(command.key)) is not None:
+                        errors[index] = _told(error, differing(before, command.interaction))
+    return errors
 
 
-async def _explained(store: EventStore, command: RecordInteraction, error: DiffersError) -> DiffersError:
-    try:
-        recorded = await _recorded(store, command)
-    except UnavailableError:
-        return error
-    fields = differing(recorded, command.interaction) if recorded else ()
+def _told(error: DiffersError, fields: Sequence[str]) -> DiffersError:
     if not fields:
         return error
     details: dict[str, Any] = {**error.details, "fields": ",".join(fields)}
     return DiffersError(error.reason, f"{error.message}; they differ in {', '.join(fields)}", details)
 
 
-async def _recorded(store: EventStore, command: RecordInteraction) -> Interaction | None:
-    for each in await store.read(command.stream, limit=LOOKED_THROUGH):
-        event: InteractionRecorded | None = _REGISTRY.read(each)
-        if event is not None and event.interaction is not None and key_of(event.interaction) == command.key:
-            return event.interaction
-    return None
+async def _recorded(store: EventStore, stream: str, keys: set[str], most: int) -> tuple[Mapping[str, Interaction], int]:
+    """Return what the first `most` events tell of what was recorded under `keys`, and how many were looked through."""
+    found: dict[str, Interaction] = {}
+    after, looked_through = NO_STREAM, 0
+    while looked_through < most and len(found) < len(keys):
+        page = await store.read(stream, after, min(READ, most - looked_through))
+        for each in page:
+            event: InteractionRecorded | None = _REGISTRY.read(each)
+            if event is not None and event.interaction is not None and (key := key_of(event.interaction)) in keys:
+                found[key] = event.interaction
+        looked_through += len(page)
+        if len(page) < READ:
+            break
+        after = page[-1].revision
+    return found, looked_through

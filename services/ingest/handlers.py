@@ -105,11 +105,10 @@ class Recorder:
         ]
         if contradictions := sum(isinstance(error, DiffersError) for _, error in refused):
             self._differs.add(contradictions)
-            refused = await self._explain(batch, refused)
-            for index, error in refused:
-                results[index] = Refusal(error)
         # A store that has just not answered takes its time not to answer again.
         if refused and submission.lost is None:
+            if contradictions:
+                refused = await self._explain(batch, refused)
             kept = await self._keep(batch, refused)
             for (index, error), rejection_id in zip(refused, kept, strict=True):
                 results[index] = Refusal(error, rejection_id)
