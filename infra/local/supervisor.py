@@ -21,6 +21,8 @@ STOP_WITHIN_S = 8.0
 PROBE_EVERY_S = 0.05
 PROBE_TIMEOUT_S = 5.0
 LOOK_EVERY_S = 10.0
+#: One question may be lost in what answers all others, so it is asked anew: after more than an answer takes under load.
+ASK_AGAIN_S = 20.0
 
 
 class PartFailedError(Exception):
@@ -266,10 +268,10 @@ class Supervisor:
 
 
 async def _answer(answers: Probe) -> None:
-    """Return when it answers, however long that takes."""
+    """Return when it answers, however long that takes and however often it has to be asked."""
     while True:
         with contextlib.suppress(Exception):  # every client library has errors of its own for "not now"
-            return await answers()
+            return await asyncio.wait_for(answers(), ASK_AGAIN_S)
         await asyncio.sleep(PROBE_EVERY_S)
 
 

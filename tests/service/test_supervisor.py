@@ -208,6 +208,23 @@ async def test_a_part_that_answers_nobody_is_killed_and_started_again(
             await cluster.until_ready()
 
 
+async def test_one_question_that_is_lost_is_no_hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(supervisor, "ASK_AGAIN_S", 0.05)
+    asked = 0
+
+    async def answers() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await asyncio.Event().wait()
+
+    store = replace(part(tmp_path, "store"), answers=answers, silent_s=2.0)
+    async with running(data=tmp_path / "var", known=known(store)) as cluster:
+        await until(lambda: asked > 10)
+        assert cluster.restarts("store") == 0
+
+
 async def test_a_signal_to_one_that_has_just_died_does_not_hide_its_death(tmp_path: Path) -> None:
     async with running(data=tmp_path / "var", known=known(part(tmp_path, "store"))) as cluster:
         pid = cluster.pid("store")
@@ -244,7 +261,7 @@ def test_lines_carry_their_part_and_colour_only_where_it_is_wanted(
 ) -> None:
     def written(**environment: str) -> str:
         for name in ("NO_COLOR", "FORCE_COLOR"):
-            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         stream = io.StringIO()
