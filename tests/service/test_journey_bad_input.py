@@ -14,6 +14,7 @@ from uuid import UUID, uuid5
 
 import pytest
 import pytest_asyncio
+from msgspec import structs
 
 from recorrido.inference.v1.events import Analysis, FeedbackAnalyzed, PointKind, Sentiment
 from recorrido.ingest.v1.events import (
@@ -102,12 +103,10 @@ class Story:
     def again(self, recorded: Recorded) -> None:
         """Add an event once more, as it was, at a later place."""
         self.recorded.append(
-            Recorded(
-                **{
-                    **{each.name: getattr(recorded, each.name) for each in fields(Recorded)},
-                    "position": 10 * len(self.recorded) + 1,
-                    "recorded_at": START + timedelta(days=100, seconds=len(self.recorded)),
-                }
+            structs.replace(
+                recorded,
+                position=10 * len(self.recorded) + 1,
+                recorded_at=START + timedelta(days=100, seconds=len(self.recorded)),
             )
         )
 

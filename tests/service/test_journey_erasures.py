@@ -12,6 +12,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 import structlog
+from msgspec import structs
 
 from recorrido.actions.v1.events import ActionOpened
 from recorrido.inference.v1.events import AnalysisCorrected, FeedbackAnalysisFailed, FeedbackAnalyzed
@@ -149,10 +150,7 @@ async def test_after_erasures_the_columns_are_those_that_would_be_read_anew(tmp_
             if coming:
                 one = coming.pop(0)
                 history.add(REGISTRY.decode(one), "")
-                last = history.recorded[-1]
-                history.recorded[-1] = Recorded(
-                    **{**{f.name: getattr(last, f.name) for f in fields(last)}, "event_id": one.event_id}
-                )
+                history.recorded[-1] = structs.replace(history.recorded[-1], event_id=one.event_id)
         return history.recorded[-events:]
 
     async with postgres(tmp_path) as pool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
+from msgspec import structs
 
 from recorrido.actions.v1.events import ActionAccepted, ActionOpened
 from recorrido.ingest.v1.events import Customer, CustomerAnonymized, IdentityLinked, Interaction, InteractionRecorded
@@ -64,7 +64,7 @@ class Watched:
     async def record(self, event: Any, name: str) -> None:
         self.history.add(event, name)
         # The clock goes on: what jumps back is tested elsewhere.
-        at = replace(self.history.recorded[-1], recorded_at=START.replace(year=2030))
+        at = structs.replace(self.history.recorded[-1], recorded_at=START.replace(year=2030))
         self.history.recorded[-1] = at
         await project(self.pool, [at])
 
