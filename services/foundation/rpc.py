@@ -55,6 +55,8 @@ STREAM_DEADLINE_S = 3600.0
 _MAX_MESSAGE_BYTES = 512
 _MAX_VIOLATIONS_BYTES = 4096
 _MAX_DETAIL_BYTES = 1024
+#: How long a connection may be silent before its caller is asked for a sign of life, and how long that may take.
+SILENCE_MS = 30_000
 CORRELATION_HEADER = "x-correlation-id"
 #: Names the caller, who has a rate of its own.
 CLIENT_HEADER = "x-client-id"
@@ -305,6 +307,12 @@ class RpcServer:
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 # A second process on the same port must fail, not share the calls.
                 ("grpc.so_reuseport", 0),
+                # Who is frozen, or behind a network that is cut, is given up though nothing says so: gRPC itself would
+                # keep its streams, and what they hold, for two hours.
+                ("grpc.keepalive_time_ms", SILENCE_MS),
+                ("grpc.keepalive_timeout_ms", SILENCE_MS),
+                ("grpc.http2.ping_timeout_ms", SILENCE_MS),
+                ("grpc.http2.max_pings_without_data", 0),
             ],
         )
         self._names: list[str] = []
