@@ -124,6 +124,8 @@ async def _watch(request: pb.WatchCustomerJourneyRequest, count: int, *, as_json
         async for update in journey.WatchCustomerJourney(request):
             if as_json:
                 show.print_json(update)
+            elif not update.HasField("loyalty"):
+                out.print(show.plain(f"Nothing is known of {request.customer_id!r} any more."))
             else:
                 out.print(show.plain(_loyalty(update.loyalty)))
                 out.print(show.filled(_timeline(update)))

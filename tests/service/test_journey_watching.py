@@ -1,8 +1,10 @@
 """Many who watch customers: one look tells all of them, each of their own customer only."""
 
 import asyncio
+import gc
 import random
 import time
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -147,6 +149,32 @@ async def test_whatever_is_about_a_customer_wakes(tmp_path: Path) -> None:
         gone = CustomerAnonymized(receipt_id="r", erased_positions=(str(w.history.recorded[-1].position),))
         assert (await then(gone, "erased")).total_entries == 2
         await updates.aclose()
+
+
+async def test_who_watches_is_told_of_an_erasure_and_keeps_nothing_of_before(tmp_path: Path) -> None:
+    async with watched(tmp_path) as w:
+        await w.happens("ana", "ana's")
+        # Who does not read what they are told, and so stands still.
+        slow = w.watch("ana")
+        await told(slow)
+        updates = w.watch("ana")
+        await told(updates)
+        before = weakref.ref(w.read_model._generation)
+        await w.record(
+            CustomerAnonymized(receipt_id="r", erased_positions=(str(w.history.recorded[-1].position),)), "r"
+        )
+        gone = await told(updates)
+        assert (gone.total_entries, list(gone.entries), gone.HasField("loyalty"), gone.position > 0) == (
+            0,
+            [],
+            False,
+            1,
+        )
+        await until(lambda: gc.collect() >= 0 and before() is None)
+        await w.happens("ana", "another ana's")
+        assert [each.event_id for each in (await told(updates)).entries] == [str(event_id("another ana's"))]
+        await updates.aclose()
+        await slow.aclose()
 
 
 async def test_who_watches_hears_of_what_keeps_from_looking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """Each method: check the request, ask, answer."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -149,29 +148,36 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
         map_id = check.optional_identity("map_id", request.map_id)
         check.enforce()
         known: dict[str, bytes] = {}
-        last: pb.WatchCustomerJourneyResponse | None = None
+        last = pb.WatchCustomerJourneyResponse()
         async with self._changes.watch(customer_id) as watch:
             while True:
-                journey = None
-                async with self._read_model.snapshot() as snapshot:
-                    in_force = snapshot.map_in_force(map_id)
-                    with contextlib.suppress(NotFoundError):
-                        journey = await newest_entries(snapshot, in_force, customer_id, WATCHED)
-                if journey is not None:
-                    now = answers.journey(journey, in_force, _known_to(snapshot))
-                    told = {each.event_id: each.SerializeToString(deterministic=True) for each in now.entries}
-                    fresh = [each for each in now.entries if known.get(each.event_id) != told[each.event_id]]
-                    known = told
-                    update = pb.WatchCustomerJourneyResponse(
-                        total_entries=now.total_entries, loyalty=now.loyalty, signals=now.signals, actions=now.actions
-                    )
-                    if fresh or update != last:
-                        last = pb.WatchCustomerJourneyResponse()
-                        last.CopyFrom(update)
-                        update.entries.extend(fresh)
-                        update.position = now.position
-                        yield update
+                now = await self._newest(customer_id, map_id)
+                told = {each.event_id: each.SerializeToString(deterministic=True) for each in now.entries}
+                fresh = [each for each in now.entries if known.get(each.event_id) != told[each.event_id]]
+                known = told
+                update = pb.WatchCustomerJourneyResponse(
+                    total_entries=now.total_entries,
+                    loyalty=now.loyalty if now.HasField("loyalty") else None,
+                    signals=now.signals,
+                    actions=now.actions,
+                )
+                if fresh or update != last:
+                    last = pb.WatchCustomerJourneyResponse()
+                    last.CopyFrom(update)
+                    update.entries.extend(fresh)
+                    update.position = now.position
+                    yield update
                 await watch.changed()
+
+    async def _newest(self, customer_id: str, map_id: str) -> pb.GetCustomerJourneyResponse:
+        """Return the newest of a customer, of whom nothing may be known. Who waits with it holds no columns."""
+        async with self._read_model.snapshot() as snapshot:
+            in_force = snapshot.map_in_force(map_id)
+            try:
+                journey = await newest_entries(snapshot, in_force, customer_id, WATCHED)
+            except NotFoundError:
+                return pb.GetCustomerJourneyResponse(position=_known_to(snapshot))
+        return answers.journey(journey, in_force, _known_to(snapshot))
 
     # -- everyone ------------------------------------------------------------------------------------------------------
 

@@ -1277,7 +1277,9 @@ class WatchCustomerJourneyResponse(_message.Message):
         """At first the newest 100, then what is new or changed; in the order in which it happened to the customer."""
 
     @_builtins.property
-    def loyalty(self) -> Global___Loyalty: ...
+    def loyalty(self) -> Global___Loyalty:
+        """Absent where the customer was erased."""
+
     @_builtins.property
     def signals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Signal]:
         """Newest first, at most 100."""

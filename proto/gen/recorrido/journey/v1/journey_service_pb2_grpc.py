@@ -172,7 +172,7 @@ class JourneyServiceServicer:
 
     def WatchCustomerJourney(self, request, context):
         """The newest entries of a customer's journey, then each entry that comes or changes, until the caller leaves. A
-        customer of whom nothing is known yet is waited for.
+        customer of whom nothing is known yet is waited for; of one who is erased an update tells that nothing is left.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

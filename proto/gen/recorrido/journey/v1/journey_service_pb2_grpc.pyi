@@ -51,7 +51,7 @@ class JourneyServiceStub:
     """
     WatchCustomerJourney: _grpc.UnaryStreamMultiCallable[_journey_service_pb2.WatchCustomerJourneyRequest, _journey_service_pb2.WatchCustomerJourneyResponse]
     """The newest entries of a customer's journey, then each entry that comes or changes, until the caller leaves. A
-    customer of whom nothing is known yet is waited for.
+    customer of whom nothing is known yet is waited for; of one who is erased an update tells that nothing is left.
     """
     GetScores: _grpc.UnaryUnaryMultiCallable[_journey_service_pb2.GetScoresRequest, _journey_service_pb2.GetScoresResponse]
     """NPS, CSAT, CES and sentiment in total, per touchpoint, and by any grouping, each with counts and interval."""
@@ -103,7 +103,7 @@ class JourneyServiceAsyncStub(JourneyServiceStub):
     """
     WatchCustomerJourney: _aio.UnaryStreamMultiCallable[_journey_service_pb2.WatchCustomerJourneyRequest, _journey_service_pb2.WatchCustomerJourneyResponse]  # type: ignore[assignment]
     """The newest entries of a customer's journey, then each entry that comes or changes, until the caller leaves. A
-    customer of whom nothing is known yet is waited for.
+    customer of whom nothing is known yet is waited for; of one who is erased an update tells that nothing is left.
     """
     GetScores: _aio.UnaryUnaryMultiCallable[_journey_service_pb2.GetScoresRequest, _journey_service_pb2.GetScoresResponse]  # type: ignore[assignment]
     """NPS, CSAT, CES and sentiment in total, per touchpoint, and by any grouping, each with counts and interval."""
@@ -194,7 +194,7 @@ class JourneyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_journey_service_pb2.WatchCustomerJourneyResponse], _abc.AsyncIterator[_journey_service_pb2.WatchCustomerJourneyResponse]]:
         """The newest entries of a customer's journey, then each entry that comes or changes, until the caller leaves. A
-        customer of whom nothing is known yet is waited for.
+        customer of whom nothing is known yet is waited for; of one who is erased an update tells that nothing is left.
         """
 
     @_abc_1.abstractmethod
