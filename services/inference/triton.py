@@ -286,6 +286,9 @@ class Triton:
             for _ in range((await self._config(self._version)).instances + 1):
                 await self._infer([_HARMLESS], self._version)
         except InferenceServerException as dead:
+            if dead.status() in _UNAVAILABLE - {_LATE}:
+                # Busy is not dead: to load the model anew would drop what all others wait for.
+                raise await self._unavailable(dead) from dead
             await self._reload("DEAD", dead, loads)
 
     async def _reload(self, reason: str, why: InferenceServerException, loads: int) -> None:

@@ -10,6 +10,7 @@ from signal import SIGCONT, SIGKILL, SIGSTOP, Signals
 from typing import Any
 
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from infra.triton.install import MODELS, build_models, find
 from recorrido.inference.v1.events import Analysis
@@ -156,6 +157,27 @@ async def test_no_answer_is_taken_for_that_to_another_question(server: Server, s
 def _said(result: Result) -> object:
     assert isinstance(result, Analysis)
     return result.language, result.sentiment, result.point
+
+
+class Full(Triton):
+    """Fails on one text, and its queue is full whenever it is asked whether it lives."""
+
+    async def _infer(self, texts: Sequence[bytes], version: str, within_s: float | None = None) -> Any:
+        if b"spoilt" in texts:
+            raise InferenceServerException("something is wrong with a text", "StatusCode.INTERNAL")
+        if texts == [b"ok"]:
+            raise InferenceServerException("Exceeds maximum queue size", "StatusCode.UNAVAILABLE")
+        return await super()._infer(texts, version, within_s)
+
+
+async def test_a_busy_model_is_not_taken_for_a_dead_one(server: Server) -> None:
+    assert server.process is not None
+    before = model_processes(server.process.pid, "2")
+    client = Full(server.address)
+    with pytest.raises(UnavailableError, match="Exceeds maximum queue size"):
+        await client.analyze(["Muito bom", "spoilt"])
+    await client.close()
+    assert model_processes(server.process.pid, "2") == before
 
 
 async def test_a_frozen_triton_is_unavailable_and_not_asked_for_ever(
