@@ -46,8 +46,8 @@ async def check_selection(addresses: Addresses, selection: pb.Selection, map_id:
         if selection.need_path:
             await _check_need(addresses, selection.need_path, map_id)
         if selection.source:
-            known = await _groups(addresses, pb.GROUPING_SOURCE, map_id)
-            if selection.source not in known:
+            known, all_of_them = await _groups(addresses, pb.GROUPING_SOURCE, map_id)
+            if selection.source not in known and all_of_them:
                 raise unknown("source", selection.source, known, "recorrido scores --by source")
 
 
@@ -109,12 +109,13 @@ async def _check_need(addresses: Addresses, need: str, map_id: str = "") -> None
     if need in known:
         return
     # Under another taxonomy it may have been told of.
-    heard = {key for key in await _groups(addresses, pb.GROUPING_NEED, map_id) if key}
-    if not any(each == need or each.startswith(f"{need}/") for each in heard):
+    heard, all_of_them = await _groups(addresses, pb.GROUPING_NEED, map_id)
+    if all_of_them and not any(each == need or each.startswith(f"{need}/") for each in heard):
         raise unknown("need", need, known | heard, "recorrido taxonomy")
 
 
-async def _groups(addresses: Addresses, by: "pb.Grouping.ValueType", map_id: str) -> set[str]:
+async def _groups(addresses: Addresses, by: "pb.Grouping.ValueType", map_id: str) -> tuple[set[str], bool]:
+    """Return the names that were heard, and whether these are all of them."""
     async with clients.journey(addresses) as journey:
         found = await journey.GetScores(pb.GetScoresRequest(map_id=map_id, group_by=[by]), timeout=DEADLINE_S)
-    return {each.keys[0] for each in found.groups}
+    return {each.keys[0] for each in found.groups} - {""}, not found.left_out

@@ -1,0 +1,31 @@
+"""Names that a person gives: refused only where all that there are were looked at."""
+
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from recorrido.journey.v1 import journey_service_pb2 as pb
+from services.cli import naming
+from services.cli.clients import Addresses
+
+
+@pytest.mark.parametrize("left_out", [0, 1])
+async def test_a_name_among_more_than_are_told_is_not_called_unknown(
+    monkeypatch: pytest.MonkeyPatch, left_out: int
+) -> None:
+    async def scores(*_: Any, **__: Any) -> pb.GetScoresResponse:
+        return pb.GetScoresResponse(groups=[pb.ScoreGroup(keys=["shop"])], left_out=left_out)
+
+    @asynccontextmanager
+    async def journey(_: Any) -> Any:
+        yield SimpleNamespace(GetScores=scores)
+
+    monkeypatch.setattr(naming.clients, "journey", journey)
+    asked = naming.check_selection(Addresses.configured(), pb.Selection(source="small shop"), "")
+    if left_out:
+        await asked
+        return
+    with pytest.raises(naming.UnknownNameError, match="no source 'small shop' is known"):
+        await asked
