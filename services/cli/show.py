@@ -219,7 +219,11 @@ def _metric(metric: int) -> str:
 def _value(found: ExpectationResult) -> str:
     if not found.HasField("value"):
         return "unasked"
-    return f"{found.value:.2f}" if found.metric == Metric.METRIC_SENTIMENT else f"{found.value:.0f}"
+    if found.metric == Metric.METRIC_SENTIMENT:
+        return f"{found.value:.2f}"
+    whole = f"{found.value:.0f}"
+    # What is missed by less than a half must not look as if it were met.
+    return f"{found.value:.1f}" if float(whole) == found.target != found.value else whole
 
 
 def _with_count(value: str, answers: int) -> str:

@@ -375,7 +375,14 @@ class EventStore:
             OtherHistoryError: as `follow`.
         """
         position, live = after.position if after else 0, False
-        following = batches(self.follow(after, type_names, lost=lost), size=size, idle_s=idle_s)
+
+        def gone() -> None:
+            # The store that comes back may hold another history, of which `follow` finds out.
+            nonlocal live
+            live = False
+            lost()
+
+        following = batches(self.follow(after, type_names, lost=gone), size=size, idle_s=idle_s)
         async with contextlib.aclosing(following):
             async for came in following:
                 batch = came or (await self._passed(position, type_names) if live else ())

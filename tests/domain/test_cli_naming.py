@@ -1,4 +1,4 @@
-"""Names that a person gives: refused only where all that there are were looked at."""
+"""Names that a person gives, refused only where all that there are were looked at; and how answers are shown."""
 
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from recorrido.journey.v1 import journey_service_pb2 as pb
-from services.cli import naming
+from recorrido.journey.v1.journey_map_pb2 import Metric
+from services.cli import naming, show
 from services.cli.clients import Addresses
 
 
@@ -29,3 +30,11 @@ async def test_a_name_among_more_than_are_told_is_not_called_unknown(
         return
     with pytest.raises(naming.UnknownNameError, match="no source 'small shop' is known"):
         await asked
+
+
+@pytest.mark.parametrize(("value", "shown"), [(79.6, "79.6"), (80.0, "80"), (78.4, "78")])
+def test_what_misses_its_target_by_little_does_not_look_as_if_it_were_met(value: float, shown: str) -> None:
+    found = pb.ExpectationResult(
+        metric=Metric.METRIC_CSAT, target=80, value=value, state=pb.ExpectationState.EXPECTATION_STATE_MISSED
+    )
+    assert show.expected([found]) == [f"✗ CSAT {shown} of 80"]
