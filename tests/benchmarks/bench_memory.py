@@ -1,6 +1,6 @@
 """Whether the memory of every process stays flat while the history grows, over the whole path.
 
-    python tests/benchmarks/bench_memory.py [--events 1000000] [--customers 20000] [--samples 20] [--every 50]
+    python tests/benchmarks/bench_memory.py [--events 1000000] [--customers 100000] [--samples 20] [--every 50]
 
 Interactions go in through RecordInteractions, and all parts run; one in `--every` is bad and has words, which inference
 has analysed, journey raises a signal for and actions opens something for. After each sample the figures are taken when
@@ -38,6 +38,9 @@ from tests.support.wait import until
 
 BATCH = 500
 CALLERS = 4
+#: Customers come and go: a tenth of them is active in a tenth of the run. Were all active all the time, ingest would
+#: read a stream for every interaction once its cache is full (docs/performance.md).
+GENERATIONS = 10
 #: So much more per event is 16 MiB more after a million: what allocators and histograms of times come to.
 FLAT_BYTES = 16
 #: Journey answers from columns in memory, which grow with the history (ADR 9).
@@ -66,21 +69,23 @@ def pss_mib(pid: int) -> float:
     return round(total / 1024, 1)
 
 
-def made(number: int, customers: int, every: int) -> Interaction:
+def made(number: int, customers: int, per_generation: int, every: int) -> Interaction:
     bad = number % every == 0
-    each = interaction(number, customers=customers, csat=1 if bad else 3 + number % 3, text=WORDS if bad else "")
+    each = interaction(number, csat=1 if bad else 3 + number % 3, text=WORDS if bad else "")
+    active = customers // GENERATIONS
+    each.customer.customer_id = f"customer {number // per_generation * active + number % active}"
     # A million of them in the past: what has not happened yet is refused.
     each.occurred_at.FromDatetime(START + timedelta(seconds=20 * number))
     return each
 
 
-async def feed(channel: grpc.aio.Channel, numbers: range, customers: int, every: int) -> float:
+async def feed(channel: grpc.aio.Channel, numbers: range, customers: int, per_generation: int, every: int) -> float:
     """Record the interactions of these numbers; return how many a second."""
     starts = iter(range(numbers.start, numbers.stop, BATCH))
 
     async def caller() -> None:
         for start in starts:
-            items = [made(n, customers, every) for n in range(start, min(start + BATCH, numbers.stop))]
+            items = [made(n, customers, per_generation, every) for n in range(start, min(start + BATCH, numbers.stop))]
             refused = [result.problem for result in await record(channel, items) if result.HasField("problem")]
             if refused:
                 raise RuntimeError(f"{len(refused)} interactions were refused, the first: {refused[0]}")
@@ -115,7 +120,7 @@ async def measure(events: int, customers: int, samples: int, every: int, directo
         store = await EventStore.connect(cluster.environment["RECORRIDO_EVENTSTORE_URI"])
         for sample in range(samples):
             numbers = range(events * sample // samples, events * (sample + 1) // samples)
-            rate = await feed(channel, numbers, customers, every)
+            rate = await feed(channel, numbers, customers, -(-events // GENERATIONS), every)
             took = await caught_up(cluster, store)
             figures["events"].append(await store.head())
             figures["fed per second"].append(round(rate))
@@ -153,7 +158,7 @@ def slope(events: Sequence[int], mib: Sequence[float], by_design: int) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--events", type=int, default=1_000_000)
-    parser.add_argument("--customers", type=int, default=20_000)
+    parser.add_argument("--customers", type=int, default=100_000)
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--every", type=int, default=50, help="one interaction in so many is bad and has words")
     told = parser.parse_args()
