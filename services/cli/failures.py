@@ -23,7 +23,10 @@ _TELLS = "'recorrido {}' tells the ids".format
 #: Where ids stand that a service does not know, by the reason it gives.
 _BY_REASON = {
     "ACTION_NOT_FOUND": _TELLS("actions list"),
-    "CUSTOMER_UNKNOWN": "customers are called as their sources call them, 'recorrido signals' names some",
+    "CUSTOMER_UNKNOWN": (
+        "customers are called as their sources call them, 'recorrido signals' names some; --as-of is about when "
+        "something was recorded"
+    ),
     "INTERACTION_UNKNOWN": _TELLS("analyses CUSTOMER"),
     "JOURNEY_MAP_UNKNOWN": _TELLS("map list"),
     "MODEL_VERSION_UNKNOWN": _TELLS("models"),

@@ -10,7 +10,8 @@ from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +25,8 @@ from recorrido.journey.v1.journey_service_pb2 import ExpectationResult, Expectat
 _PIPED_WIDTH = 200
 #: Columns of a terminal from which on ids are shown whole.
 ROOM_FOR_IDS = 160
+#: What a column of words wants at least.
+_FEW_WORDS = 24
 _UUID_LENGTH = 36
 
 _POINT_STYLES: dict[int, str] = {
@@ -34,10 +37,49 @@ _POINT_STYLES: dict[int, str] = {
 _SENTIMENT_STYLES: dict[int, str] = {Sentiment.SENTIMENT_NEGATIVE: "red", Sentiment.SENTIMENT_POSITIVE: "green"}
 
 
+class _Console(Console):
+    """Prints a table that is too wide as a block for each row: a number that is cut misleads."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        fitting = (_blocks(each) if isinstance(each, Table) and self._squeezes(each) else each for each in objects)
+        super().print(*fitting, **options)
+
+    def _squeezes(self, lines: Table) -> bool:
+        """Whether a column would be cut that does not give way; one that does wants a few words at least."""
+        needed = 2 * (len(lines.columns) - 1)
+        for column in lines.columns:
+            cells = [column.header, *column.cells] if lines.show_header else column.cells
+            widest = max((Measurement.get(self, self.options, cell).maximum for cell in cells), default=0)
+            needed += widest if column.no_wrap else min(widest, _FEW_WORDS)
+        return lines.show_header and needed > self.width
+
+
 def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPED_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    return _Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def _blocks(lines: Table) -> Group:
+    """Return a table as a block for each row, with a line for each cell that says anything."""
+    parts: list[RenderableType] = [Text(str(lines.title), style="bold")] if lines.title else []
+    for cells in zip(*(column.cells for column in lines.columns), strict=True):
+        block = Table.grid(padding=(0, 2))
+        block.add_column(style="bold", no_wrap=True)
+        block.add_column(overflow="fold")
+        for column, cell in zip(lines.columns, cells, strict=True):
+            if str(cell):
+                block.add_row(str(column.header), _folded(cell))
+        parts += [block, Text()]
+    return Group(*parts)
+
+
+def _folded(cell: RenderableType) -> RenderableType:
+    if not isinstance(cell, Text):
+        return cell
+    whole = cell.copy()
+    whole.no_wrap, whole.overflow = False, "fold"
+    return whole
 
 
 def dictionary(message: Message) -> dict[str, Any]:

@@ -38,3 +38,19 @@ def test_what_misses_its_target_by_little_does_not_look_as_if_it_were_met(value:
         metric=Metric.METRIC_CSAT, target=80, value=value, state=pb.ExpectationState.EXPECTATION_STATE_MISSED
     )
     assert show.expected([found]) == [f"✗ CSAT {shown} of 80"]
+
+
+@pytest.mark.parametrize("columns", ["80", "160"])
+def test_where_columns_would_be_cut_each_row_is_a_block(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = show.table("touchpoint", "customers#", "need", "where", "example~")
+    example = "It came two days late and nobody knew where it was, until I went there and asked for it myself."
+    lines.add_row("delivery", "1,234", "delivery/speed/promised_date", "at the customer's door", show.plain(example))
+    show.console().print(show.filled(lines))
+    printed = capsys.readouterr().out
+    assert "delivery/speed/promised_date" in printed
+    assert "1,234" in printed
+    assert ("…" in printed) is (columns == "160")
+    assert " ".join(printed.split()).endswith("asked for it myself.") is (columns == "80")

@@ -325,3 +325,14 @@ def test_bad_rows_of_every_file_are_told_with_the_line_they_begin_on(tmp_path: P
     ]
     order = orders[0]
     assert (len(order.items), len(order.payments), list(order.reviews)) == (1, 1, ["r1"])
+
+
+def test_files_may_have_the_names_they_are_published_with(tmp_path: Path) -> None:
+    write(tmp_path)
+    expected = told(tmp_path)
+    for name, published in olist.PUBLISHED.items():
+        (tmp_path / name).rename(tmp_path / published)
+    assert told(tmp_path) == expected
+    (tmp_path / olist.PUBLISHED[olist.ITEMS]).unlink()
+    with pytest.raises(CommandError, match=r"order_items\.csv: is missing"):
+        told(tmp_path)

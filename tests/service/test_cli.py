@@ -503,7 +503,7 @@ def _one_line(result: Result, code: int) -> str:
 async def test_what_is_not_known_is_one_line(cluster: Cluster) -> None:
     assert _one_line(await recorrido(cluster, "customer", "nobody"), 1) == (
         "error: journey: CUSTOMER_UNKNOWN: nothing is known of customer 'nobody'; customers are called as their sources"
-        " call them, 'recorrido signals' names some"
+        " call them, 'recorrido signals' names some; --as-of is about when something was recorded"
     )
     then = await recorrido(cluster, "customer", "nobody", "--as-of", "2020-01-01")
     assert "customer 'nobody' as of 2020-01-01T00:00:00+00:00" in _one_line(then, 1)

@@ -53,6 +53,17 @@ REVIEWS = "order_reviews.csv"
 PRODUCTS = "products.csv"
 CATEGORIES = "category_translation.csv"
 
+#: What the files are called as they are published.
+PUBLISHED = {
+    ORDERS: "olist_orders_dataset.csv",
+    CUSTOMERS: "olist_customers_dataset.csv",
+    ITEMS: "olist_order_items_dataset.csv",
+    PAYMENTS: "olist_order_payments_dataset.csv",
+    REVIEWS: "olist_order_reviews_dataset.csv",
+    PRODUCTS: "olist_products_dataset.csv",
+    CATEGORIES: "product_category_name_translation.csv",
+}
+
 COLUMNS: Mapping[str, Sequence[str]] = {
     ORDERS: (
         "order_id",
@@ -133,6 +144,12 @@ class Order:
     reviews: dict[str, Review] = field(default_factory=dict)
 
 
+def _file(folder: Path, name: str) -> Path:
+    """Return where a file lies, under the name it was published with or the short one."""
+    published = folder / PUBLISHED[name]
+    return published if published.is_file() else folder / name
+
+
 def read(folder: Path, bad: BadRows) -> list[list[Order]]:
     """Read the seven files: for each person their orders, oldest first.
 
@@ -141,7 +158,7 @@ def read(folder: Path, bad: BadRows) -> list[list[Order]]:
     Raises:
         CommandError: a file or column is missing, or a file is not UTF-8 CSV.
     """
-    require(folder, COLUMNS)
+    require(folder, {_file(folder, name).name: columns for name, columns in COLUMNS.items()})
     _zone()
     orders = _orders(folder, bad)
     _add_items(folder, orders, bad)
@@ -154,7 +171,7 @@ def read(folder: Path, bad: BadRows) -> list[list[Order]]:
 
 
 def _orders(folder: Path, bad: BadRows) -> dict[str, Order]:
-    people = dict(rows(folder / CUSTOMERS, _person, bad))
+    people = dict(rows(_file(folder, CUSTOMERS), _person, bad))
     orders: dict[str, Order] = {}
 
     def read_row(row: Row) -> Order:
@@ -163,21 +180,21 @@ def _orders(folder: Path, bad: BadRows) -> dict[str, Order]:
             raise BadRowError(f"order {found.order_id!r} was there before")
         return found
 
-    for order in rows(folder / ORDERS, read_row, bad):
+    for order in rows(_file(folder, ORDERS), read_row, bad):
         orders[order.order_id] = order
     return orders
 
 
 def _add_items(folder: Path, orders: Mapping[str, Order], bad: BadRows) -> None:
-    names = dict(rows(folder / CATEGORIES, _category_name, bad))
-    products = rows(folder / PRODUCTS, _product, bad)
+    names = dict(rows(_file(folder, CATEGORIES), _category_name, bad))
+    products = rows(_file(folder, PRODUCTS), _product, bad)
     categories = {product: names.get(category, category) for product, category in products}
-    for order, item in rows(folder / ITEMS, lambda row: (_owner(row, orders), _item(row, categories)), bad):
+    for order, item in rows(_file(folder, ITEMS), lambda row: (_owner(row, orders), _item(row, categories)), bad):
         order.items.append(item)
 
 
 def _add_payments(folder: Path, orders: Mapping[str, Order], bad: BadRows) -> None:
-    for order, payment in rows(folder / PAYMENTS, lambda row: (_owner(row, orders), _payment(row)), bad):
+    for order, payment in rows(_file(folder, PAYMENTS), lambda row: (_owner(row, orders), _payment(row)), bad):
         order.payments.append(payment)
 
 
@@ -189,7 +206,7 @@ def _add_reviews(folder: Path, orders: Mapping[str, Order], bad: BadRows) -> Non
             raise BadRowError(f"review {found.review_id!r} of order {order.order_id!r} was there before")
         return order, found
 
-    for order, review in rows(folder / REVIEWS, read_row, bad):
+    for order, review in rows(_file(folder, REVIEWS), read_row, bad):
         order.reviews[review.review_id] = review
 
 
