@@ -255,7 +255,7 @@ def test_the_loser_of_an_acceptance_learns_who_has_it() -> None:
     with pytest.raises(RefusedError) as caught:
         decide(asking(AcceptAction, "r-second", actor="tina"), at_state(RECOVERY, S.ACCEPTED))
     assert caught.value.details["owner"] == "luka"
-    assert "ACCEPTED by luka" in caught.value.message
+    assert "is ACCEPTED, its owner is 'luka'" in caught.value.message
 
 
 @pytest.mark.parametrize("command", CHANGES)

@@ -211,26 +211,29 @@ async def test_a_consumer_that_never_acks_holds_up_nobody_and_is_given_no_more_t
     await js.add_consumer("RECORRIDO", config)
     silent = await js.pull_subscribe_bind(durable="silent", stream="RECORRIDO")
     assert {r.status for r in await _record(cluster, "carla", range(40), csat=1)} == {RECORDED}
-    taken = await silent.fetch(100, timeout=5)
+    taken = await silent.fetch(100, timeout=30)
+    # A fetch ends with what is there at the moment.
+    while len(taken) < 10:
+        taken += await silent.fetch(100, timeout=30)
     with pytest.raises(nats.errors.TimeoutError):
         await silent.fetch(100, timeout=0.5)
     info = await js.consumer_info("RECORRIDO", "silent")
     assert len(taken) == info.num_ack_pending == 10
     assert info.num_pending >= 30
 
-    await until(lambda: _is(_signals(cluster, "carla"), 40), 20, what="signals")
+    await until(lambda: _is(_signals(cluster, "carla"), 40), 60, what="signals")
 
     async def others_are_done() -> bool:
         durables = [c for c in await js.consumers_info("RECORRIDO") if c.config.durable_name not in (None, "silent")]
         return len(durables) >= 2 and not any(c.num_pending or c.num_ack_pending for c in durables)
 
-    await until(others_are_done, 20)
+    await until(others_are_done, 60)
     # When it comes to its senses it is given the rest.
     waiting = info.num_pending
     for message in taken:
         await message.ack()
     while waiting:
-        some = await silent.fetch(10, timeout=5)
+        some = await silent.fetch(10, timeout=30)
         waiting -= len(some)
         await asyncio.gather(*(message.ack() for message in some))
     await js.delete_consumer("RECORRIDO", "silent")

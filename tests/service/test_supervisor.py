@@ -261,7 +261,7 @@ def test_lines_carry_their_part_and_colour_only_where_it_is_wanted(
 ) -> None:
     def written(**environment: str) -> str:
         for name in ("NO_COLOR", "FORCE_COLOR"):
-            monkeypatch.delenv(name)
+            monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         stream = io.StringIO()
