@@ -56,8 +56,10 @@ class _Console(Console):
 
 def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPED_WIDTH
-    return _Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    if stream.isatty() or os.environ.get("COLUMNS"):
+        return _Console(file=stream, highlight=False, markup=False, emoji=False)
+    # Whoever reads lines of a pipe gets lines.
+    return Console(file=stream, width=_PIPED_WIDTH, highlight=False, markup=False, emoji=False)
 
 
 def _blocks(lines: Table) -> Group:
