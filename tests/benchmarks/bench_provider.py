@@ -2,7 +2,7 @@
 
 The code that Triton's Python backend runs, from string to answers, without Triton around it: texts per second by batch,
 the latency of one text, the share of answers that are those of the int8 graph on the CPU, and, on a GPU, the memory the
-process takes there. Measures every provider of `models/feedback/2/model.py` that the installed ONNX Runtime offers:
+process takes there. Measures every provider of `models/feedback/2/analyze.py` that the installed ONNX Runtime offers:
 `cpu` alone with the package `onnxruntime`, `cuda` and `tensorrt` with `onnxruntime-gpu` on an NVIDIA GPU. It needs one
 of the two, and the packages of infra/triton/requirements.in.
 """
@@ -28,19 +28,9 @@ from infra.triton.train import corpus
 
 FOLDER = Path(__file__).parents[2] / "infra/triton/models/feedback/2"
 sys.path.insert(0, str(FOLDER))
-from analyze import Answers, Model
+from analyze import PROVIDERS, Answers, Model
 
 BATCHES = (1, 8, 32, 128, 256)
-#: As in `models/feedback/2/model.py`, which can be imported in Triton alone.
-PROVIDERS: dict[str, tuple[list[object], build.Precision]] = {
-    "cpu": (["CPUExecutionProvider"], "int8"),
-    "cuda": (["CUDAExecutionProvider", "CPUExecutionProvider"], "fp16"),
-    "tensorrt": (
-        [("TensorrtExecutionProvider", {"trt_fp16_enable": True}), "CUDAExecutionProvider", "CPUExecutionProvider"],
-        "fp32",
-    ),
-}
-NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
 def rate(model: Any, texts: Sequence[str], batch: int, seconds: float) -> float:
@@ -87,14 +77,15 @@ def main() -> None:
         for name in (adapter.ARRAYS, adapter.META):
             copyfile(FOLDER / name, folder / name)
         for name, (providers, precision) in PROVIDERS.items():
-            if NAMES[name] not in offered:
+            wanted = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
+            if wanted not in offered:
                 print(f"{name}: this ONNX Runtime does not offer it")
                 continue
             build.build(folder, precision, source)
             before = gpu_mib() if name != "cpu" else 0
             model = Model(folder, folder / build.file_of(precision), providers, told.threads)
             used = model._session.get_providers()[0]
-            if used != NAMES[name]:
+            if used != wanted:
                 print(f"{name}: offered, but it could not start; {used} took its place")
                 continue
             rates = [rate(model, texts, batch, told.seconds) for batch in BATCHES]

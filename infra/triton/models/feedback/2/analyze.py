@@ -20,6 +20,19 @@ from tokenizers import Tokenizer
 MAX_TOKENS = 128
 #: Tokens of one run of the graph, padding included.
 RUN_TOKENS = 2048
+#: What ONNX Runtime runs on, by name, and the graph for it.
+PROVIDERS: dict[str, tuple[list[object], str]] = {
+    "cpu": (["CPUExecutionProvider"], "int8"),
+    "cuda": (["CUDAExecutionProvider", "CPUExecutionProvider"], "fp16"),
+    "tensorrt": (
+        [
+            ("TensorrtExecutionProvider", {"trt_fp16_enable": True, "trt_engine_cache_enable": True}),
+            "CUDAExecutionProvider",
+            "CPUExecutionProvider",
+        ],
+        "fp32",
+    ),
+}
 #: Keeps the logarithm of a probability finite.
 _TINY = np.float32(1e-9)
 _TAG = re.compile(r"</?[a-zA-Z!][^<>]{0,300}>")

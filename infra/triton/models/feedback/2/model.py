@@ -14,26 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as triton
-from analyze import Answers, Model
+from analyze import PROVIDERS, Answers, Model
 from pulse import Pulse
 from sentences import spans
 
 MAX_TEXT_BYTES = 16 * 1024
 #: Sentences of a text that are analysed; what follows is part of the whole text's answer only.
 MAX_SENTENCES = 64
-#: What ONNX Runtime runs on, by name, and the graph for it.
-PROVIDERS: dict[str, tuple[list[object], str]] = {
-    "cpu": (["CPUExecutionProvider"], "int8"),
-    "cuda": (["CUDAExecutionProvider", "CPUExecutionProvider"], "fp16"),
-    "tensorrt": (
-        [
-            ("TensorrtExecutionProvider", {"trt_fp16_enable": True, "trt_engine_cache_enable": True}),
-            "CUDAExecutionProvider",
-            "CPUExecutionProvider",
-        ],
-        "fp32",
-    ),
-}
 
 
 def decode(raw: bytes) -> tuple[str, bytes]:
