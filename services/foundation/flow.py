@@ -1,8 +1,8 @@
 """Reading ahead: what a source yields one by one, in the batches that its consumer can take."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -72,3 +72,30 @@ async def until_set(source: AsyncIterator[T], stop: asyncio.Event) -> AsyncGener
         stopping.cancel()
         if getting is not None:
             getting.cancel()
+
+
+async def reports(
+    working: Coroutine[Any, Any, None], *, every_s: float, stop: asyncio.Event, why: Exception
+) -> AsyncGenerator[None, None]:
+    """Do the work, and yield about every `every_s` seconds and once after it is done.
+
+    Raises what the work raises, and `why` when `stop` is set before it is done; the work is cancelled then, and when
+    nobody wants the reports any more.
+    """
+    task = asyncio.create_task(working)
+    stopping = asyncio.create_task(stop.wait())
+    done = False
+    try:
+        while not done:
+            await asyncio.wait({task, stopping}, timeout=every_s, return_when=asyncio.FIRST_COMPLETED)
+            # Asked once a round: work that ends while somebody is busy with a report owes them the last one still.
+            done = task.done()
+            if done:
+                task.result()
+            elif stopping.done():
+                raise why
+            yield
+    finally:
+        task.cancel()
+        stopping.cancel()
+        await asyncio.gather(task, stopping, return_exceptions=True)

@@ -12,7 +12,7 @@ from recorrido.inference.v1 import analysis_pb2, inference_service_pb2_grpc
 from recorrido.inference.v1 import inference_service_pb2 as pb
 from recorrido.inference.v1.events import AnalysisCorrected, FeedbackAnalysisFailed
 from services.foundation.errors import InvalidError, NotFoundError, RecorridoError, UnavailableError
-from services.foundation.flow import until_set
+from services.foundation.flow import reports, until_set
 from services.foundation.intervals import wilson
 from services.foundation.masking import Masker, Pii
 from services.foundation.rpc import timestamp
@@ -235,26 +235,9 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
                 comparison=_comparison(versions, found) if work.complete else None,
             )
 
-    async def _watch(self, working: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]:
-        """Do the work, and yield about once a second and when it is done.
-
-        Raises:
-            UnavailableError: the process is to end.
-        """
-        task = asyncio.create_task(working)
-        stopping = asyncio.create_task(self._stopping.wait())
-        try:
-            while not task.done():
-                await asyncio.wait({task, stopping}, timeout=PROGRESS_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
-                if stopping.done() and not task.done():
-                    raise UnavailableError("inference", "stopping; the same call goes on where this one ended")
-                if task.done():
-                    task.result()
-                yield
-        finally:
-            task.cancel()
-            stopping.cancel()
-            await asyncio.gather(task, stopping, return_exceptions=True)
+    def _watch(self, working: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]:
+        why = UnavailableError("inference", "stopping; the same call goes on where this one ended")
+        return reports(working, every_s=PROGRESS_EVERY_S, stop=self._stopping, why=why)
 
 
 def _result(result: Result) -> pb.AnalyzeResult:

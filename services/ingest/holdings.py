@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import asyncpg
-
 from recorrido.actions.v1.events import ActionOpened, SignalAnswered
 from recorrido.ingest.v1.events import (
     CustomerAnonymized,
@@ -26,7 +24,7 @@ from recorrido.journey.v1.events import SignalRaised
 from services.foundation.errors import UnavailableError
 from services.foundation.events import Event, stream_name
 from services.foundation.eventstore import EventStore
-from services.foundation.projection import POSTGRES_DOWN, Fact, ProjectionRunner, storable
+from services.foundation.projection import Fact, ProjectionRunner, answerable, storable
 
 #: How long a question waits for the read model to know what the store knows.
 CATCH_UP_S = 10.0
@@ -248,11 +246,9 @@ class Holdings:
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
         await self._catch_up()
-        try:
+        with answerable():
             async with self._pool.acquire() as connection:
                 yield connection
-        except (*POSTGRES_DOWN, asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as error:
-            raise UnavailableError("PostgreSQL", type(error).__name__) from error
 
     async def _catch_up(self) -> None:
         """Wait until the read model holds what the store holds now.

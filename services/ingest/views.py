@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import asyncpg
 import msgspec
 
 from recorrido.ingest.v1.events import (
@@ -17,11 +16,10 @@ from recorrido.ingest.v1.events import (
     RejectionResubmitted,
     RejectionState,
 )
-from services.foundation.errors import UnavailableError
 from services.foundation.events import Event, Registry, encode
 from services.foundation.eventstore import EventStore
 from services.foundation.paging import POSITION, read_token, write_token
-from services.foundation.projection import POSTGRES_DOWN, Fact, in_order, position_of, storable
+from services.foundation.projection import Fact, answerable, in_order, position_of, storable
 from services.foundation.rules import Rules
 from services.ingest.rejection import Rejection, Rejections, check_id, evolve, stream_of, unknown
 
@@ -225,7 +223,7 @@ class RejectionQueries:
             page_values.append(read_token(query.page_token, _question(query), POSITION))
             behind = f" AND position < ${len(page_values)}"
         page = f"SELECT * {matching}{behind} ORDER BY position DESC LIMIT ${len(values) + 1}"
-        try:
+        with answerable():
             # One snapshot, so that the total fits the page.
             async with (
                 self._pool.acquire() as connection,
@@ -233,8 +231,6 @@ class RejectionQueries:
             ):
                 total = await connection.fetchval(f"SELECT count(*) {matching}", *values)
                 rows = await connection.fetch(page, *page_values)
-        except (*POSTGRES_DOWN, asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as error:
-            raise UnavailableError("PostgreSQL", type(error).__name__) from error
         shown = rows[: query.page_size]
         token = write_token(_question(query), shown[-1]["position"]) if len(rows) > len(shown) else ""
         return RejectionPage([_listed(row) for row in shown], token, total)

@@ -63,7 +63,10 @@ async def listed(door: FrontDoor, count: int, **filters: Any) -> pb.ListRejected
         response = await door.rejections.ListRejected(pb.ListRejectedRequest(**filters))
         return response if response.total >= count else None
 
-    found: pb.ListRejectedResponse = await until(page, what=f"{count} listed with {filters}")
+    # Ingest is ready before the list is: its door does not wait for PostgreSQL.
+    found: pb.ListRejectedResponse = await until(
+        page, ignoring=(grpc.aio.AioRpcError,), what=f"{count} listed with {filters}"
+    )
     assert found.total == count
     return found
 

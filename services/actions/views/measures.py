@@ -24,9 +24,8 @@ from recorrido.ingest.v1.events import (
 )
 from recorrido.journey.v1.events import SignalRaised
 from services.actions.domain.impact import Clusters, Samples, by_customer, daily, moments, share
-from services.foundation.errors import UnavailableError
 from services.foundation.events import Event
-from services.foundation.projection import POSTGRES_DOWN, Fact, in_order, position_of, storable, uuid_of
+from services.foundation.projection import Fact, answerable, in_order, position_of, storable, uuid_of
 from services.foundation.scales import SCALES, answer
 
 HOUR = timedelta(hours=1)
@@ -422,7 +421,7 @@ class Measures:
         by_day = target.metric == "volume"
         compared = bool(target.touchpoint) and (comparison is None or bool(comparison))
         others = None if compared and comparison is None else list(comparison or ()) if compared else []
-        try:
+        with answerable():
             # One snapshot, so that the position fits the sums.
             async with (
                 self._pool.acquire() as connection,
@@ -435,8 +434,6 @@ class Measures:
                 )
                 rows = await connection.fetch(_HEARD_IN, *asked, by_day)
                 grouped = [] if by_day else await connection.fetch(_clusters_sql(target.metric), *asked)
-        except POSTGRES_DOWN as error:
-            raise UnavailableError("PostgreSQL", type(error).__name__) from error
         whole_days = {False: (windows.before_to - windows.before_from).days, True: int(windows.days_after)}
 
         def sample(*, after: bool, treated: bool) -> ImpactSample:

@@ -12,10 +12,10 @@ from recorrido.actions.v1.events import ActionKind, ActionState, Priority
 from services.actions.domain.action import CLOSED, Action
 from services.actions.domain.rules import MAX_ID
 from services.actions.views.projection import DIMENSIONS, TALLIED, action_of
-from services.foundation.errors import InvalidError, UnavailableError, Violation
+from services.foundation.errors import InvalidError, Violation
 from services.foundation.execute import Folded
 from services.foundation.paging import read_token, write_token
-from services.foundation.projection import POSTGRES_DOWN
+from services.foundation.projection import answerable
 from services.foundation.rules import MAX_CUSTOMER_ID, Rules
 
 MAX_PAGE = 1_000
@@ -209,7 +209,7 @@ class ActionQueries:
             UnavailableError: PostgreSQL does not answer.
         """
         (count, count_values), (page, page_values) = list_sql(query)
-        try:
+        with answerable():
             # One snapshot, so that the total fits the page.
             async with (
                 self._pool.acquire() as connection,
@@ -217,8 +217,6 @@ class ActionQueries:
             ):
                 total = await connection.fetchval(count, *count_values)
                 rows = await connection.fetch(page, *page_values)
-        except POSTGRES_DOWN as error:
-            raise UnavailableError("PostgreSQL", type(error).__name__) from error
         shown = rows[: query.page_size]
         place = [shown[-1][column] for column in _BY[query.order][0]] if len(rows) > len(shown) else []
         token = write_token(_question(query), place) if place else ""
@@ -230,7 +228,7 @@ class ActionQueries:
     async def board(self, kind: ActionKind | None, now: datetime) -> Board:
         """Return how many actions there are, and how old they are at `now`. Raises UnavailableError."""
         lines: dict[str, Sequence[BoardLine]] = {}
-        try:
+        with answerable():
             async with (
                 self._pool.acquire() as connection,
                 connection.transaction(isolation="repeatable_read", readonly=True),
@@ -238,8 +236,6 @@ class ActionQueries:
                 for dimension, column in DIMENSIONS.items():
                     rows = await connection.fetch(board_sql(dimension, column), str(kind or ""), BOARD_LINES)
                     lines[dimension] = [_line(row, now) for row in rows]
-        except POSTGRES_DOWN as error:
-            raise UnavailableError("PostgreSQL", type(error).__name__) from error
         return Board(lines, now)
 
 
