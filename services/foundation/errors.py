@@ -3,6 +3,7 @@
 `foundation.rpc` holds the one table that maps them to gRPC status codes.
 """
 
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -68,13 +69,23 @@ class OtherTablesError(RefusedError):
 
 
 class NotErasedError(RefusedError):
-    """A read model cannot apply an erasure, by a fault of ours: to pass it over would keep what is to be gone."""
+    """A read model cannot apply an erasure: to pass it over would keep what is to be gone.
+
+    It tells the kind of the error and `where` it was raised only: the error itself may quote what is to be erased.
+    """
 
     def __init__(self, event_id: str, error: Exception) -> None:
         super().__init__(
             "NOT_ERASED",
-            f"the read model cannot apply erasure {event_id}: {error!r}; it stands still until that is mended",
+            f"the read model cannot apply erasure {event_id}: {kind_of(error)}; it stands still until that is mended",
         )
+        self.where = "".join(traceback.format_tb(error.__traceback__))
+
+
+def kind_of(error: Exception) -> str:
+    """Return the type of an error, and what PostgreSQL calls it, without anything that it quotes."""
+    state = getattr(error, "sqlstate", None)
+    return f"{type(error).__name__} (SQLSTATE {state})" if state else type(error).__name__
 
 
 class ErasedError(RecorridoError):

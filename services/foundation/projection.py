@@ -7,7 +7,7 @@ read model is always exactly the fold of the history up to its checkpoint, whate
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
@@ -20,7 +20,13 @@ from opentelemetry.trace import SpanKind
 
 from services.foundation import telemetry
 from services.foundation.backoff import Backoff
-from services.foundation.errors import NotErasedError, OtherHistoryError, OtherTablesError, UnavailableError
+from services.foundation.errors import (
+    NotErasedError,
+    OtherHistoryError,
+    OtherTablesError,
+    UnavailableError,
+    kind_of,
+)
 from services.foundation.events import Event, Place, Recorded, Registry
 from services.foundation.eventstore import CaughtUp, Checkpoint, EventStore
 from services.foundation.lease import SILENT_S
@@ -61,15 +67,18 @@ class UnfitError(Exception):
     """An event holds what no projection of it can take."""
 
 
-#: What an event holds that nobody can take, whoever applies it when.
-_WRONG_IN_ITSELF = (
+#: What is wrong with an event itself, or with how we apply it, and will be whenever it is applied.
+UNFIT = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
     UnfitError,
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.ProgramLimitExceededError,
 )
-#: What is wrong with an event itself, and will be whenever it is applied.
-UNFIT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, *_WRONG_IN_ITSELF)
 
 
 #: What the tables of a schema were made for.
@@ -115,31 +124,52 @@ def position_of(text: str) -> int:
     return int(text)
 
 
+def positions_of(texts: Iterable[str]) -> list[int]:
+    """Return the positions in the store that texts hold; at what is none nothing stands, in no table either."""
+    found = []
+    for text in texts:
+        with contextlib.suppress(UnfitError):
+            found.append(position_of(text))
+    return found
+
+
 async def in_order(
     connection: Any,
     facts: Sequence[Fact],
-    apart: type[Event],
+    erasure: type[Event],
     apply: Callable[[Any, Sequence[Fact]], Awaitable[None]],
-    apply_one: Callable[[Any, Fact], Awaitable[None]],
+    *,
+    forget: Callable[[Any, Fact], Awaitable[None]],
+    leave: Callable[[Any, Fact], Awaitable[None]] | None = None,
 ) -> None:
-    """Apply the facts in their order: those of type `apart` one by one, those between them together.
+    """Apply the facts in their order: erasures one by one, those between them together.
 
     An erased event may come again, with the id it had: what is before its erasure must not be mixed with what is after.
+    An erasure is two steps, `forget` what is to be gone and `leave` what stands in its place. Where the second fails,
+    whatever is wrong with it, the first is done all the same.
 
     Raises:
-        NotErasedError: one that is applied apart, an erasure, fails by a fault of ours and not by what the event holds.
+        NotErasedError: what is to be gone could not be deleted.
     """
-    for is_apart, some in groupby(facts, key=lambda fact: isinstance(fact.event, apart)):
-        if not is_apart:
+    for is_erasure, some in groupby(facts, key=lambda fact: isinstance(fact.event, erasure)):
+        if not is_erasure:
             await apply(connection, list(some))
             continue
         for fact in some:
+            event_id = str(fact.recorded.event_id)
             try:
-                await apply_one(connection, fact)
-            except _WRONG_IN_ITSELF:
-                raise
+                async with connection.transaction():
+                    await forget(connection, fact)
             except UNFIT as error:
-                raise NotErasedError(str(fact.recorded.event_id), error) from error
+                # What the error quotes may be what is to be gone.
+                raise NotErasedError(event_id, error) from None
+            if leave is None:
+                continue
+            try:
+                async with connection.transaction():
+                    await leave(connection, fact)
+            except UNFIT as error:
+                LOG.error("what an erasure leaves is passed over", event_id=event_id, error=kind_of(error))  # noqa: TRY400 - as above
 
 
 class Projection(Protocol):
@@ -269,9 +299,9 @@ class ProjectionRunner:
             except (OtherHistoryError, OtherTablesError, NotErasedError) as error:
                 available(False)
                 if error.message != told:
-                    # But for what is our fault the text says it all.
-                    fault = error.__cause__ if isinstance(error, NotErasedError) else None
-                    LOG.error("projection stopped", projection=self._schema, error=error.message, exc_info=fault)  # noqa: TRY400
+                    # But for what could not be deleted the text says it all.
+                    where = {"where": error.where} if isinstance(error, NotErasedError) else {}
+                    LOG.error("projection stopped", projection=self._schema, error=error.message, **where)  # noqa: TRY400
                 told = error.message
                 await asyncio.sleep(RECHECK_EVERY_S)
             except (UnavailableError, *POSTGRES_DOWN) as error:

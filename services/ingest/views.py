@@ -19,7 +19,7 @@ from recorrido.ingest.v1.events import (
 from services.foundation.events import Event, Registry, encode
 from services.foundation.eventstore import EventStore
 from services.foundation.paging import POSITION, read_token, write_token
-from services.foundation.projection import Fact, answerable, in_order, position_of, storable
+from services.foundation.projection import Fact, answerable, in_order, positions_of, storable
 from services.foundation.rules import Rules
 from services.ingest.rejection import Rejection, Rejections, check_id, evolve, stream_of, unknown
 
@@ -120,10 +120,10 @@ class RejectionsProjection:
     """
 
     async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
-        await in_order(connection, facts, CustomerAnonymized, self._add, self._erase)
+        await in_order(connection, facts, CustomerAnonymized, self._add, forget=self._forget)
 
-    async def _erase(self, connection: Any, fact: Fact) -> None:
-        positions = [position_of(each) for each in fact.event.erased_positions]
+    async def _forget(self, connection: Any, fact: Fact) -> None:
+        positions = positions_of(fact.event.erased_positions)
         await connection.execute("DELETE FROM rejection WHERE position = ANY($1::bigint[])", positions)
 
     async def _add(self, connection: Any, facts: Sequence[Fact]) -> None:

@@ -284,8 +284,8 @@ async def test_an_erasure_is_not_passed_over_by_a_fault_of_ours(
         before = await see(read_model)
         history.add(erasure("c0", history.recorded, random.Random(1)), "erased")
         with monkeypatch.context() as faulty:
-            faulty.setattr(JourneyProjection, "_add", lambda self, *_: self.no_such_thing)
-            with pytest.raises(NotErasedError, match="no_such_thing"):
+            faulty.setattr(JourneyProjection, "_forget", lambda self, *_: self.no_such_thing)
+            with pytest.raises(NotErasedError, match="AttributeError"):
                 await project(pool, history.recorded[-1:])
             assert await see(read_model) == before
         await project(pool, history.recorded[-1:])
@@ -302,7 +302,54 @@ async def test_an_erasure_is_not_passed_over_by_a_fault_of_ours(
         ):
             history.add(odd, f"odd {number}")
             await project(pool, history.recorded[-1:])
-        assert await see(read_model) == after
+        assert await see(read_model) | {"erasures": after["erasures"]} == after
+
+
+#: What PostgreSQL refuses as wrong in itself, and what it quotes then.
+_REFUSING = """CREATE FUNCTION journey.refuse() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE 'Main Street 1' USING ERRCODE = '{state}'; END $$;
+    CREATE TRIGGER refuse BEFORE {what} ON journey.interaction FOR EACH ROW EXECUTE FUNCTION journey.refuse()"""
+
+
+@pytest.mark.parametrize("state", ["22023", "23514"])
+async def test_what_postgresql_refuses_keeps_nothing_of_the_erased(tmp_path: Path, state: str) -> None:
+    """Not to delete stops; what is to stand in its place and is refused does not keep what it was to replace."""
+    history = History(random.Random(6))
+    history.recorded = list(random_history(6, 100))
+    async with postgres(tmp_path) as pool:
+        read_model = await project(pool, history.recorded)
+        before = await see(read_model)
+        history.add(erasure("c0", history.recorded, random.Random(1)), "erased")
+        theirs = REGISTRY.decode(history.recorded[-1])
+        assert theirs.interactions
+        places = [int(each) for each in theirs.erased_positions]
+
+        async def rows() -> int:
+            found = await pool.fetchval(
+                "SELECT count(*) FROM journey.interaction WHERE position = ANY($1::bigint[])", places
+            )
+            return int(found)
+
+        async with pool.acquire() as connection, connection.transaction():
+            await connection.execute(_REFUSING.format(state=state, what="DELETE"))
+        with pytest.raises(NotErasedError, match=f"SQLSTATE {state}") as refused:
+            await project(pool, history.recorded[-1:])
+        assert "Main Street" not in refused.value.message + refused.value.where
+        assert await rows()
+        assert await see(read_model) == before
+        await pool.execute("DROP FUNCTION journey.refuse CASCADE")
+
+        await pool.execute(_REFUSING.format(state=state, what="INSERT"))
+        with structlog.testing.capture_logs() as logs:
+            await project(pool, history.recorded[-1:])
+        (told,) = [each for each in logs if each["log_level"] == "error"]
+        assert told["event"] == "what an erasure leaves is passed over"
+        assert f"SQLSTATE {state}" in told["error"]
+        assert "Main Street" not in str(logs)
+        assert not await rows()
+        now = await see(read_model)
+        assert now == await see(ReadModel(pool, "journey"))
+        assert len(now["interactions"]["position"]) == len(set(before["interactions"]["position"]) - set(places))
 
 
 async def test_who_cannot_erase_stands_still_and_says_so_until_it_can(
@@ -314,13 +361,14 @@ async def test_who_cannot_erase_stands_still_and_says_so_until_it_can(
         pool = await foundation.connect(cluster.environment["RECORRIDO_POSTGRES_DSN"])
         await store.append([StreamAppend("erasure-r", ANY, [Pending(CustomerAnonymized(receipt_id="r"), uuid4())])])
         with monkeypatch.context() as faulty, structlog.testing.capture_logs() as logs:
-            faulty.setattr(JourneyProjection, "_add", lambda self, *_: self.no_such_thing)
+            faulty.setattr(JourneyProjection, "_forget", lambda self, *_: self.no_such_thing)
             runner = SharedRunner(store, pool, JourneyProjection())
             following = asyncio.create_task(runner.run(available=told.append))
             await until(lambda: told[-2:] == [True, False], deadline_s=30)
             (stopped,) = [each for each in logs if each["event"] == "projection stopped"]
-            assert (stopped["log_level"], type(stopped["exc_info"])) == ("error", AttributeError)
-            assert "no_such_thing" in stopped["error"]
+            assert stopped["log_level"] == "error"
+            assert "AttributeError" in stopped["error"]
+            assert "no_such_thing" in stopped["where"]
         await asyncio.wait_for(runner.caught_up.wait(), 30)
         assert told[-1]
         assert await pool.fetchval("SELECT count(*) FROM journey.erasure") == 1

@@ -25,7 +25,7 @@ from recorrido.ingest.v1.events import (
 from recorrido.journey.v1.events import SignalRaised
 from services.actions.domain.impact import Clusters, Samples, by_customer, daily, moments, share
 from services.foundation.events import Event
-from services.foundation.projection import Fact, answerable, in_order, position_of, storable, uuid_of
+from services.foundation.projection import Fact, answerable, in_order, position_of, positions_of, storable, uuid_of
 from services.foundation.scales import SCALES, answer
 
 HOUR = timedelta(hours=1)
@@ -156,7 +156,7 @@ class MeasuresProjection:
     """
 
     async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
-        await in_order(connection, facts, CustomerAnonymized, self._add, self._replace)
+        await in_order(connection, facts, CustomerAnonymized, self._add, forget=self._forget, leave=self._leave)
 
     async def _add(self, connection: Any, facts: Sequence[Fact]) -> None:
         changes = _Changes()
@@ -200,10 +200,8 @@ class MeasuresProjection:
         )
         await _write(connection, changes)
 
-    async def _replace(self, connection: Any, fact: Fact) -> None:
-        """Forget whose they were: sums stay, as the anonymous facts tell the same."""
-        event: CustomerAnonymized = fact.event
-        positions = [position_of(each) for each in event.erased_positions]
+    async def _forget(self, connection: Any, fact: Fact) -> None:
+        positions = positions_of(fact.event.erased_positions)
         changes = _Changes()
         gone = await connection.fetch("DELETE FROM heard WHERE position = ANY($1::bigint[]) RETURNING *", positions)
         for row in gone:
@@ -212,6 +210,12 @@ class MeasuresProjection:
         bad = await connection.fetch("DELETE FROM bad_moment WHERE position = ANY($1::bigint[]) RETURNING *", positions)
         for row in bad:
             changes.bad((row["hour"], row["touchpoint"], row["need_path"]), -1)
+        await _write(connection, changes)
+
+    async def _leave(self, connection: Any, fact: Fact) -> None:
+        """Keep the sums: the anonymous facts tell the same."""
+        event: CustomerAnonymized = fact.event
+        changes = _Changes()
         left = [_anonymous(each, fact) for each in event.interactions]
         for heard in left:
             changes.count(heard.key, heard.sums)

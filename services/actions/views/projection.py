@@ -16,7 +16,7 @@ from recorrido.actions.v1.events import ActionKind, ActionResult, ActionState, D
 from recorrido.ingest.v1.events import AnonymousAction, CustomerAnonymized, IdentityLinked, IdentityUnlinked
 from services.actions.domain.action import Action, ActionDecider, evolve
 from services.foundation.events import Event, derived_id
-from services.foundation.projection import Fact, in_order, position_of
+from services.foundation.projection import Fact, in_order, position_of, positions_of
 
 #: What the board is by, and the column that tells it; every action is counted once in each.
 DIMENSIONS: Mapping[str, str] = {"state": "", "owner": "owner", "touchpoint": "touchpoint", "need": "need_path"}
@@ -168,22 +168,26 @@ class ActionsProjection:
     """
 
     async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
-        await in_order(connection, facts, CustomerAnonymized, self._add, self._replace)
+        await in_order(connection, facts, CustomerAnonymized, self._add, forget=self._forget, leave=self._leave)
 
-    async def _replace(self, connection: Any, fact: Fact) -> None:
-        """Forget the erased customer's actions; what statistics need of them stays under a pseudonym."""
-        event: CustomerAnonymized = fact.event
-        positions = [position_of(each) for each in event.erased_positions]
+    async def _forget(self, connection: Any, fact: Fact) -> None:
+        """Forget the erased customer's actions."""
+        positions = positions_of(fact.event.erased_positions)
         erased = "DELETE FROM action WHERE opened_position = ANY($1::bigint[]) RETURNING *"
         before = {row["action_id"]: action_of(row) for row in await connection.fetch(erased, positions)}
         await connection.execute("DELETE FROM deadline WHERE action_id = ANY($1)", list(before))
         await connection.execute("DELETE FROM identity_link WHERE position = ANY($1::bigint[])", positions)
+        await _write_tallies(connection, before, {})
+
+    async def _leave(self, connection: Any, fact: Fact) -> None:
+        """Keep what statistics need of the erased actions under a pseudonym."""
+        event: CustomerAnonymized = fact.event
         left = {str(derived_id("anonymous", event.receipt_id, each.position)): each for each in event.actions}
         after = {key: _anonymous(key, each) for key, each in left.items()}
         await connection.executemany(
             _UPSERT, [_row(action, 0, position_of(left[key].position)) for key, action in after.items()]
         )
-        await _write_tallies(connection, before, after)
+        await _write_tallies(connection, {}, after)
 
     async def _add(self, connection: Any, facts: Sequence[Fact]) -> None:
         changes = [fact for fact in facts if isinstance(fact.event, IdentityLinked | IdentityUnlinked)]

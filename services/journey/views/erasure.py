@@ -19,7 +19,7 @@ from recorrido.ingest.v1.events import (
 )
 from recorrido.journey.v1.events import SignalRaised
 from services.foundation.events import Event, Recorded, derived_id, encode
-from services.foundation.projection import Fact, position_of
+from services.foundation.projection import Fact, position_of, positions_of
 from services.journey.views.names import Kind
 
 DDL = """
@@ -39,17 +39,14 @@ _SPEAK = (
 )
 
 
-async def forget(connection: Any, fact: Fact, left: Sequence[Fact]) -> None:
-    """Delete every row that came of the erased events, wherever the history still holds them, and names of nobody.
-
-    `left` is what comes in their place.
-    """
-    positions = [position_of(each) for each in fact.event.erased_positions]
+async def forget(connection: Any, fact: Fact) -> None:
+    """Delete every row that came of the erased events, wherever the history still holds them, and names of nobody."""
+    positions = positions_of(fact.event.erased_positions)
     await connection.execute(
         "INSERT INTO erasure VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
         fact.recorded.position,
         fact.recorded.recorded_at,
-        sorted({*positions, *(each.recorded.position for each in left)}),
+        sorted(set(positions)),
     )
     spoken: dict[Kind, set[int]] = {Kind.CUSTOMER: set(), Kind.PROFILE: set()}
     for table, column, kind in _SPEAK:
@@ -119,8 +116,15 @@ def in_their_place(fact: Fact) -> list[Fact]:
     return left
 
 
-async def mark(connection: Any, event: CustomerAnonymized) -> None:
-    """Tell which of them had words, though there are none to show any more."""
+async def mark(connection: Any, fact: Fact, left: Sequence[Fact]) -> None:
+    """Tell where `left` stands now, and which of it had words, though there are none to show any more."""
+    event: CustomerAnonymized = fact.event
+    await connection.execute(
+        """UPDATE erasure SET positions = ARRAY(SELECT unnest(positions) UNION SELECT unnest($2::bigint[]) ORDER BY 1)
+           WHERE position = $1""",
+        fact.recorded.position,
+        [each.recorded.position for each in left],
+    )
     await connection.execute(
         "UPDATE interaction SET has_words = true WHERE position = ANY($1::bigint[])",
         [position_of(each.position) for each in event.interactions if each.had_words],

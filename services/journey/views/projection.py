@@ -208,17 +208,24 @@ class JourneyProjection:
     async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
         """Insert a batch; what was inserted before stays as it is, but for what was erased."""
         try:
-            await in_order(connection, facts, CustomerAnonymized, self._add, self._replace)
+            await in_order(connection, facts, CustomerAnonymized, self._add, forget=self._forget, leave=self._leave)
         except BaseException:
             self.forget()
             raise
 
-    async def _replace(self, connection: Any, fact: Fact) -> None:
+    async def _forget(self, connection: Any, fact: Fact) -> None:
         self.forget()
+        await erasure.forget(connection, fact)
+
+    async def _leave(self, connection: Any, fact: Fact) -> None:
         left = erasure.in_their_place(fact)
-        await erasure.forget(connection, fact, left)
-        await self._add(connection, left)
-        await erasure.mark(connection, fact.event)
+        try:
+            await self._add(connection, left)
+            await erasure.mark(connection, fact, left)
+        except BaseException:
+            # What was named meanwhile is rolled back.
+            self.forget()
+            raise
 
     async def _add(self, connection: Any, facts: Sequence[Fact]) -> None:
         by_type: dict[type[Event], list[Fact]] = {}
