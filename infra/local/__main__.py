@@ -20,6 +20,13 @@ from infra.local.supervisor import PartFailedError, State
 BAD_SETTING = 2
 NOT_RUNNING = 3
 
+#: Who asks for the end, by the signal that does.
+_ASKED = {
+    signal.SIGINT: "Ctrl-C (SIGINT)",
+    signal.SIGTERM: "asked by SIGTERM",
+    signal.SIGHUP: "the terminal was closed (SIGHUP)",
+}
+
 
 def main() -> int:
     """0: stopped, or all are ready; 1: a part failed or nothing started; 2: a bad setting; 3: `status`, not ready."""
@@ -38,9 +45,14 @@ def main() -> int:
 async def up(parts: list[str], data: Path, console: Console) -> int:
     """Run the parts until a signal asks us to stop or a part fails for good; the exit code."""
     loop = asyncio.get_running_loop()
-    asked = asyncio.Event()
+    asked: asyncio.Future[signal.Signals] = loop.create_future()
+
+    def ask(number: signal.Signals) -> None:
+        if not asked.done():
+            asked.set_result(number)
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, asked.set)
+        loop.add_signal_handler(number, ask, number)
     ports = port_numbers.from_environment(os.environ)
     try:
         began = time.monotonic()
@@ -50,8 +62,8 @@ async def up(parts: list[str], data: Path, console: Console) -> int:
                 console.complain(str(failure))
             # A second request is for those who do not want to wait for an orderly end.
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, cluster.supervisor.kill)
-            console.say("stopping")
+                loop.add_signal_handler(number, _kill, cluster, number, console)
+            console.say("stopping, as a part failed" if failure else f"stopping: {_ASKED[asked.result()]}")
             stopping = time.monotonic()
     except (port_numbers.PortError, directory.InUseError, UnknownPartError) as error:
         console.complain(str(error))
@@ -60,8 +72,13 @@ async def up(parts: list[str], data: Path, console: Console) -> int:
     return 1 if failure else 0
 
 
+def _kill(cluster: Cluster, number: signal.Signals, console: Console) -> None:
+    console.complain(f"{number.name} once more: killing what is left")
+    cluster.supervisor.kill()
+
+
 async def _until_ended(
-    cluster: Cluster, asked: asyncio.Event, began: float, console: Console
+    cluster: Cluster, asked: asyncio.Future[signal.Signals], began: float, console: Console
 ) -> PartFailedError | None:
     """Wait for the request to stop, which gives None, or for a part that failed for good."""
 
@@ -71,15 +88,15 @@ async def _until_ended(
         console.say(f"{took}; data and logs are in {cluster.data}; Ctrl-C stops")
 
     announcing = asyncio.create_task(announce())
-    stopping = asyncio.create_task(asked.wait())
     failing = asyncio.create_task(cluster.supervisor.until_failure())
     try:
-        await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {asked, failing}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         return failing.result() if failing.done() else None
     finally:
-        for task in (announcing, stopping, failing):
+        for task in (announcing, failing):
             task.cancel()
-        await asyncio.gather(announcing, stopping, failing, return_exceptions=True)
+        await asyncio.gather(announcing, failing, return_exceptions=True)
 
 
 def status(data: Path, *, as_json: bool) -> int:

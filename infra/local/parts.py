@@ -9,6 +9,7 @@ from signal import SIGINT, SIGTERM, Signals
 
 from infra.local import probes
 from infra.local.ports import Ports
+from infra.triton.launch import EXIT_TIMEOUT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,7 +98,7 @@ def catalogue(data: Path, ports: Ports) -> dict[str, Part]:
             # It calls itself ready while its models' processes hang, and waits for ever for one that dies while it is
             # loaded. Inference loads the model anew; where that does not help, this does.
             answers=probes.infers(ports.of("triton_http"), "feedback"),
-            stop_within_s=4.5,  # it looks once a second whether its models are unloaded
+            stop_within_s=EXIT_TIMEOUT_S + 2.0,  # it looks once a second whether its models are unloaded
             harmless=_TRITON_ALWAYS if os.environ.get("RECORRIDO_MODEL_PROVIDER", "cpu") == "cpu" else "",
         ),
         _service("relay", ports, needs=("nats", "eventstore")),

@@ -17,7 +17,8 @@ from infra.local.parts import Part
 from infra.local.probes import Probe
 from infra.local.processes import Process, gone
 
-STOP_WITHIN_S = 8.0
+#: From when on those who wait for the end are told what for.
+TELL_AFTER_S = 3.0
 PROBE_EVERY_S = 0.05
 PROBE_TIMEOUT_S = 5.0
 LOOK_EVERY_S = 10.0
@@ -140,14 +141,16 @@ class Supervisor:
         managed.stopped.set()
 
     async def stop(self) -> None:
-        """Stop everything, each part after those that need it; what is left after `STOP_WITHIN_S` is killed."""
+        """Stop everything, each part after those that need it; what takes longer than it may is killed."""
         for managed in self.managed.values():
             if managed.keeper:  # nothing is started any more
                 managed.keeper.cancel()
         stopping = [asyncio.create_task(self._stop_in_turn(managed)) for managed in self.managed.values()]
-        _, late = await asyncio.wait(stopping, timeout=STOP_WITHIN_S)
+        _, late = await asyncio.wait(stopping, timeout=TELL_AFTER_S)
         if late:
-            self.kill()
+            asked = [each.part for each in self.managed.values() if not each.stopped.is_set() and self._is_free(each)]
+            waited = " and ".join(f"{part.name} (at most {part.stop_within_s:g} s)" for part in asked)
+            self._console.say(f"waiting for {waited} to end; Ctrl-C again kills what is left")
             await asyncio.wait(late)
         for managed in self.managed.values():
             managed.log.close()
@@ -166,10 +169,15 @@ class Supervisor:
         managed.process.signal(number)
 
     async def _stop_in_turn(self, managed: Managed) -> None:
-        name = managed.part.name
-        dependents = [other for other in self.managed.values() if name in other.part.needs]
-        await asyncio.gather(*(other.stopped.wait() for other in dependents))
-        await self.stop_part(name)
+        await asyncio.gather(*(other.stopped.wait() for other in self._dependents(managed)))
+        await self.stop_part(managed.part.name)
+
+    def _is_free(self, managed: Managed) -> bool:
+        """Whether nothing that runs needs it."""
+        return all(other.stopped.is_set() for other in self._dependents(managed))
+
+    def _dependents(self, managed: Managed) -> list[Managed]:
+        return [other for other in self.managed.values() if managed.part.name in other.part.needs]
 
     async def _keep(self, managed: Managed) -> None:
         part = managed.part
@@ -271,7 +279,9 @@ async def _answer(answers: Probe) -> None:
     """Return when it answers, however long that takes and however often it has to be asked."""
     while True:
         with contextlib.suppress(Exception):  # every client library has errors of its own for "not now"
-            return await asyncio.wait_for(answers(), ASK_AGAIN_S)
+            # Not `wait_for`: in Python 3.11 it swallows a cancellation that comes together with the answer.
+            async with asyncio.timeout(ASK_AGAIN_S):
+                return await answers()
         await asyncio.sleep(PROBE_EVERY_S)
 
 
@@ -279,7 +289,8 @@ async def _probe(part: Part, reason: list[str]) -> None:
     """Return when the part is ready; leaves in `reason` what kept it from being so."""
     while True:
         try:
-            return await asyncio.wait_for(part.ready(), PROBE_TIMEOUT_S)
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                return await part.ready()
         except Exception as error:  # noqa: BLE001 - every client library has errors of its own for "not yet"
             reason[:] = [f"{type(error).__name__}: {error}"]
         await asyncio.sleep(PROBE_EVERY_S)

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit, urlunsplit
 from infra.triton import shared_memory
 from infra.triton.install import MODELS, Installation
 
+#: How long the server waits for its models to unload. They need a second; on a busy machine more.
+EXIT_TIMEOUT_S = 20
 #: What the encoder can run on, and the precision of the graph for it.
 PROVIDERS = {"cpu": "int8", "cuda": "fp16", "tensorrt": "fp32"}
 
@@ -34,7 +36,7 @@ class TritonSettings:
     provider: str = "cpu"
     # Seconds that a step of a model's work may take before its process ends itself; None: 30 on a CPU, else 900.
     stuck_seconds: float | None = None
-    exit_timeout_seconds: int = 4
+    exit_timeout_seconds: int = EXIT_TIMEOUT_S
     # What the names of the Python backend's shared memory begin with.
     shared_memory: str = field(default_factory=lambda: shared_memory.prefix(os.getpid()))
 

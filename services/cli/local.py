@@ -85,6 +85,19 @@ async def _run(*, with_sample: bool, with_report: bool, quiet: bool) -> int:
     finally:
         welcoming.cancel()
         await asyncio.gather(welcoming, return_exceptions=True)
+        if supervisor.returncode is None:
+            # Nobody reads us any more. What runs is stopped in order, and what it says is taken in meanwhile.
+            supervisor.terminate()
+            await supervisor.communicate()
+    if code < 0:
+        out.print(
+            Text.assemble(
+                ("error:", "red"),
+                f" the supervisor, pid {supervisor.pid}, was ended by {signal.Signals(-code).name}, and every part with"
+                " it; nothing recorded is lost: start it again with 'recorrido run'",
+            ),
+            soft_wrap=True,
+        )
     return code if code >= 0 else 128 - code
 
 

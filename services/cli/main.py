@@ -18,6 +18,7 @@ from services.cli import (
     journeys,
     local,
     models,
+    pipes,
     playbook,
     privacy,
     proof,
@@ -75,12 +76,20 @@ app.command()(correct.corrections)
 
 
 def main() -> None:
-    """0: done; 1: it failed, and one line on stderr tells why; 2: it was called or set up wrongly; 130: Ctrl-C."""
+    """Run a command.
+
+    0: done; 1: it failed, and one line on stderr tells why; 2: it was called or set up wrongly; 130: Ctrl-C;
+    141: whoever read the output went away.
+    """
+    pipes.end_with_the_reader()
     try:
         app()
     except CommandError as error:
         show.console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         sys.exit(error.exit_code)
+    finally:
+        # Here it can still end as it should where nobody reads it; later Python would complain.
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

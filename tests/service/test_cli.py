@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import re
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -16,7 +18,7 @@ from playwright.async_api import Page, async_playwright
 from infra.local import ports as port_numbers
 from services.cli import sample
 from services.cli.journeymap import SHIPPED
-from tests.support.cli import Result, answer, environment, recorrido, start
+from tests.support.cli import ROOT, Result, answer, environment, recorrido, start
 from tests.support.cluster import Cluster, running
 from tests.support.wait import until
 
@@ -667,6 +669,36 @@ async def test_who_does_not_answer_is_told_with_the_address(arguments: tuple[str
     line = _one_line(Result(process.returncode or 0, out.decode(), err.decode()), 1)
     assert nobody.of(service) in line
     assert "recorrido run" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("points",),
+        ("overview", "--json"),
+        ("customer", "sample-1-0001", "--json"),
+        ("events", "--from-start"),
+        ("events", "--from-start", "--json"),
+        ("export", "sample-1-0001"),
+        ("analyze", "Nobody answered the phone.", "--json"),
+        ("playbook", "schema"),
+        ("--help",),
+    ],
+)
+async def test_a_reader_that_goes_away_ends_it_quietly(cluster: Cluster, arguments: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.cli.main", *arguments),
+        env=environment(cluster.ports),
+        cwd=ROOT,
+        stdout=writer,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(writer)
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    told = [line for line in err.decode().splitlines() if "Ctrl-C stops" not in line]
+    assert (process.returncode, told) == (141, [])
 
 
 async def test_addresses_can_be_told_one_by_one(cluster: Cluster) -> None:

@@ -1,6 +1,8 @@
 """`recorrido run` as `make run` starts it: everything up, the sample in an empty store, the report, and Ctrl-C."""
 
 import asyncio
+import os
+import sys
 import time
 from pathlib import Path
 from signal import SIGINT, SIGKILL
@@ -11,7 +13,7 @@ from infra.local import directory, processes
 from infra.local import ports as port_numbers
 from infra.local.ports import Ports
 from services.cli import sample
-from tests.support.cli import environment, start
+from tests.support.cli import ROOT, environment, start
 from tests.support.wait import until
 
 UP = "Recorrido is up; Ctrl-C stops it."
@@ -122,6 +124,31 @@ async def test_nothing_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
     await until(lambda: not any(map(processes.members, groups)), 20, what="the end of all parts")
     await killed.reading
     assert not directory.is_held(tmp_path), "the next run can begin"
+
+
+async def test_a_supervisor_that_is_killed_is_told_of(tmp_path: Path) -> None:
+    left = await run(tmp_path, port_numbers.free(), "--no-sample", "--no-report")
+    await until(lambda: "nats is ready" in left.text, 30, what="a part")
+    os.kill(directory.read(tmp_path)["pid"], SIGKILL)
+    assert await asyncio.wait_for(left.process.wait(), 20) == 128 + SIGKILL
+    await left.reading
+    assert "was ended by SIGKILL, and every part with it" in left.lines[-1]
+
+
+async def test_it_stops_in_order_when_nobody_reads_it_any_more(tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "services.cli.main", "run", "--no-sample", "--no-report")
+    reader, writer = os.pipe()
+    env = environment(port_numbers.free(), RECORRIDO_DATA=str(tmp_path))
+    process = await asyncio.create_subprocess_exec(
+        *command, env=env, cwd=ROOT, stdout=writer, stderr=asyncio.subprocess.PIPE
+    )
+    os.close(writer)
+    with os.fdopen(reader, "rb") as lines:
+        assert b"ready" in await asyncio.to_thread(lines.readline), "as `run | head -1` reads it"
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    assert (process.returncode, err) == (141, b"")
+    assert not (tmp_path / "run.json").exists(), "all of it was stopped before"
+    assert not directory.is_held(tmp_path)
 
 
 async def test_an_interrupt_while_it_starts_ends_it_too(tmp_path: Path) -> None:

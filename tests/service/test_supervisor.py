@@ -12,11 +12,13 @@ import pytest
 
 from infra.local import ports as port_numbers
 from infra.local import processes, supervisor
+from infra.local.cluster import started
 from infra.local.logs import Console, PartLog
-from infra.local.parts import Part, UnknownPartError, with_needs
+from infra.local.parts import Part, UnknownPartError, catalogue, with_needs
 from infra.local.ports import BadPortError, PortError, Ports
 from infra.local.probes import NotReadyError
 from infra.local.supervisor import PartFailedError, Restarts, State
+from infra.triton.launch import TritonSettings
 from tests.support.cluster import running
 from tests.support.wait import until
 
@@ -342,3 +344,23 @@ asyncio.run(main())
     assert processes.stat(child)
     async with running(data=tmp_path / "var", known=known(part(tmp_path, "store"))):
         assert processes.stat(child) is None
+
+
+async def test_what_takes_its_time_to_end_is_waited_for_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "TELL_AFTER_S", 0.05)
+    out = io.StringIO()
+    parts = known(part(tmp_path, "store"), part(tmp_path, "mule", "stubborn", needs=("store",), stop_within_s=0.6))
+    async with started(
+        [], data=tmp_path / "var", ports=port_numbers.free(), known=parts, console=Console(out)
+    ) as cluster:
+        await cluster.until_ready()
+    assert "waiting for mule (at most 0.6 s) to end; Ctrl-C again kills what is left\n" in out.getvalue()
+    assert "mule did not stop within 0.6 s and was killed" in out.getvalue()
+    assert noted(tmp_path)[-1] == "asked store", "what others need ends after them, in order"
+
+
+def test_triton_has_longer_to_end_than_it_takes_for_itself() -> None:
+    triton = catalogue(Path("/data"), port_numbers.free())["triton"]
+    assert triton.stop_within_s > TritonSettings().exit_timeout_seconds >= 20

@@ -115,8 +115,17 @@ async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
     await until(lambda: not machine.processes())
 
 
-@pytest.mark.parametrize("number", [SIGINT, SIGTERM, SIGHUP])
-async def test_a_signal_stops_everything_in_time_and_leaves_no_process(machine: Machine, number: Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (SIGINT, "stopping: Ctrl-C (SIGINT)"),
+        (SIGTERM, "stopping: asked by SIGTERM"),
+        (SIGHUP, "stopping: the terminal was closed (SIGHUP)"),
+    ],
+)
+async def test_a_signal_stops_everything_in_time_and_leaves_no_process(
+    machine: Machine, number: Signals, told: str
+) -> None:
     command = await machine.up("postgres", "nats")
     assert len(machine.processes()) > 2
     began = time.monotonic()
@@ -127,6 +136,7 @@ async def test_a_signal_stops_everything_in_time_and_leaves_no_process(machine: 
     assert code == 0
     assert "database system is shut down" in text  # in order, not killed
     assert "Server Exiting" in text
+    assert told in text
 
 
 async def test_a_signal_during_the_start_stops_it(machine: Machine) -> None:

@@ -1,0 +1,44 @@
+"""Output that nobody reads any more, as `head` leaves it behind: the command ends at once and says nothing."""
+
+import io
+import os
+import sys
+from typing import Any, TextIO
+
+#: What a shell tells of a program that SIGPIPE ended: 128 and the number of the signal. The signal itself would come
+#: from every connection that a service closes, too.
+EXIT_CODE = 141
+
+
+class ReaderGoneError(SystemExit):
+    """Nobody reads what we write: no failure of ours, and nobody to tell of it."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_CODE)
+
+
+class _Output(io.FileIO):
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            # What is buffered still, and what is told on the way out, goes nowhere.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            raise ReaderGoneError from None
+
+
+def end_with_the_reader() -> None:
+    """From now on a write to standard output or error that nobody reads any more raises ReaderGoneError."""
+    sys.stdout, sys.stderr = _opened(sys.stdout), _opened(sys.stderr)
+
+
+def _opened(stream: TextIO) -> TextIO:
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Output(stream.fileno(), "wb", closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream is sys.stderr or stream.isatty() or bool(os.environ.get("PYTHONUNBUFFERED")),
+    )
