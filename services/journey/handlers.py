@@ -179,6 +179,10 @@ class WatchHandlers:
         self._registry = Registry((InteractionRecorded,))
         self._raised: set[str] = set()
 
+    def forget(self) -> None:
+        """Forget what was raised: it may have been in another history."""
+        self._raised.clear()
+
     async def head(self) -> int:
         """Return the position of the last event in the store."""
         return await self._store.head()

@@ -233,12 +233,13 @@ async def test_who_looks_from_before_an_erasure_looks_again(tmp_path: Path) -> N
         read_model = await project(pool, history.recorded)
         await see(read_model)
         history.add(erasure("c0", history.recorded, random.Random(1)), "erased")
+        known = read_model._known()
         async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
             # This transaction sees what was before, from its first question on.
             assert await connection.fetchval("SELECT count(*) FROM journey.erasure") == 0
             await project(pool, history.recorded[-1:])
             await see(read_model)
-            assert await read_model._look(connection, None) is None
+            assert await read_model._look(connection, None, known) is None
 
 
 async def test_what_breaks_while_an_erasure_waits_is_not_taken_over(

@@ -9,6 +9,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -43,6 +44,7 @@ _TABLES = ("_interactions", "_analyses", "_ratings", "_links", "_signals", "_act
 KEPT_HISTORIES = 4
 
 _EPOCH_US = 946_684_800_000_000  # PostgreSQL counts from 2000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 TableT = TypeVar("TableT", bound=Table)
 ResultT = TypeVar("ResultT")
@@ -149,6 +151,11 @@ class _Growing(Generic[TableT]):
     def view(self) -> TableT:
         return self._table(**{name: array[: self._length] for name, array in self._arrays.items()})
 
+    def last(self, upto: int) -> tuple[int, int] | None:
+        """Return position and time of the last row at or before a position."""
+        at = int(np.searchsorted(self._arrays["position"][: self._length], upto, side="right")) - 1
+        return None if at < 0 else (int(self._arrays["position"][at]), int(self._arrays["recorded"][at]))
+
     def first_after(self, moment: int) -> int | None:
         """Return the position of the first row that was recorded after `moment`."""
         at = int(np.searchsorted(self._latest[: self._length], moment, side="right"))
@@ -200,6 +207,15 @@ class MapVersion:
     published: PublishedMap
 
 
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """A row: the name of its table, its position, and when it was recorded, in microseconds."""
+
+    table: str
+    position: int
+    recorded: int
+
+
 class Columns:
     """What the tables of a schema hold, as far as it was read.
 
@@ -242,6 +258,14 @@ class Columns:
         """
         async with self._lock:
             return Columns() if self.broken else await _to_its_end(self._without_erased(connection))
+
+    def newest(self) -> Newest | None:
+        """Return the newest of all rows: tables that lack it are not those that were read."""
+        # Ratings have no time of their own, and stand and fall with their interactions.
+        lasts = [(table.source, table.last(self.position)) for table in self._tables if table is not self._ratings]
+        found = [Newest(source, *last) for source, last in lasts if last is not None]
+        found += [Newest("journey_map", each.position, each.recorded) for each in self.maps[-1:]]
+        return max(found, key=lambda each: each.position, default=None)
 
     async def _without_erased(self, connection: Any) -> "Columns":
         rows = await connection.fetch("SELECT positions FROM erasure WHERE position > $1", self.position)
@@ -372,7 +396,7 @@ class Columns:
         )
         for row in rows:
             published = PublishedMap(_DECODE_MAP(row["body"]), row["version"], row["recorded_at"], row["actor"])
-            recorded = int(row["recorded_at"].timestamp() * 1_000_000)
+            recorded = (row["recorded_at"] - _EPOCH) // timedelta(microseconds=1)
             self.maps.append(MapVersion(row["position"], recorded, published))
 
     def cut(self, moment: int | None) -> int:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import asyncpg
+import structlog
 
 from recorrido.journey.v1.events import JourneyMap, Stage, Touchpoint
 from services.foundation.errors import NotFoundError, UnavailableError
@@ -18,8 +19,10 @@ from services.journey.domain.history import History
 from services.journey.domain.maps import PublishedMap
 from services.journey.domain.placement import Placements
 from services.journey.domain.reading import Reading
-from services.journey.views.columns import Columns
+from services.journey.views.columns import Columns, Newest
 from services.journey.views.names import Kind, key_of
+
+LOG = structlog.get_logger()
 
 #: Later than anything that will be recorded: what is known now.
 NOW = datetime(9999, 1, 1, tzinfo=UTC)
@@ -131,13 +134,15 @@ class Generation:
     """The columns of tables of which no row changed yet, and what was derived of them.
 
     Who looks at them keeps them to the end of the question, also when rows changed and others look at new ones.
-    `tables` tells which they are of, `erasures` how many customers had been erased from them.
+    `tables` tells which they are of, `erasures` how many customers had been erased from them, and `begun` how often
+    columns were begun from nothing: another number may be another history.
     """
 
-    def __init__(self, tables: int | None, erasures: int, columns: Columns) -> None:
+    def __init__(self, tables: int | None, erasures: int, columns: Columns, begun: int = 0) -> None:
         self.tables = tables
         self.erasures = erasures
         self.columns = columns
+        self.begun = begun
         self._placements: dict[tuple[str, int], Placements] = {}
         self._readings: OrderedDict[tuple[int, str, int], Reading] = OrderedDict()
 
@@ -180,16 +185,25 @@ class ReadModel:
         try:
             async with self._pool.acquire() as connection:
                 while True:
+                    known = self._known()
                     async with connection.transaction(isolation="repeatable_read", readonly=True):
-                        found = await self._look(connection, as_of)
+                        found = await self._look(connection, as_of, known)
                         if found is not None:
                             yield found
                             return
         except (*POSTGRES_DOWN, *_NOT_BUILT) as error:
             raise UnavailableError("PostgreSQL", repr(error)) from error
 
-    async def _look(self, connection: Any, as_of: datetime | None) -> Snapshot | None:
-        """Return what there is to see; None where a customer was erased meanwhile, unseen by this transaction."""
+    def _known(self) -> tuple[Generation, Newest | None]:
+        return self._generation, self._generation.columns.newest()
+
+    async def _look(
+        self, connection: Any, as_of: datetime | None, known: tuple[Generation, Newest | None]
+    ) -> Snapshot | None:
+        """Return what there is to see; None where a customer was erased meanwhile, unseen by this transaction.
+
+        `known` is what was known before the transaction began.
+        """
         await connection.execute(f"SET LOCAL search_path TO {self._schema}")
         if not self._built:
             # To ask tables that are not there yet would be an error in PostgreSQL's log.
@@ -202,8 +216,14 @@ class ReadModel:
                       (SELECT count(*) FROM erasure) AS erasures
                FROM checkpoint"""
         )
-        position = row["position"]
-        generation = await self._read(connection, position, row["tables"], row["erasures"])
+        position, erasures = row["position"], row["erasures"]
+        # What was known before is there; else PostgreSQL came back from a backup.
+        before, newest = known
+        if row["tables"] == before.tables and (
+            erasures < before.erasures or (erasures == before.erasures and not await _is_there(connection, newest))
+        ):
+            await self._begin_anew(before)
+        generation = await self._read(connection, position, row["tables"], erasures)
         if generation is None:
             return None
         # Others may have read on meanwhile; these rows go to `position` only.
@@ -216,11 +236,36 @@ class ReadModel:
             async with self._changing:
                 now = self._generation
                 if now.tables != tables or now.columns.broken:
-                    self._generation = Generation(tables, erasures, Columns())
+                    self._generation = Generation(tables, erasures, Columns(), now.begun + 1)
                 elif now.erasures < erasures:
-                    self._generation = Generation(tables, erasures, await now.columns.after_erasures(connection))
+                    rest = await now.columns.after_erasures(connection)
+                    if not await _is_there(connection, rest.newest()):
+                        self._generation = _restored(now)
+                        continue
+                    self._generation = Generation(tables, erasures, rest, now.begun)
                 elif now.erasures > erasures:
                     return None
                 generation = self._generation
             if await generation.columns.refresh(connection, position):
                 return generation
+
+    async def _begin_anew(self, known: Generation) -> None:
+        async with self._changing:
+            if self._generation is known:
+                self._generation = _restored(known)
+
+
+def _restored(known: Generation) -> Generation:
+    LOG.warning("the read model came back from a backup: all of it is read anew", known=known.columns.position)
+    return Generation(None, 0, Columns(), known.begun)
+
+
+async def _is_there(connection: Any, newest: Newest | None) -> bool:
+    if newest is None:
+        return True
+    found = await connection.fetchval(
+        f"SELECT EXISTS (SELECT FROM {newest.table} WHERE position = $1 AND recorded_at = $2)",  # noqa: S608 - a constant of ours
+        newest.position,
+        moment_of(newest.recorded),
+    )
+    return bool(found)
