@@ -15,6 +15,7 @@ from infra.eventstore.database import StoreError, locked
 from infra.eventstore.limits import Limits
 from infra.eventstore.node import Gossip, Unimplemented, operations, server_features
 from infra.eventstore.persistent import PersistentSubscriptions
+from infra.eventstore.requests import Registrar
 from infra.eventstore.scavenge import Scavenger
 from infra.eventstore.store import Store
 from infra.eventstore.streams_v1 import StreamsV1
@@ -91,15 +92,16 @@ async def _serve(settings: Settings, store: Store, stop: asyncio.Event) -> None:
     if port == 0:
         raise PortTakenError(f"cannot listen on {settings.listen}: the port is taken or the address is not ours")
     healthy = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    streams_pb2_grpc.add_StreamsServicer_to_server(StreamsV1(store, settings.limits), server)  # type: ignore[no-untyped-call]
-    v2_pb2_grpc.add_StreamsServiceServicer_to_server(StreamsV2(store, settings.limits), server)  # type: ignore[no-untyped-call]
-    gossip_pb2_grpc.add_GossipServicer_to_server(Gossip(host, port), server)  # type: ignore[no-untyped-call]
+    methods = Registrar(server)
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, methods)
+    streams_pb2_grpc.add_StreamsServicer_to_server(StreamsV1(store, settings.limits), methods)  # type: ignore[no-untyped-call]
+    v2_pb2_grpc.add_StreamsServiceServicer_to_server(StreamsV2(store, settings.limits), methods)  # type: ignore[no-untyped-call]
+    gossip_pb2_grpc.add_GossipServicer_to_server(Gossip(host, port), methods)  # type: ignore[no-untyped-call]
     subscriptions = PersistentSubscriptions(store)
     await subscriptions.load()
-    persistent_pb2_grpc.add_PersistentSubscriptionsServicer_to_server(subscriptions, server)  # type: ignore[no-untyped-call]
+    persistent_pb2_grpc.add_PersistentSubscriptionsServicer_to_server(subscriptions, methods)  # type: ignore[no-untyped-call]
     scavenger = Scavenger(store)
-    server.add_generic_rpc_handlers((server_features(METHODS), operations(scavenger), Unimplemented()))
+    methods.add_generic_rpc_handlers((server_features(METHODS), operations(scavenger), Unimplemented()))
     await server.start()
     await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
     print(f"event store ready on {host}:{port}, data in {settings.data}, position {store.head}", flush=True)  # noqa: T201

@@ -15,6 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kurrentdbclient import AsyncKurrentDBClient, KurrentDBClient, NewEvent, StreamState
 from kurrentdbclient import exceptions as refusals
+from kurrentdbclient.protos.v1 import shared_pb2, streams_pb2
 
 from tests.support import eventstore
 
@@ -59,6 +60,41 @@ def test_health_and_features_and_gossip(node: eventstore.Node) -> None:
     client = KurrentDBClient(f"esdb+discover://{node.address}?tls=false")
     client.append_to_stream("s", current_version=ANY, events=new(1))
     client.close()
+
+
+async def test_a_call_is_answered_when_its_request_has_ended(node: eventstore.Node) -> None:
+    """Who ends it before that has gRPC reset the stream, of which the Rust client makes UNAVAILABLE."""
+    client = AsyncKurrentDBClient(node.uri)
+    await client.append_to_stream("s", current_version=ANY, events=new(1))
+    await client.close()
+    options = streams_pb2.ReadReq.Options(
+        stream=streams_pb2.ReadReq.Options.StreamOptions(
+            stream_identifier=shared_pb2.StreamIdentifier(stream_name=b"s"), start=shared_pb2.Empty()
+        ),
+        count=10,
+        no_filter=shared_pb2.Empty(),
+        uuid_option=streams_pb2.ReadReq.Options.UUIDOption(string=shared_pb2.Empty()),
+    )
+    request = streams_pb2.ReadReq(options=options).SerializeToString()
+    read = "/event_store.client.streams.Streams/Read"
+    async with grpc.aio.insecure_channel(node.address) as channel:
+        open_ended = channel.stream_stream(read)()
+        await open_ended.write(request)
+        answer = asyncio.ensure_future(open_ended.read())
+        # What the node sent before the end of a later call on the same connection is here then.
+        for _ in range(3):
+            assert len([message async for message in channel.unary_stream(read)(request)]) == 1
+        assert not answer.done()
+        await open_ended.done_writing()
+        assert await answer
+        assert await open_ended.read() == grpc.aio.EOF
+        nothing = channel.stream_stream(read)()
+        await nothing.done_writing()
+        assert await nothing.code() == grpc.StatusCode.INTERNAL
+        twice = channel.stream_stream(read)()
+        await twice.write(request)
+        await twice.write(request)
+        assert await twice.code() == grpc.StatusCode.INTERNAL
 
 
 def test_what_is_not_there_says_so(node: eventstore.Node) -> None:
