@@ -105,7 +105,7 @@ def status(data: Path, *, as_json: bool) -> int:
     parts: list[dict[str, Any]] = run.get("parts", [])
     ready = bool(parts) and all(part["state"] == State.READY for part in parts)
     if as_json:
-        _print(json.dumps({"ready": ready, **run}, indent=2))
+        _print(json.dumps({"ready": ready, "data": str(data), **run}, indent=2))
     elif not parts:
         _print(f"nothing runs on {data}")
     else:

@@ -20,7 +20,6 @@ from rich.text import Text
 
 from recorrido.actions.v1 import actions_service_pb2 as pb
 from recorrido.actions.v1.action_pb2 import ActionKind, ActionResult, ActionState, Priority, Target
-from recorrido.journey.v1 import journey_service_pb2
 from services.cli import clients, naming, show
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.failures import CommandError
@@ -225,6 +224,9 @@ def open_action(
     due_at: DueAt = None,
     improvement: Annotated[str, typer.Option(metavar="ID", help="The improvement that a recovery belongs to.")] = "",
     target: Annotated[Metric | None, typer.Option(help="What an improvement is to move, where it hurts.")] = None,
+    new_customer: Annotated[
+        bool, typer.Option("--new-customer", help="Also for somebody of whom nothing was recorded yet.")
+    ] = False,
     actor: Actor,
     request_id: RequestId,
     as_json: Json = False,
@@ -249,21 +251,9 @@ def open_action(
         request_id=request_id,
     )
     run(naming.check(Addresses.configured(), [touchpoint], need, measured=target is not None))
+    if customer_id and not new_customer:
+        run(naming.check_customer(Addresses.configured(), customer_id))
     _change("OpenAction", request, as_json=as_json)
-    if customer_id and not as_json:
-        run(_tell_unknown(customer_id))
-
-
-async def _tell_unknown(customer_id: str) -> None:
-    """Say where nothing was ever recorded of a customer: it may be a slip of the pen, or somebody who just called."""
-    request = journey_service_pb2.GetCustomerJourneyRequest(customer_id=customer_id, page_size=1)
-    try:
-        async with clients.journey(Addresses.configured()) as journey:
-            await journey.GetCustomerJourney(request, timeout=DEADLINE_S)
-    except CommandError as error:
-        # The action is open: that journey does not answer is no failure of it.
-        if "CUSTOMER_UNKNOWN" in str(error):
-            show.console(stderr=True).print(f"note: nothing was ever recorded of {customer_id!r}")
 
 
 #: Each call that changes one action: the command, what it does, and its own options (type and help, and the default;

@@ -126,17 +126,29 @@ def _tell_unreadable(text: str | None, result: pb.AnalyzeResult) -> None:
 
 def _print(texts: Sequence[str], results: Sequence[pb.AnalyzeResult], *, sentences: bool) -> None:
     lines = show.table(
-        *("language", "sentiment", "score#", "point", "need", "emotion", "intent", "unsure", "model", "text~")
+        *(
+            "language",
+            "sentiment",
+            "score#",
+            "point",
+            "need",
+            "emotion",
+            "intent",
+            "unsure",
+            "model",
+            "problem~",
+            "text~",
+        )
     )
     for text, each in zip(texts, results, strict=True):
         meant = each.analysis
         model = f"{meant.model} {meant.model_version}".strip()
-        lines.add_row(
-            *(_cells(meant) if model else ["", "", "", "", each.problem.reason, "", "", ""]), model, _short(text)
-        )
+        lines.add_row(*(_cells(meant) if model else [""] * 8), model, show.plain(each.problem.message), _short(text))
         for sentence in meant.sentences if sentences and len(meant.sentences) > 1 else ():
-            lines.add_row(*_cells(sentence), "", _short(f"· {text[sentence.start : sentence.end]}"))
-    show.console().print(show.filled(lines))
+            lines.add_row(*_cells(sentence), "", "", _short(f"· {text[sentence.start : sentence.end]}"))
+    # Of a few texts none of which means anything, the failure tells all.
+    if any(each.HasField("analysis") for each in results) or len(results) > 1:
+        show.console().print(show.filled(lines))
 
 
 def _short(text: str) -> Text:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import nats
 from nats.aio.client import Client
@@ -16,7 +16,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 from rich.text import Text
 
-from services.cli import show
+from services.cli import machine, show
 from services.cli.clients import Addresses
 from services.cli.failures import CommandError
 
@@ -83,8 +83,8 @@ async def connect(url: str) -> Client:
         return await asyncio.wait_for(opening, CONNECT_WITHIN_S)
     except (NatsError, OSError, TimeoutError) as error:
         raise CommandError(
-            f"NATS does not answer at {url}: start the services with 'recorrido run', "
-            "or tell where it is with RECORRIDO_NATS_URL"
+            f"NATS does not answer at {url}: "
+            + machine.advice("NATS", urlsplit(url).netloc, "tell where it is with RECORRIDO_NATS_URL")
         ) from error
 
 

@@ -9,7 +9,7 @@ import typer
 
 from recorrido.inference.v1 import analysis_pb2 as meaning
 from recorrido.inference.v1 import inference_service_pb2 as pb
-from services.cli import clients, show
+from services.cli import clients, naming, show
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.failures import CommandError
 from services.cli.options import Actor, Json, RequestId, run
@@ -53,6 +53,9 @@ def correct(
     """Say what a customer's words mean. It wins over every model, and the next training learns from it."""
     values: dict[str, Any] = {"sentiment": sentiment, "point": point, "emotion": emotion}
     values |= {"intent": intent, "effort": effort, "urgency": urgency}
+    told = {"language": language, "need": need, **values}
+    if all(value is None for value in told.values()):
+        raise typer.BadParameter(f"say what is right: {', '.join(f'--{name}' for name in told)}")
     request = pb.CorrectAnalysisRequest(
         customer_id=customer_id,
         interaction_event_id=event_id,
@@ -65,7 +68,10 @@ def correct(
 
 
 async def _correct(request: pb.CorrectAnalysisRequest, *, as_json: bool) -> None:
-    async with clients.inference(Addresses.configured()) as inference:
+    addresses = Addresses.configured()
+    if request.correction.need_path:
+        await naming.check_taxonomy(addresses, request.correction.need_path)
+    async with clients.inference(addresses) as inference:
         done = await inference.CorrectAnalysis(request, timeout=DEADLINE_S)
     if as_json:
         show.print_json(done)

@@ -4,6 +4,8 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from services.cli import machine
+
 CORRELATION_HEADER = "x-correlation-id"
 
 
@@ -20,14 +22,12 @@ class SettingError(CommandError):
 
 
 _TELLS = "'recorrido {}' tells the ids".format
+_CUSTOMERS = "customers are called as their sources call them, 'recorrido signals' names some"
 #: Where ids stand that a service does not know, by the reason it gives.
 _BY_REASON = {
     "ACTION_NOT_FOUND": _TELLS("actions list"),
-    "CUSTOMER_UNKNOWN": (
-        "customers are called as their sources call them, 'recorrido signals' names some; --as-of is about when "
-        "something was recorded"
-    ),
-    "INTERACTION_UNKNOWN": _TELLS("analyses CUSTOMER"),
+    "CUSTOMER_UNKNOWN": f"{_CUSTOMERS}; --as-of is about when something was recorded",
+    "INTERACTION_UNKNOWN": f"{_CUSTOMERS}, and 'recorrido analyses CUSTOMER' the events of one",
     "JOURNEY_MAP_UNKNOWN": _TELLS("map list"),
     "MODEL_VERSION_UNKNOWN": _TELLS("models"),
     "NEED_UNKNOWN": _TELLS("taxonomy"),
@@ -36,7 +36,10 @@ _BY_REASON = {
     "WEBHOOK_NOT_FOUND": _TELLS("webhook list"),
 }
 #: The same by the last part of a field that holds one.
-_BY_FIELD = dict.fromkeys(("stage_id", "touchpoint_id", "persona_id", "goal_id"), _TELLS("map show MAP"))
+_BY_FIELD = {
+    **dict.fromkeys(("stage_id", "touchpoint_id", "persona_id", "goal_id"), _TELLS("map show MAP")),
+    "interaction_event_id": _TELLS("analyses CUSTOMER"),
+}
 
 
 def _where(reason: str, fields: list[str]) -> str:
@@ -48,23 +51,27 @@ def _where(reason: str, fields: list[str]) -> str:
 def explain(error: grpc.aio.AioRpcError, service: str, address: str) -> str:
     """Return a line with the reason, the broken rules and, where nobody answered, the address and what to do."""
     status = rpc_status.from_call(error)
-    reason = ""
+    reason = part = ""
     violations: list[error_details_pb2.BadRequest.FieldViolation] = []
     for detail in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):
-            reason = info.reason
+            reason, part = info.reason, info.metadata.get("part", "")
         request = error_details_pb2.BadRequest()
         if detail.Unpack(request):
             violations = list(request.field_violations)
+    if reason == "UNAVAILABLE" and part not in {"", service}:
+        return (
+            f"{service} cannot answer, as {part} does not answer it: {machine.advice(part, address, '')}"
+            f" ({str(error.details()).removeprefix(f'{part}: ')})"
+        )
     if reason:
         told = "; ".join(f"{each.field}: {each.description}" for each in violations) or error.details()
         return f"{service}: {reason}: {told}{_where(reason, [each.field for each in violations])}"
-    if error.code() is grpc.StatusCode.UNAVAILABLE:
-        return (
-            f"{service} does not answer at {address}: start the services with 'recorrido run', "
-            f"or tell where they are with RECORRIDO_{service.upper()}_ADDRESS"
-        )
+    if error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
+        in_time = " in time" if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else ""
+        elsewhere = f"tell where they are with RECORRIDO_{service.upper()}_ADDRESS"
+        return f"{service} does not answer{in_time} at {address}: {machine.advice(service, address, elsewhere)}"
     text = f"{service}: {error.code().name}: {error.details()}"
     correlation = dict(error.trailing_metadata() or ()).get(CORRELATION_HEADER)
     return f"{text} (correlation id {correlation})" if correlation else text

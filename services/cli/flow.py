@@ -13,7 +13,7 @@ from recorrido.ingest.v1.interaction_pb2 import Channel, Outcome
 from recorrido.journey.v1 import journey_service_pb2 as pb
 from services.cli import clients, show
 from services.cli.clients import DEADLINE_S, Addresses
-from services.cli.options import AsOf, From, Json, MapId, To, moment, run
+from services.cli.options import AsOf, From, Json, MapId, To, moment, run, since, until
 from services.cli.pictures import drawing, flowchart
 
 OFF_MAP = "not on the map"
@@ -44,12 +44,8 @@ def flow(
     outcome: Annotated[str, typer.Option(metavar="NAME", help="Only cases with such an outcome: failed, late.")] = "",
     goal: Annotated[str, typer.Option(metavar="ID", help="Only cases that reached it.")] = "",
     ending: Annotated[Ending | None, typer.Option(help="Only cases that ended so.")] = None,
-    from_time: Annotated[
-        Timestamp | None, typer.Option("--from", parser=moment, metavar="TIME", help="Only cases that began then.")
-    ] = None,
-    to_time: Annotated[
-        Timestamp | None, typer.Option("--to", parser=moment, metavar="TIME", help="Only cases that began before.")
-    ] = None,
+    from_time: Annotated[Timestamp | None, since("Only cases that began then.")] = None,
+    to_time: Annotated[Timestamp | None, until("Only cases that began before.")] = None,
     compare_persona: Annotated[str, typer.Option(metavar="ID", help="Compare with this persona.")] = "",
     compare_from: Annotated[
         Timestamp | None, typer.Option(parser=moment, metavar="TIME", help="Compare with cases that began then.")

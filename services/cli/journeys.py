@@ -391,16 +391,30 @@ def point_table(found: pb.ListPointsResponse, title: str = "") -> Table:
     return lines
 
 
+class Rule(StrEnum):
+    """What raises signals, as docs/journey.md tells."""
+
+    BAD_MOMENT = "bad_moment"
+    RECOVERY_FAILED = "recovery_failed"
+    ABOUT_TO_FALL = "about_to_fall"
+    TOUCHPOINT_SILENT = "touchpoint_silent"
+    COVERAGE_LOST = "coverage_lost"
+    SCORE_WORSENED = "score_worsened"
+    SCORE_IMPROVED = "score_improved"
+    POINT_WORSENED = "point_worsened"
+    POINT_IMPROVED = "point_improved"
+
+
 def signals(
     *,
     customer_id: Annotated[str, typer.Option("--customer", metavar="ID", help="Only those of this customer.")] = "",
-    rule: Annotated[str, typer.Option(help="Only those of this rule, such as bad_moment.")] = "",
+    rule: Annotated[Rule | None, typer.Option(help="Only those of this rule.")] = None,
     as_of: AsOf = None,
     limit: Limit = 50,
     as_json: Json = False,
 ) -> None:
     """Show what somebody should look at, what was raised last first."""
-    run(_signals(customer_id, rule, as_of, limit, as_json=as_json))
+    run(_signals(customer_id, rule.value if rule else "", as_of, limit, as_json=as_json))
 
 
 async def _signals(customer_id: str, rule: str, as_of: Timestamp | None, limit: int, *, as_json: bool) -> None:
@@ -425,7 +439,7 @@ async def _signals(customer_id: str, rule: str, as_of: Timestamp | None, limit: 
         show.print_json(found)
         return
     out = show.console()
-    out.print(_signal_table(found, out.width))
+    out.print(_signal_table(found, out.width) if found.signals else "none")
 
 
 def _signal_table(found: pb.ListSignalsResponse, width: int) -> Table:

@@ -5,9 +5,7 @@ import contextlib
 import json
 import os
 import signal
-import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
-from pathlib import Path
 from typing import Annotated
 
 import grpc
@@ -17,16 +15,12 @@ from rich.console import Console
 from rich.text import Text
 
 from recorrido.journey.v1.journey_service_pb2 import GetCustomerJourneyRequest, GetOverviewRequest
-from services.cli import clients, sample, show
+from services.cli import clients, machine, sample, show
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.failures import CommandError
 from services.cli.importing.commands import SAMPLE_MAPS, load
 from services.cli.report import read, show_report
 
-ROOT = Path(__file__).resolve().parents[2]
-
-#: A program of its own, told by its name: a client imports no infrastructure.
-_SUPERVISOR = (sys.executable, "-m", "infra.local")
 # When we are killed, the kernel asks it to stop. The shell closes the gap before that request: if we were gone by then,
 # it has another parent than us and does not start the program.
 _TIED_TO_US = ("setpriv", "--pdeathsig=TERM", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
@@ -57,10 +51,10 @@ async def _run(*, with_sample: bool, with_report: bool, quiet: bool) -> int:
     supervisor = await asyncio.create_subprocess_exec(
         *_TIED_TO_US,
         str(os.getpid()),
-        *_SUPERVISOR,
+        *machine.PROGRAM,
         "up",
         *(["--quiet"] if quiet else []),
-        env=_environment(colour=out.is_terminal),
+        env=machine.environment(colour=out.is_terminal),
         stdout=PIPE,
         stderr=STDOUT,
         limit=_LINE_LIMIT_BYTES,
@@ -101,15 +95,6 @@ async def _run(*, with_sample: bool, with_report: bool, quiet: bool) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _environment(*, colour: bool) -> dict[str, str]:
-    paths = [str(ROOT), str(ROOT / "proto/gen"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
-    if colour:
-        # It writes into our pipe, and we to the terminal.
-        environment.setdefault("FORCE_COLOR", "1")
-    return environment
-
-
 async def _pass_on(supervisor: Process, out: Console) -> None:
     """Print what the supervisor writes, above a progress bar where there is one."""
     assert supervisor.stdout is not None
@@ -143,9 +128,7 @@ async def _until_ready(supervisor: Process, addresses: Addresses) -> None:
                 await asyncio.sleep(_POLL_S)
     # Another run may listen there, while ours is about to tell that its ports are taken.
     while True:
-        asked = await asyncio.create_subprocess_exec(
-            *_SUPERVISOR, "status", "--json", env=_environment(colour=False), stdout=PIPE
-        )
+        asked = await asyncio.create_subprocess_exec(*machine.STATUS, env=machine.environment(), stdout=PIPE)
         answer, _ = await asked.communicate()
         status = json.loads(answer or b"{}")
         if status.get("ready") and status.get("pid") == supervisor.pid:

@@ -9,6 +9,8 @@ import contextlib
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
+import grpc
+
 from recorrido.inference.v1.inference_service_pb2 import GetTaxonomyRequest
 from recorrido.journey.v1 import journey_service_pb2 as pb
 from services.cli import clients, show
@@ -102,10 +104,46 @@ async def _check_touchpoints(addresses: Addresses, given: Sequence[str], *, meas
             raise unknown("touchpoint", name, on_map | heard, "recorrido coverage")
 
 
-async def _check_need(addresses: Addresses, need: str, map_id: str = "") -> None:
+async def check_customer(addresses: Addresses, customer_id: str) -> None:
+    """Make sure that anything was ever recorded of a customer: work for a slip of the pen is work for nobody.
+
+    Raises:
+        UnknownNameError: nothing was.
+    """
+    request = pb.GetCustomerJourneyRequest(customer_id=customer_id, page_size=1)
+    with _unless_away():
+        async with clients.journey(addresses) as journey:
+            try:
+                await journey.GetCustomerJourney(request, timeout=DEADLINE_S)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise
+                raise UnknownNameError(
+                    f"nothing was ever recorded of customer {customer_id!r}; --new-customer opens it all the same, for"
+                    " somebody who is new"
+                ) from None
+
+
+async def check_taxonomy(addresses: Addresses, need: str) -> None:
+    """Make sure that it is a need of the taxonomy in force.
+
+    Raises:
+        UnknownNameError: it is not.
+        CommandError: inference does not tell.
+    """
+    known = await _taxonomy(addresses)
+    if need not in known:
+        raise unknown("need", need, known, "recorrido taxonomy")
+
+
+async def _taxonomy(addresses: Addresses) -> set[str]:
     async with clients.inference(addresses) as inference:
         taxonomy = await inference.GetTaxonomy(GetTaxonomyRequest(), timeout=DEADLINE_S)
-    known = {each.path for each in taxonomy.needs}
+    return {each.path for each in taxonomy.needs}
+
+
+async def _check_need(addresses: Addresses, need: str, map_id: str = "") -> None:
+    known = await _taxonomy(addresses)
     if need in known:
         return
     # Under another taxonomy it may have been told of.

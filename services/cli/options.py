@@ -6,7 +6,7 @@ import getpass
 import importlib
 import os
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -54,11 +54,19 @@ def event_type(text: str) -> str:
     Raises:
         BadParameter: there is none of that name; those that there are are told.
     """
-    known = {
-        event.type_name.rpartition(".")[2]: event.type_name
-        for package in ("ingest", "inference", "journey", "actions")
-        for event in importlib.import_module(f"recorrido.{package}.v1.events").EVENTS
-    }
+    return one_of_types(
+        text, [type_ for package in ("ingest", "inference", "journey", "actions") for type_ in event_types(package)]
+    )
+
+
+def event_types(package: str) -> list[Any]:
+    """Return the events of a service."""
+    return list(importlib.import_module(f"recorrido.{package}.v1.events").EVENTS)
+
+
+def one_of_types(text: str, types: Iterable[Any]) -> str:
+    """As `event_type`, of these alone."""
+    known = {type_.type_name.rpartition(".")[2]: type_.type_name for type_ in types}
     name = text.rpartition(".")[2]
     if text not in {name, known.get(name)} or name not in known:
         near = difflib.get_close_matches(name, known, n=1)
@@ -67,14 +75,40 @@ def event_type(text: str) -> str:
     return str(known[name])
 
 
+def _span(context: typer.Context, end: str, value: Timestamp | None) -> Timestamp | None:
+    """Keep one end of a time span until the other is known, whichever is read first."""
+    ends = context.meta.setdefault("span", {})
+    ends[end] = value
+    start, stop = ends.get("--from"), ends.get("--to")
+    if start is not None and stop is not None and stop.ToNanoseconds() <= start.ToNanoseconds():
+        raise typer.BadParameter("has to be after --from", param_hint="--to")
+    return value
+
+
+def _since(context: typer.Context, value: Timestamp | None) -> Timestamp | None:
+    return _span(context, "--from", value)
+
+
+def _until(context: typer.Context, value: Timestamp | None) -> Timestamp | None:
+    return _span(context, "--to", value)
+
+
+def since(does: str) -> Any:
+    """Return the option --from, which has to be before --to."""
+    return typer.Option("--from", parser=moment, callback=_since, metavar="TIME", help=does)
+
+
+def until(does: str) -> Any:
+    """Return the option --to, which has to be after --from."""
+    return typer.Option("--to", parser=moment, callback=_until, metavar="TIME", help=does)
+
+
 AsOf = Annotated[
     Timestamp | None,
     typer.Option(parser=moment, metavar="TIME", help="Answer with what was known then (ISO 8601; UTC without offset)."),
 ]
-From = Annotated[
-    Timestamp | None, typer.Option("--from", parser=moment, metavar="TIME", help="Only what happened at or after.")
-]
-To = Annotated[Timestamp | None, typer.Option("--to", parser=moment, metavar="TIME", help="Only what happened before.")]
+From = Annotated[Timestamp | None, since("Only what happened at or after.")]
+To = Annotated[Timestamp | None, until("Only what happened before.")]
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

@@ -16,7 +16,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from recorrido.ingest.v1 import privacy_service_pb2 as pb
 from recorrido.ingest.v1.privacy_service_pb2_grpc import PrivacyServiceStub
-from services.cli import show
+from services.cli import machine, show
 from services.cli.clients import DEADLINE_S, Addresses, channel
 from services.cli.failures import CommandError, explain
 from services.cli.options import Json, run
@@ -164,10 +164,9 @@ async def _scavenge(*, as_json: bool) -> None:
             answer: Any = UnknownFieldSet(Empty.FromString(await start(b"", timeout=10)))
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
-                raise CommandError(
-                    f"the event store does not answer at {uri}: start the services with 'recorrido run', "
-                    "or tell where it is with RECORRIDO_EVENTSTORE_URI"
-                ) from error
+                elsewhere = "tell where it is with RECORRIDO_EVENTSTORE_URI"
+                advice = machine.advice("event store", place.netloc, elsewhere)
+                raise CommandError(f"the event store does not answer at {uri}: {advice}") from error
             raise CommandError(f"event store at {uri}: {error.code().name}: {error.details()}") from error
     scavenge_id = next(field.data for field in answer if field.field_number == 1).decode()
     facts = await _completed(uri, scavenge_id)

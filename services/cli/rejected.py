@@ -20,7 +20,7 @@ from recorrido.ingest.v1.rejection_service_pb2_grpc import RejectionServiceStub
 from services.cli import show
 from services.cli.clients import DEADLINE_S, Addresses, channel
 from services.cli.failures import CommandError
-from services.cli.options import Actor, Json, Limit, moment, run
+from services.cli.options import Actor, Json, Limit, run, since, until
 
 app = typer.Typer(help="Interactions that were refused: why, and what becomes of them.", no_args_is_help=True)
 
@@ -60,12 +60,8 @@ def list_rejected(
     ] = None,
     field: Annotated[str, typer.Option(help="Only where this field broke a rule, such as ratings.value.")] = "",
     customer_id: Annotated[str, typer.Option("--customer", metavar="ID", help="Only of this customer.")] = "",
-    since: Annotated[
-        Timestamp | None, typer.Option("--from", parser=moment, metavar="TIME", help="Only rejected at or after.")
-    ] = None,
-    until: Annotated[
-        Timestamp | None, typer.Option("--to", parser=moment, metavar="TIME", help="Only rejected before.")
-    ] = None,
+    from_time: Annotated[Timestamp | None, since("Only rejected at or after.")] = None,
+    to_time: Annotated[Timestamp | None, until("Only rejected before.")] = None,
     limit: Limit = 50,
     as_json: Json = False,
 ) -> None:
@@ -78,8 +74,8 @@ def list_rejected(
         reason=reason or "",
         field=field,
         customer_id=customer_id,
-        from_time=since,
-        to_time=until,
+        from_time=from_time,
+        to_time=to_time,
     )
     run(_list(request, limit, as_json=as_json))
 

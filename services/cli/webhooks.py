@@ -11,16 +11,27 @@ from recorrido.actions.v1.webhook_service_pb2_grpc import WebhookServiceStub
 from services.cli import clients, show
 from services.cli.actions import Reason
 from services.cli.clients import DEADLINE_S, Addresses
-from services.cli.options import Actor, Json, Limit, RequestId, event_type, moment, run
+from services.cli.options import Actor, Json, Limit, RequestId, event_types, moment, one_of_types, run
 
 app = typer.Typer(help="Who is told of actions by HTTP.", no_args_is_help=True)
 
 WebhookId = Annotated[str, typer.Argument(metavar="ID", help="The webhook; `webhook list` tells it.")]
 
 
-def _types(text: str) -> str:
-    """Read the name of a type of event, or how some begin. Raises BadParameter."""
-    return text if text.endswith("*") else event_type(text)
+def action_type(text: str) -> str:
+    """Read the name of a type of event of an action, or how some begin. Raises BadParameter."""
+    of_actions = [type_ for type_ in event_types("actions") if type_.__struct_fields__[0] == "action_id"]
+    if not text.endswith("*"):
+        return one_of_types(text, of_actions)
+    names = [str(type_.type_name) for type_ in of_actions]
+    for prefix in (text[:-1], f"{_PACKAGE}{text[:-1]}"):
+        if any(name.startswith(prefix) for name in names):
+            return f"{prefix}*"
+    told = ", ".join(name.removeprefix(_PACKAGE) for name in names)
+    raise typer.BadParameter(f"no event of an action begins with {text[:-1]!r}; there are {told}")
+
+
+_PACKAGE = "recorrido.actions.v1."
 
 
 class State(StrEnum):
@@ -43,9 +54,10 @@ def register(
         list[str] | None,
         typer.Option(
             "--type",
-            parser=_types,
+            parser=action_type,
             metavar="NAME",
-            help="Only this type of event, or those that begin so where * ends it; may be repeated.",
+            help="Only this type of event of actions, such as ActionOpened, or those that begin so where * ends it;"
+            " may be repeated.",
         ),
     ] = None,
     description: Annotated[str, typer.Option(help="What it is for.")] = "",

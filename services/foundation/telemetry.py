@@ -5,11 +5,14 @@ over OTLP, when `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
 """
 
 import logging
+import math
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import Any
 
 import structlog
 from opentelemetry import metrics, trace
@@ -57,6 +60,7 @@ def set_up(service: str, *, log_level: str = "INFO", log_format: str = "console"
         )
     )
     shared: list[structlog.typing.Processor] = [
+        _Waiting(),
         structlog.contextvars.merge_contextvars,
         _add_trace_id,
         structlog.processors.add_log_level,
@@ -82,6 +86,25 @@ def set_up(service: str, *, log_level: str = "INFO", log_format: str = "console"
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+class _Waiting:
+    """Lets what waits for a part say so twice a minute, not at each look: its events end in `wait` or `waits`."""
+
+    def __init__(self, pause_s: float = 30.0) -> None:
+        self._pause_s = pause_s
+        self._last: dict[tuple[str, ...], float] = {}
+
+    def __call__(self, _logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        name = str(event.get("event"))
+        if name.endswith((" wait", " waits")):
+            # A part that is away says so in several ways one after the other.
+            error = str(event.get("error")).partition(":")[0]
+            key = (name, error, str(event.get("projection")), str(event.get("webhook_id")))
+            if time.monotonic() - self._last.get(key, -math.inf) < self._pause_s:
+                raise structlog.DropEvent
+            self._last[key] = time.monotonic()
+        return event
 
 
 class _Seldom(logging.Filter):

@@ -161,7 +161,10 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         known = await self._corrections.of(request.customer_id)
         wanted = request.interaction_event_id
         if not known or (wanted and wanted not in known):
-            raise NotFoundError("INTERACTION_UNKNOWN", f"nothing is recorded of customer {request.customer_id!r}")
+            which = f" with event id {wanted}" if wanted else ""
+            raise NotFoundError(
+                "INTERACTION_UNKNOWN", f"nothing is recorded of customer {request.customer_id!r}{which}"
+            )
         return pb.ListAnalysesResponse(
             analyses=[
                 _recorded(opinion, counts=opinion is verbatim.counting)

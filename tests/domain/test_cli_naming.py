@@ -5,11 +5,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 
 from recorrido.journey.v1 import journey_service_pb2 as pb
 from recorrido.journey.v1.journey_map_pb2 import Metric
+from services.actions.domain.webhooks import DELIVERED
 from services.cli import naming, show
 from services.cli.clients import Addresses
+from services.cli.journeys import Rule
+from services.cli.options import event_types
+from services.cli.webhooks import action_type
+from services.journey.domain.shifts import SHIFT_RULES
+from services.journey.domain.signals import BAD_MOMENT, RECOVERY_FAILED
+from services.journey.domain.watching import ABOUT_TO_FALL, COVERAGE_LOST, TOUCHPOINT_SILENT
 
 
 @pytest.mark.parametrize("left_out", [0, 1])
@@ -54,3 +62,19 @@ def test_where_columns_would_be_cut_each_row_is_a_block(
     assert "1,234" in printed
     assert ("…" in printed) is (columns == "160")
     assert " ".join(printed.split()).endswith("asked for it myself.") is (columns == "80")
+
+
+def test_the_rules_that_can_be_asked_for_are_those_that_there_are() -> None:
+    rules = {BAD_MOMENT, RECOVERY_FAILED, ABOUT_TO_FALL, TOUCHPOINT_SILENT, COVERAGE_LOST, *SHIFT_RULES}
+    assert {each.value for each in Rule} == rules
+
+
+def test_a_webhook_can_be_told_of_what_is_delivered_and_of_nothing_else() -> None:
+    names = [each.type_name for package in ("ingest", "journey", "actions") for each in event_types(package)]
+    for name in names:
+        if name in DELIVERED:
+            assert action_type(name) == action_type(name.rpartition(".")[2]) == name
+        else:
+            with pytest.raises(typer.BadParameter, match="there are ActionOpened"):
+                action_type(name)
+    assert action_type("Action*") == action_type("recorrido.actions.v1.Action*") == "recorrido.actions.v1.Action*"

@@ -15,8 +15,9 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Page, async_playwright
 
+from infra.local import directory
 from infra.local import ports as port_numbers
-from services.cli import sample
+from services.cli import machine, sample
 from services.cli.journeymap import SHIPPED
 from tests.support.cli import ROOT, Result, answer, environment, recorrido, start
 from tests.support.cluster import Cluster, running
@@ -507,11 +508,21 @@ async def test_what_is_not_known_is_one_line(cluster: Cluster) -> None:
         "error: journey: CUSTOMER_UNKNOWN: nothing is known of customer 'nobody'; customers are called as their sources"
         " call them, 'recorrido signals' names some; --as-of is about when something was recorded"
     )
+    assert _one_line(await recorrido(cluster, "analyses", "nobody"), 1) == (
+        "error: inference: INTERACTION_UNKNOWN: nothing is recorded of customer 'nobody'; customers are called as their"
+        " sources call them, 'recorrido signals' names some, and 'recorrido analyses CUSTOMER' the events of one"
+    )
     then = await recorrido(cluster, "customer", "nobody", "--as-of", "2020-01-01")
     assert "customer 'nobody' as of 2020-01-01T00:00:00+00:00" in _one_line(then, 1)
-    for customer_id, note in (("sample-1-0001", False), ("sample-1-O001", True)):
-        opened = await recorrido(cluster, "actions", "open", "Call back", "--customer", customer_id)
-        assert (opened.code, f"nothing was ever recorded of '{customer_id}'" in opened.err) == (0, note)
+    call = ("actions", "open", "Call back", "--customer")
+    assert (await recorrido(cluster, *call, "sample-1-0001")).code == 0
+    assert _one_line(await recorrido(cluster, *call, "sample-1-O001"), 1) == (
+        "error: nothing was ever recorded of customer 'sample-1-O001'; --new-customer opens it all the same, for"
+        " somebody who is new"
+    )
+    assert (await recorrido(cluster, *call, "somebody new", "--new-customer")).code == 0
+    assert (await recorrido(cluster, "signals", "--customer", "nobody")).out == "none\n"
+    assert _one_line(await recorrido(cluster, "analyze", " "), 1).endswith("not analysed: the text is empty or blank")
     assert (await recorrido(cluster, "actions", "list", "--owner", "nobody")).out == "none\n"
     assert (await recorrido(cluster, "webhook", "list")).out == "none\n"
     opened = await recorrido(cluster, "actions", "open", "Fix parcels")
@@ -562,6 +573,8 @@ async def test_what_is_not_known_is_one_line(cluster: Cluster) -> None:
         (("actions", "watch", "--touchpoint", "delivry"), "did you mean delivery"),
         (("impact", "x", "--metric", "csat", "--touchpoint", "delivry"), "did you mean delivery"),
         (("impact", "x", "--against", "delivry"), "did you mean delivery"),
+        (("correct", "sample-1-0001", "x", "--need", "delivry/speed"), "did you mean delivery/speed"),
+        (("correct", "sample-1-0001", "x", "--sentiment", "positive"), "'recorrido analyses CUSTOMER' tells the ids"),
         (("impact", "x", "--metric", "csat", "--need", "delivry/speed"), "did you mean delivery/speed"),
     ],
 )
@@ -634,6 +647,10 @@ async def test_a_broken_rule_is_told_with_its_field(cluster: Cluster) -> None:
         ("actions", "open", "Fix parcels"),
         ("scores", "--as-of", "yesterday"),
         ("points", "--kind", "joy"),
+        ("signals", "--rule", "bad_momnt"),
+        ("correct", "sample-1-0001", "x"),
+        ("webhook", "register", "https://example.org", "--type", "InteractionRecorded"),
+        ("webhook", "register", "https://example.org", "--type", "Custard*"),
         ("customer",),
         ("import", "olist"),
         ("nothing",),
@@ -641,6 +658,16 @@ async def test_a_broken_rule_is_told_with_its_field(cluster: Cluster) -> None:
 )
 async def test_calling_it_wrongly_is_2(cluster: Cluster, arguments: tuple[str, ...]) -> None:
     assert (await recorrido(cluster, *arguments)).code == 2
+
+
+@pytest.mark.parametrize(
+    "command", ["scores", "points", "ladder", "flow", "coverage", "rejected list", "playbook dry-run standard"]
+)
+async def test_a_span_that_ends_before_it_begins_is_told_by_its_options(cluster: Cluster, command: str) -> None:
+    for span in (("--from", "2026-09-01", "--to", "2026-08-01"), ("--to", "2026-08-01", "--from", "2026-08-01")):
+        refused = await recorrido(cluster, *command.split(), *span)
+        assert refused.code == 2
+        assert "Invalid value for --to: has to be after --from" in refused.err
 
 
 @pytest.mark.parametrize("command", [("overview",), ("run", "--no-sample")])
@@ -699,6 +726,54 @@ async def test_a_reader_that_goes_away_ends_it_quietly(cluster: Cluster, argumen
     _, err = await asyncio.wait_for(process.communicate(), 30)
     told = [line for line in err.decode().splitlines() if "Ctrl-C stops" not in line]
     assert (process.returncode, told) == (141, [])
+
+
+async def test_a_part_that_is_away_is_named_with_what_to_do(cluster: Cluster) -> None:
+    here = {"RECORRIDO_DATA": str(cluster.data)}
+    for part, name, asked in (
+        ("triton", "triton", ("analyze", "Nobody answered.")),
+        ("triton", "triton", ("models",)),
+        ("postgres", "PostgreSQL", ("scores",)),
+        ("postgres", "PostgreSQL", ("actions", "list")),
+    ):
+        await cluster.stop(part)
+        line = _one_line(await recorrido(cluster, *asked, **here), 1)
+        assert f"cannot answer, as {name} does not answer it: it was stopped here, and 'recorrido run' starts" in line
+        await cluster.start(part)
+    await cluster.stop("journey")
+    line = _one_line(await recorrido(cluster, "scores", **here), 1)
+    assert line.startswith(f"error: journey does not answer at {cluster.address('journey')}: it was stopped here")
+    await cluster.start("journey")
+    assert (await recorrido(cluster, "scores", **here)).code == 0
+
+
+@pytest.mark.parametrize(
+    ("states", "told"),
+    [
+        (
+            {"postgres": "starting", "journey": "waiting"},
+            (
+                "'recorrido run' is starting it again, so try again in some seconds"
+                " (postgres is starting, journey is waiting)"
+            ),
+        ),
+        ({"postgres": "ready", "journey": "ready"}, "it runs, so try again; {data}/log/journey.log tells more"),
+    ],
+)
+async def test_advice_is_as_the_supervisor_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: dict[str, str], told: str
+) -> None:
+    monkeypatch.setenv("RECORRIDO_DATA", str(tmp_path))
+    parts = [
+        {"name": name, "state": state, "pid": None, "addresses": {"": f"127.0.0.1:{number}"}}
+        for number, (name, state) in enumerate(states.items(), 1)
+    ]
+    async with directory.held(tmp_path):
+        directory.write(tmp_path, {"parts": parts})
+        assert machine.advice("journey", "127.0.0.1:2", "look elsewhere") == told.format(data=tmp_path)
+        # Another journey, somewhere else.
+        elsewhere = "start the services with 'recorrido run', or look elsewhere"
+        assert machine.advice("journey", "10.0.0.1:2", "look elsewhere") == elsewhere
 
 
 async def test_addresses_can_be_told_one_by_one(cluster: Cluster) -> None:

@@ -21,6 +21,10 @@ except OSError:
     logging.getLogger("asyncpg.pool").warning("Failed to restore the pool", exc_info=True)
 for _ in range(50):
     logging.getLogger("opentelemetry.exporter").error("Failed to export %s", "traces")
+    for state in ("is starting", "does not listen"):
+        structlog.get_logger().warning("projection waits", projection="journey", error=f"PostgreSQL: {{state}}")
+    structlog.get_logger().warning("projection waits", projection="holdings", error="PostgreSQL: is starting")
+    structlog.get_logger().warning("projection waits", projection="journey", error="the event store is away")
 """
 
 
@@ -47,6 +51,13 @@ def test_a_database_that_is_away_is_told_in_a_line() -> None:
     (line,) = [each for each in written("console").splitlines() if "Failed to restore the pool" in each]
     assert "ConnectionRefusedError(111, 'nobody there')" in line
     assert written("console").count("Traceback") == 1  # of our own failure
+
+
+def test_what_waits_for_a_part_says_so_once() -> None:
+    waiting = [each for each in written("console").splitlines() if "projection waits" in each]
+    told = [(name, why) for each in waiting for name in ("journey", "holdings") if name in each
+            for why in ("is starting", "does not listen", "is away") if why in each]  # fmt: skip
+    assert told == [("journey", "is starting"), ("holdings", "is starting"), ("journey", "is away")]
 
 
 def test_a_library_that_keeps_failing_says_so_once() -> None:

@@ -1,0 +1,59 @@
+"""The supervisor of this machine: a program of its own, called by its name, as a client imports no infrastructure."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = (sys.executable, "-m", "infra.local")
+STATUS = (*PROGRAM, "status", "--json")
+_ANSWERS_WITHIN_S = 10.0
+
+#: Parts as the supervisor calls them, by what services call them.
+_NAMES = {"PostgreSQL": "postgres", "NATS": "nats", "event store": "eventstore"}
+
+
+def environment(*, colour: bool = False) -> dict[str, str]:
+    paths = [str(ROOT), str(ROOT / "proto/gen"), os.environ.get("PYTHONPATH", "")]
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+    if colour:
+        # It writes into our pipe, and we to the terminal.
+        found.setdefault("FORCE_COLOR", "1")
+    return found
+
+
+def advice(part: str, address: str, elsewhere: str) -> str:
+    """Return what to do about a part that does not answer: it may be about to be back, or nothing runs here.
+
+    Args:
+        part: as services or the supervisor call it.
+        address: `host:port` of it, or of the service that needs it.
+        elsewhere: how to tell where it is, if it is not on this machine; empty where that is not told to us.
+    """
+    run = _status()
+    parts = {each["name"]: each for each in run.get("parts", [])}
+    if not any(address in each["addresses"].values() for each in parts.values()):
+        return f"start the services with 'recorrido run'{f', or {elsewhere}' if elsewhere else ''}"
+    name = _NAMES.get(part, part)
+    if (state := parts.get(name, {}).get("state")) in {None, "ready"}:
+        return f"it runs, so try again; {run['data']}/log/{name}.log tells more"
+    if state == "stopped":
+        return "it was stopped here, and 'recorrido run' starts it again"
+    missing = ", ".join(f"{each['name']} is {each['state']}" for each in parts.values() if each["state"] != "ready")
+    return f"'recorrido run' is starting it again, so try again in some seconds ({missing})"
+
+
+def _status() -> dict[str, Any]:
+    """Return what runs on this machine, as the supervisor tells it; nothing where it cannot be asked."""
+    try:
+        told = subprocess.run(
+            STATUS, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            timeout=_ANSWERS_WITHIN_S, check=False,
+        )  # fmt: skip
+        found: dict[str, Any] = json.loads(told.stdout)
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return {}
+    return found
