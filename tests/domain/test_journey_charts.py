@@ -79,6 +79,63 @@ def test_few_answers_are_charted_by_weeks_and_fewer_not_at_all() -> None:
     assert list(score_chart(reading([]), "checkout", "nps", []).points) == []
 
 
+def tiled(points: Sequence[ChartPoint]) -> None:
+    """Check that every day is in one subgroup."""
+    assert [each.until for each in points[:-1]] == [each.since for each in points[1:]]
+
+
+def test_no_day_is_lost_where_days_become_weeks() -> None:
+    """The run of the signal ends within a week; behind it there are too few answers for days."""
+    first = reading(CHANGED)
+    (found,) = shifted(first)
+    signal = raised(found, first)
+    few = days(80, 260, 0.6, a_day=5)
+    read = reading([*CHANGED, *few])
+    chart = score_chart(read, "parcel", "csat", [signal])
+    assert chart.length == 7
+    tiled(chart.points)
+    last = chart.points[-1].until
+    assert sum(each.answers for each in chart.points) == sum(
+        START + timedelta(days=e.day) < last for e in [*CHANGED, *few]
+    )
+    at = next(n for n, each in enumerate(chart.points) if each.signal_id)
+    anew = chart.points[at + 1]
+    assert (f"{anew.since:%Y-%m-%d}", anew.until.weekday()) == (found.inputs["run_until"], 0)
+    assert 0 < (anew.until - anew.since).days < 7
+    # What raises signals sees the same subgroups: a change later is told by those that are shown.
+    worse = reading([*CHANGED, *few, *days(260, 290, 0.1, a_day=5)])
+    (later,) = shifted(worse, [signal])
+    (point,) = [each for each in outside(score_chart(worse, "parcel", "csat", [signal]).points) if each.since > last]
+    assert (f"{point.until:%Y-%m-%d}", f"{point.average:.4f}") == (later.inputs["run_until"], later.inputs["average"])
+    assert int(later.inputs["baseline_subgroups"]) + int(later.inputs["run_subgroups"]) == sum(
+        each.answers >= 20
+        for each in score_chart(worse, "parcel", "csat", [signal]).points
+        if anew.since <= each.since <= point.since
+    )
+
+
+@pytest.mark.parametrize("late", ["there was none", "it was sooner", "they make weeks of days"])
+def test_a_signal_stands_where_it_was_raised_whatever_comes_late(late: str) -> None:
+    first = reading(CHANGED)
+    (found,) = shifted(first)
+    inputs = found.inputs
+    begun = next(int(e.day) for e in CHANGED if date_of(e.day) == inputs["run_from"])
+    came = {
+        "there was none": [replace(e, customer=f"late {e.customer}") for e in days(begun, 80, 1.0, a_day=100)],
+        "it was sooner": [replace(e, customer=f"late {e.customer}") for e in days(begun, 80, 0.0, a_day=40)],
+        "they make weeks of days": days(-200, -199, 0.85),
+    }[late]
+    chart = score_chart(reading([*CHANGED, *came]), "parcel", "csat", [raised(found, first)])
+    tiled(chart.points)
+    (marked,) = [each for each in chart.points if each.signal_id]
+    assert (marked.signal_id, f"{marked.until:%Y-%m-%d}") == (found.signal_id, inputs["run_until"])
+    run = [each for each in chart.points if each.in_run]
+    assert run[-1] == marked
+    assert f"{run[0].since:%Y-%m-%d}" <= inputs["run_from"] < f"{run[0].until:%Y-%m-%d}"
+    assert marked not in outside(chart.points)
+    assert {(each.until - each.since).days > 1 for each in run} == {late == "they make weeks of days"}
+
+
 def test_a_renamed_touchpoint_keeps_its_chart_and_its_signals() -> None:
     read = reading(CHANGED)
     (found,) = shifted(read)

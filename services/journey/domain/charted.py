@@ -4,12 +4,14 @@ Charted are NPS, CSAT, CES and sentiment of each touchpoint of the map, and of e
 about one need) the share of the customers who told of it, of those whose words were understood.
 
 A subgroup is what happened in a day, where most days hold enough for that, else in a week (both UTC); one that holds
-too little is a gap, which the chart passes over.
+too little is a gap, which the chart passes over. Every day is in one: where a chart begins anew within a week, behind a
+signal, the week is two subgroups, what was before and what came after.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -37,6 +39,8 @@ POINTS = {kind.name.lower(): kind for kind in (PointKind.PAIN, PointKind.ITCH, P
 #: Days in a subgroup, and how people call it.
 LENGTHS = {1: "day", 7: "week"}
 _ONE_DAY = date(1970, 1, 1)
+#: The first of some days, and the first after them, counted from 1970.
+Days = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,10 @@ class Span:
         today = now // DAY_US
         return cls(today - CHARTED_DAYS, today)
 
+    @property
+    def days(self) -> Days:
+        return self.first, self.today
+
     def numbers(self, days: Ints, length: int) -> Ints:
         """Return the numbers of the subgroups of these days, from 0."""
         return (days + _shift(length)) // length - self._before(length)
@@ -76,6 +84,21 @@ class Span:
         """Return how many subgroups are over."""
         return self.number(self.today, length)
 
+    def within(self, days: Days, length: int) -> range:
+        """Return the numbers of the subgroups of some days, also of those that these cut.
+
+        At the ends of the span there are whole ones only: what is cut there is not over, or not all looked at.
+        """
+        begin, until = days
+        first = self.number(begin if begin > self.first else begin + length - 1, length)
+        last = self.number(until + length - 1 if until < self.today else until, length)
+        return range(max(first, 0), last)
+
+    def cut(self, days: Days, length: int) -> bool:
+        """Return whether any of those is cut."""
+        ends = [day for day in days if self.first < day < self.today]
+        return any(self.begins(self.number(day, length), length) != day for day in ends)
+
     def _before(self, length: int) -> int:
         return (self.first + _shift(length)) // length
 
@@ -87,9 +110,10 @@ def _shift(length: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What is charted: `of` returns its subgroups of a length in days, `rows` the interactions that it counts.
+    """What is charted: `rows` are the interactions that it counts.
 
-    `value` tells of each row what it counted for, `more_is_better` of those values.
+    `of` returns the subgroups of a length (in days) of what happened on some days; where those cut none, it may return
+    those of other days too. `value` tells of each row what it counted for, `more_is_better` of those values.
     """
 
     metric: str
@@ -97,7 +121,7 @@ class Chart:
     touchpoint_id: str
     name: str
     more_is_better: bool
-    of: Callable[[int], Subgroups]
+    of: Callable[[int, Days], Subgroups]
     rows: Ints
     value: Callable[[Ints], Floats]
 
@@ -128,7 +152,8 @@ def score_charts(reading: Reading, span: Span) -> Iterator[Chart]:
         for number, rows in rows_by_touchpoint(reading, np.flatnonzero(asked & inside)):
             touchpoint = reading.touchpoints[number][1]
 
-            def of(length: int, rows: Ints = rows, value: Floats = value, top: Flags = top) -> Subgroups:
+            def of(length: int, days: Days, rows: Ints = rows, value: Floats = value, top: Flags = top) -> Subgroups:
+                rows = _happened(rows, day, days) if span.cut(days, length) else rows
                 at, size = span.numbers(day[rows], length), span.size(length) + 1
                 return Subgroups(
                     np.bincount(at, minlength=size),
@@ -155,7 +180,10 @@ def point_charts(reading: Reading, span: Span, least: int = LEAST_OF_EACH * LEAS
         new = np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]
         return np.bincount(pairs[new] // max(customers, 1), minlength=span.size(length) + 1)
 
-    of_all = {length: different(heard, length) for length in LENGTHS}
+    @cache
+    def of_all(length: int, days: Days) -> Ints:
+        return different(_happened(heard, day, days), length)
+
     needs = history.vocabulary.needs
     code = history.point[heard].astype(np.int64) * len(needs) + history.need[heard]
     told_often = np.bincount(code, minlength=0) >= max(least, 1)
@@ -167,9 +195,11 @@ def point_charts(reading: Reading, span: Span, least: int = LEAST_OF_EACH * LEAS
             continue
         told = heard[code == number]
 
-        def of(length: int, told: Ints = told) -> Subgroups:
-            hits = different(told, length)
-            return Subgroups(of_all[length], _percent(hits), hits)
+        def of(length: int, days: Days, told: Ints = told) -> Subgroups:
+            if not span.cut(days, length):
+                days = span.days
+            hits = different(_happened(told, day, days), length)
+            return Subgroups(of_all(length, days), _percent(hits), hits)
 
         def value(rows: Ints, code: int = number) -> Floats:
             return _percent(history.point[rows].astype(np.int64) * len(needs) + history.need[rows] == code)
@@ -185,6 +215,12 @@ def score_name(metric: str, touchpoint: Touchpoint) -> str:
 def point_name(metric: str, need_path: str) -> str:
     """Return what people call the chart of a point."""
     return f"{metric} about {need_path}"
+
+
+def _happened(rows: Ints, day: Ints, days: Days) -> Ints:
+    """Return those of the rows that happened on these days."""
+    found: Ints = rows[(day[rows] >= days[0]) & (day[rows] < days[1])]
+    return found
 
 
 def _percent(hits: NDArray[Any]) -> Floats:
@@ -210,17 +246,15 @@ class Series:
         return Series(self.length, self.number[rest], self.charted[rest], self.count[rest], self.total[rest])
 
 
-def series(chart: Chart, span: Span, begin: int, until: int) -> Series | str:
-    """Return what can be charted of the days from `begin` to `until` (exclusive), by days or else by weeks.
+def series(chart: Chart, span: Span, days: Days) -> Series | str:
+    """Return what can be charted of some days, by days or else by weeks.
 
     Where it is too little, return why, in words.
     """
     why = []
     for length, name in LENGTHS.items():
-        groups = chart.of(length)
-        first = max(span.number(begin + length - 1, length), 0)
-        usable = np.flatnonzero(groups.count[: span.number(until, length)] >= LEAST_ANSWERS)
-        usable = usable[usable >= first]
+        groups, within = chart.of(length, days), span.within(days, length)
+        usable = within.start + np.flatnonzero(groups.count[within.start : within.stop] >= LEAST_ANSWERS)
         if len(usable) <= LEAST_BASELINE:
             what = "customers heard" if chart.is_point else "answers"
             why.append(f"of {LEAST_BASELINE + 1} {name}s with {LEAST_ANSWERS} {what} there are {len(usable)}")

@@ -111,7 +111,7 @@ def run_end(signal: SignalRaised) -> int:
 
 def _first_news(chart: Chart, span: Span, begin: int) -> _Shift | None:
     """Return the first shift that is news, of those after the day `begin`."""
-    left = series(chart, span, begin, span.today)
+    left = series(chart, span, (begin, span.today))
     if isinstance(left, str):
         return None
     while (alarm := first_alarm(left.charted, left.count)) is not None:

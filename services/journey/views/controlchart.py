@@ -18,8 +18,10 @@ from services.journey.domain.charted import (
     LEAST_ANSWERS,
     LENGTHS,
     Chart,
+    Days,
     Series,
     Span,
+    day_of,
     point_charts,
     point_name,
     score_charts,
@@ -144,9 +146,9 @@ def _span(reading: Reading) -> Span:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The days (the last exclusive) of a chart from one signal to the next; `charted` None: too little for limits."""
+    """Some days of a chart from one signal to the next; `charted` None: too little for limits."""
 
-    days: tuple[int, int]
+    days: Days
     length: int
     charted: Series | None
 
@@ -156,13 +158,13 @@ def _drawn(
 ) -> ControlChart:
     # Its subgroups are asked for again and again.
     chart = replace(chart, of=cache(chart.of))
-    signals = {run_end(each): each.signal_id for each in signals_of(reading, chart, by_chart(raised))}
+    signals = {run_end(each): each for each in signals_of(reading, chart, by_chart(raised))}
     # What a signal told of is settled: the chart begins anew behind its run.
     bounds = [span.first, *sorted(day for day in signals if span.first < day < span.today), span.today]
     parts: list[_Part] = []
     length, why = 0, ""
     for days in pairwise(bounds):
-        found = series(chart, span, *days)
+        found = series(chart, span, days)
         why = found if isinstance(found, str) else ""
         # A part that is too short for a chart is shown as the one before.
         length = found.length if isinstance(found, Series) else length or _shown_by(chart, span)
@@ -177,28 +179,35 @@ def _drawn(
 def _shown_by(chart: Chart, span: Span) -> int:
     """Return the length of subgroups where there is no chart: the shortest of which most hold enough."""
     for length in LENGTHS:
-        count = chart.of(length).count[: span.size(length)]
+        count = chart.of(length, span.days).count[: span.size(length)]
         there = np.flatnonzero(count)
         if len(there) and (count[there[0] :] >= LEAST_ANSWERS).mean() > 0.5:
             return length
     return max(LENGTHS)
 
 
-def _shown(chart: Chart, span: Span, signals: Mapping[int, str], part: _Part, newest: int) -> Iterator[ChartPoint]:
-    """Yield the `newest` subgroups of a part of the chart, which begins anew only behind its own alarms."""
-    length, groups = part.length, chart.of(part.length)
-    begin, until = (span.number(day + length - 1, length) for day in part.days)
-    until = min(until, span.size(length))
+def _shown(
+    chart: Chart, span: Span, signals: Mapping[int, SignalRaised], part: _Part, newest: int
+) -> Iterator[ChartPoint]:
+    """Yield the `newest` subgroups of a part of the chart, which begins anew only behind its own alarms.
+
+    What a signal told of is settled: its run is the one that it names, and it stands at the end of that, also where the
+    average goes otherwise by what came in late.
+    """
+    length, groups = part.length, chart.of(part.length, part.days)
+    signal = signals.get(part.days[1])
+    run_from = day_of(signal.inputs["run_from"]) if signal else span.today
     judged = dict(_judged(part.charted)) if part.charted else {}
-    for number in range(max(begin, until - newest, 0), until):
+    for number in span.within(part.days, length)[-newest:] if newest > 0 else ():
         count = int(groups.count[number])
         centre, average, limit, in_run = judged.get(number, _NOT_JUDGED)
         state = State.BASELINE if count >= LEAST_ANSWERS else State.GAP
         if average is not None and limit is not None:
             state = State.OUTSIDE if abs(average) > limit else State.WITHIN
-        end = span.begins(number + 1, length)
+        begin = max(span.begins(number, length), part.days[0])
+        end = min(span.begins(number + 1, length), part.days[1])
         yield ChartPoint(
-            since=moment_of(span.begins(number, length) * DAY_US),
+            since=moment_of(begin * DAY_US),
             until=moment_of(end * DAY_US),
             answers=count,
             state=state,
@@ -206,8 +215,8 @@ def _shown(chart: Chart, span: Span, signals: Mapping[int, str], part: _Part, ne
             centre=centre,
             average=average,
             limit=limit,
-            in_run=in_run,
-            signal_id=signals.get(end, ""),
+            in_run=in_run or end > run_from,
+            signal_id=signal.signal_id if signal and end == part.days[1] else "",
         )
 
 
