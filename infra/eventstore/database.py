@@ -62,9 +62,11 @@ CREATE TABLE subscriptions (
 """
 
 
-SELECT_STREAM: Final = (
-    "SELECT id, name, last_revision, truncate_before, max_count, max_age_s, tombstoned FROM streams WHERE name = ?"
-)
+_STREAMS: Final = "SELECT id, name, last_revision, truncate_before, max_count, max_age_s, tombstoned FROM streams"
+SELECT_STREAM: Final = f"{_STREAMS} WHERE name = ?"
+# One statement for any number of them, so that it is prepared once.
+NAMES_PER_SELECT: Final = 64
+SELECT_STREAMS: Final = f"{_STREAMS} WHERE name IN ({','.join('?' * NAMES_PER_SELECT)})"
 
 
 class StoreError(Exception):

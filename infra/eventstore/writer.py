@@ -10,6 +10,7 @@ import queue
 import sqlite3
 import threading
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,14 @@ from typing import Any, Final
 
 from infra.eventstore import decide, retention
 from infra.eventstore.clock import Clock
-from infra.eventstore.database import SELECT_STREAM, checksum, connect, stream_of
+from infra.eventstore.database import (
+    NAMES_PER_SELECT,
+    SELECT_STREAM,
+    SELECT_STREAMS,
+    checksum,
+    connect,
+    stream_of,
+)
 from infra.eventstore.model import (
     ANY,
     END_OF_STREAM,
@@ -43,8 +51,8 @@ from infra.eventstore.model import (
 # loop with nothing to parse meanwhile.
 MAX_GROUP_WRITES: Final = 1024
 MAX_GROUP_BYTES: Final = 2 * 1024 * 1024
-# Streams whose state is kept in memory between transactions.
-MAX_CACHED_STREAMS: Final = 200_000
+# Streams whose state is kept in memory between transactions, about 300 bytes each; the rest is looked up.
+MAX_CACHED_STREAMS: Final = 10_000
 # Rows per INSERT: fewer statements mean fewer hand-overs of the interpreter lock between writer and event loop.
 ROWS_PER_INSERT: Final = 64
 
@@ -65,7 +73,8 @@ class Writer:
         self._on_commit = on_commit
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-        self._streams: dict[str, Stream] = {}
+        # The one used last stands last.
+        self._streams: OrderedDict[str, Stream] = OrderedDict()
         self.head, self._next_stream_id = _counters(self._db)
         self._thread = threading.Thread(target=self._work, name="eventstore-writer")
         self._thread.start()
@@ -126,6 +135,7 @@ class Writer:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             transaction = _Transaction(self._db, self._streams, self.head, self._next_stream_id, self._clock.now())
+            transaction.look_up([write for write, _ in group])
             outcomes = [transaction.take(write) for write, _ in group]
             transaction.save()
             self._db.execute("COMMIT")
@@ -134,8 +144,8 @@ class Writer:
             self._settle([(future, error) for _, future in group])
             return
         self.head, self._next_stream_id = transaction.head, transaction.next_stream_id
-        if len(self._streams) > MAX_CACHED_STREAMS:
-            self._streams.clear()
+        while len(self._streams) > MAX_CACHED_STREAMS:
+            self._streams.popitem(last=False)
         self._settle([(future, outcome) for (_, future), outcome in zip(group, outcomes, strict=True)])
 
     def _maintain(self, job: Job, future: asyncio.Future[Any]) -> None:
@@ -173,7 +183,7 @@ class _Transaction:
     """The changes of one group: decided in memory, one write after the other, and saved with few statements."""
 
     def __init__(
-        self, db: sqlite3.Connection, streams: dict[str, Stream], head: int, next_stream_id: int, now: int
+        self, db: sqlite3.Connection, streams: OrderedDict[str, Stream], head: int, next_stream_id: int, now: int
     ) -> None:
         self._db = db
         self._streams = streams
@@ -184,6 +194,17 @@ class _Transaction:
         self._now = now
         self.head = head
         self.next_stream_id = next_stream_id
+
+    def look_up(self, writes: Sequence[Append | Delete]) -> None:
+        """Look up what `writes` are about and is not known, many at once: most of it are streams that are new."""
+        unknown = [name for name in dict.fromkeys(itertools.chain(*map(_streams, writes))) if name not in self._streams]
+        for start in range(0, len(unknown), NAMES_PER_SELECT):
+            names = unknown[start : start + NAMES_PER_SELECT]
+            # What is left of the statement's places finds nothing.
+            marks = names + [""] * (NAMES_PER_SELECT - len(names))
+            found = {row[1]: row for row in self._db.execute(SELECT_STREAMS, marks)}
+            for name in names:
+                self._learn(name, found.get(name))
 
     def take(self, write: Append | Delete) -> Outcome:
         return self._append(write) if isinstance(write, Append) else self._delete(write)
@@ -304,13 +325,17 @@ class _Transaction:
     def _stream(self, name: str) -> Stream:
         stream = self._streams.get(name)
         if stream is None:
-            row = self._db.execute(SELECT_STREAM, (name,)).fetchone()
-            # An id of 0 means "not stored": most looked-at streams that do not exist never will.
-            stream = Stream(0, name) if row is None else stream_of(row)
-            original = original_of(name)
-            if original is not None and self._stream(original).tombstoned:
-                stream.tombstoned = True  # with a stream goes its metadata
-            self._streams[name] = stream
+            return self._learn(name, self._db.execute(SELECT_STREAM, (name,)).fetchone())
+        self._streams.move_to_end(name)
+        return stream
+
+    def _learn(self, name: str, row: tuple[Any, ...] | None) -> Stream:
+        # An id of 0 means "not stored": most looked-at streams that do not exist never will.
+        stream = Stream(0, name) if row is None else stream_of(row)
+        original = original_of(name)
+        if original is not None and self._stream(original).tombstoned:
+            stream.tombstoned = True  # with a stream goes its metadata
+        self._streams[name] = stream
         return stream
 
     def _identify(self, stream: Stream) -> int:
@@ -385,6 +410,14 @@ def _stream_row(stream: Stream) -> tuple[Any, ...]:
         stream.max_age_s,
         int(stream.tombstoned),
     )
+
+
+def _streams(write: Append | Delete) -> Iterator[str]:
+    if isinstance(write, Delete):
+        yield write.stream
+    else:
+        yield from (part.stream for part in write.parts)
+        yield from (check.stream for check in write.checks)
 
 
 def _size(write: Append | Delete) -> int:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from infra.eventstore import database
 from infra.eventstore.model import RecordedEvent
 from infra.eventstore.wire import read_event
+from infra.eventstore.writer import MAX_CACHED_STREAMS
 from tests.support import eventstore
 
 WRITERS = 16
@@ -46,7 +47,22 @@ def requests(writer: int, batch: int, count: int) -> Iterator[bytes]:
         yield v2.AppendRecordsRequest(records=records).SerializeToString()
 
 
-async def append(address: str, batch: int, events: int) -> float:
+def spread(writer: int, batch: int, count: int) -> Iterator[bytes]:
+    """As `requests`, but each record goes to a stream of its own."""
+    schema = v2.SchemaInfo(format=v2.SCHEMA_FORMAT_JSON, name="recorrido.ingest.v1.InteractionRecorded")
+    for number in range(count):
+        records = [
+            v2.AppendRecord(
+                record_id=str(uuid.uuid4()), schema=schema, data=DATA, stream=f"customer-{writer}-{number}-{record}"
+            )
+            for record in range(batch)
+        ]
+        yield v2.AppendRecordsRequest(records=records).SerializeToString()
+
+
+async def append(
+    address: str, batch: int, events: int, requests: Callable[[int, int, int], Iterator[bytes]] = requests
+) -> float:
     """Events per second, acknowledged."""
     per_writer = max(1, events // batch // WRITERS)
     prepared = [list(requests(writer, batch, per_writer)) for writer in range(WRITERS)]
@@ -152,6 +168,11 @@ def measure(events: int) -> dict[str, Any]:
             figures[f"append in batches of {batch}: events/s"] = round(ours)
             figures[f"bare SQLite, batches of {batch}: events/s"] = round(bare)
             figures[f"append ratio, batches of {batch}"] = round(ours / bare, 2)
+        with eventstore.running(Path(directory) / "node-streams") as node:
+            # Enough streams that none of them is remembered when it is written to again.
+            for name in ("new streams", "streams of long ago"):
+                rate = uvloop.run(append(node.address, 500, max(events, 2 * MAX_CACHED_STREAMS), spread))
+                figures[f"append in batches of 500 to {name}: events/s"] = round(rate)
     ports: multiprocessing.Queue[int] = multiprocessing.Queue()
     server = multiprocessing.Process(target=empty_server, args=(ports,), daemon=True)
     server.start()

@@ -4,10 +4,13 @@ import asyncio
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.eventstore import writer
 from infra.eventstore.model import (
     ANY,
     EXISTS,
@@ -100,9 +103,12 @@ def expected_of(stream: ModelStream) -> list[tuple[int, bytes]]:
     return [] if stream.deleted else list(enumerate(stream.ids))[stream.first :]
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.mark.parametrize("cached", [0, 1, writer.MAX_CACHED_STREAMS])
+@settings(max_examples=100, deadline=None)
 @given(groups=groups)
-def test_the_store_holds_what_the_model_holds(groups: list[list[Append | Delete]]) -> None:
+def test_the_store_holds_what_the_model_holds(cached: int, groups: list[list[Append | Delete]]) -> None:
+    """Also when the writer forgets what it knows of a stream after each transaction."""
+
     async def check() -> None:
         model: Model = {name: ModelStream() for name in STREAMS}
         store = Store.open(directory)
@@ -121,6 +127,6 @@ def test_the_store_holds_what_the_model_holds(groups: list[list[Append | Delete]
         assert store.head == page.scanned_to
         await store.close()
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(writer, "MAX_CACHED_STREAMS", cached):
         directory = Path(folder)
         asyncio.run(check())
