@@ -37,14 +37,15 @@ from services.journey.domain.placement import Placements
 from services.journey.domain.quoting import Quoting, quotable
 from services.journey.domain.reading import Reading
 from services.journey.domain.watching import ABOUT_TO_FALL, TOUCHPOINT_SILENT, findings, is_import
+from services.journey.views import scores as scoring
 from services.journey.views.ladder import ladder
 from services.journey.views.money import share_of_wallet
 from services.journey.views.overview import overview
 from services.journey.views.points import KINDS, points
 from services.journey.views.preview import preview
-from services.journey.views.scores import Grouping, Period, grouped, period_start, scores
+from services.journey.views.scores import Grouping, Period, grouped, period_number, period_start, scores
 from services.journey.views.selection import Selection
-from services.journey.views.snapshot import MapInForce
+from services.journey.views.snapshot import MapInForce, microseconds
 from tests.support.histories import START, Happened, Linked, at, history, random_events
 
 MAP = JourneyMap(
@@ -148,10 +149,16 @@ def month_of(event: Happened) -> datetime:
 
 
 @SEEDS
-def test_scores_by_any_grouping_are_those_of_the_events_in_each_group(seed: int) -> None:
+def test_scores_by_any_grouping_are_those_of_the_events_in_each_group(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events = random_events(seed)
     truth, dice = Truth(events), random.Random(seed)
-    for _ in range(6):
+    for several in (False, False, False, True, True, True):
+        if several:
+            # As where there are very many combinations, and customers.
+            monkeypatch.setattr(scoring, "_MOST_CELLS", 0)
+            monkeypatch.setattr(scoring, "_MOST_SHORT", 0)
         groupings = dice.sample(list(Grouping), dice.randrange(1, 4))
         period = dice.choice([None, Period.MONTH])
         expected: dict[Any, list[Happened]] = defaultdict(list)
@@ -229,6 +236,15 @@ def test_periods_begin_when_people_say(period: Period, start: str) -> None:
     assert group.period_start is not None
     assert f"{group.period_start:%Y-%m-%d %H:%M}" == f"{start} 00:00"
     assert period_start(0, Period.WEEK).weekday() == 0
+
+
+@pytest.mark.parametrize("period", list(Period))
+def test_every_time_is_in_the_period_that_began_last(period: Period) -> None:
+    dice = random.Random(1)
+    moments = [START + timedelta(seconds=dice.randrange(-4_000_000_000, 4_000_000_000)) for _ in range(300)]
+    numbers = period_number(np.array([microseconds(each) for each in moments], np.int64), period).tolist()
+    for moment, number in zip(moments, numbers, strict=True):
+        assert period_start(number, period) <= moment < period_start(number + 1, period)
 
 
 def test_too_many_periods_are_refused() -> None:

@@ -236,8 +236,11 @@ class History:
 
         It is the last that a person made, else the last that a model made.
         """
+        made = self._last(~self.analyses.failed & ~self.analyses.corrected)
+        if not self.analyses.corrected.any():
+            return made
         judged = self._last(self.analyses.corrected)
-        return np.where(judged >= 0, judged, self._last(~self.analyses.failed & ~self.analyses.corrected))
+        return np.where(judged >= 0, judged, made)
 
     @cached_property
     def failure(self) -> Index:

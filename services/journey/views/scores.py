@@ -1,11 +1,12 @@
 """NPS, CSAT, CES, sentiment and scales of the company's own: in total, per touchpoint, by any grouping and period."""
 
 import heapq
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from recorrido.journey.v1.events import Metric, Touchpoint
 from services.foundation.errors import InvalidError, Violation
 from services.foundation.scales import SCALES
 from services.journey.domain.expectations import Expected, held_against
-from services.journey.domain.history import Flags, History, Ints, Scale
+from services.journey.domain.history import DAY_US, Flags, History, Ints, Scale
 from services.journey.domain.reading import Reading
 from services.journey.domain.scores import (
     MeanScore,
@@ -31,10 +32,14 @@ from services.journey.domain.scores import (
 from services.journey.views.selection import Selection
 from services.journey.views.snapshot import moment_of
 
+#: Some rows, or all.
+Rows: TypeAlias = Ints | slice
 #: Touchpoints on no map that one answer names.
 MAX_UNCOVERED = 100
-#: Where there are more pairs of group and customer than this, those that occur are counted by sorting.
-_MOST_FLAGS = 1 << 26
+#: Where there may be more combinations than this, those that occur are found by sorting.
+_MOST_CELLS = 1 << 22
+#: As many numbers fit 32 bits.
+_MOST_SHORT = 1 << 32
 #: Periods of one time series.
 MAX_PERIODS = 10_000
 
@@ -113,100 +118,162 @@ class Group:
     expected: tuple[Expected, ...] = ()
 
 
-def tally(history: History, rows: Ints, code: NDArray[Any], groups: int) -> list[Scores]:
-    """Return the scores of each group: those of interactions `rows`, whose groups are `code`, 0 to `groups` - 1."""
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """What scores are computed from, of each group: all of it adds up, but `first` and `last`, which are positions.
 
+    `answers` counts by point of each scale, `tones` by number of the sentiment; `custom` counts the answers on each of
+    the company's own scales, and adds them and their squares.
+    """
+
+    counts: Ints
+    answers: Mapping[RatingMetric, Ints]
+    heard: Ints
+    felt: NDArray[Any]
+    squares: NDArray[Any]
+    tones: Ints
+    first: Ints
+    last: Ints
+    custom: tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+
+    def together(self) -> "_Sums":
+        """Return those of all groups as one."""
+
+        def added(of: NDArray[Any]) -> NDArray[Any]:
+            total: NDArray[Any] = np.sum(of, axis=0, keepdims=True)
+            return total
+
+        there = self.counts > 0
+        return _Sums(
+            added(self.counts),
+            {metric: added(each) for metric, each in self.answers.items()},
+            added(self.heard),
+            added(self.felt),
+            added(self.squares),
+            added(self.tones),
+            np.array([self.first[there].min(initial=np.iinfo(np.int64).max)]),
+            np.array([self.last.max(initial=0)]),
+            (added(self.custom[0]), added(self.custom[1]), added(self.custom[2])),
+        )
+
+    def scores(self, customers: Ints, scales: Sequence[Scale]) -> list[Scores]:
+        """Return the scores of each group, given how many customers it has."""
+        first_passive, first_promoter = SCALES[RatingMetric.NPS].highest_bad + 1, SCALES[RatingMetric.NPS].lowest_good
+        nps = self.answers[RatingMetric.NPS].tolist()
+        csat, ces = (self.answers[metric].tolist() for metric in (RatingMetric.CSAT, RatingMetric.CES))
+        tones = self.tones[:, [Sentiment.NEGATIVE.number, Sentiment.NEUTRAL.number, Sentiment.POSITIVE.number]].tolist()
+        heard, felt, squares = self.heard.tolist(), self.felt.tolist(), self.squares.tolist()
+        first, last, several = self.first.tolist(), self.last.tolist(), customers.tolist()
+        custom = self._custom(scales)
+        return [
+            Scores(
+                interactions=count,
+                customers=several[n],
+                nps=net_promoter_score(
+                    sum(nps[n][first_promoter:]), sum(nps[n][first_passive:first_promoter]), sum(nps[n][:first_passive])
+                ),
+                csat=satisfaction_score(csat[n]),
+                ces=effort_score(ces[n]),
+                sentiment=tuple(tones[n]),
+                mean_sentiment=mean_sentiment(heard[n], felt[n], squares[n]),
+                custom=tuple(custom.get(n, ())),
+                events=EventRange(first[n], last[n], count + heard[n]),
+            )
+            if count
+            else NOTHING
+            for n, count in enumerate(self.counts.tolist())
+        ]
+
+    def _custom(self, scales: Sequence[Scale]) -> dict[int, list[tuple[Scale, MeanScore]]]:
+        counts, totals, squares = self.custom
+        found: dict[int, list[tuple[Scale, MeanScore]]] = {}
+        for n, at in zip(*(each.tolist() for each in np.nonzero(counts)), strict=True):
+            scale = scales[at]
+            mean = mean_score(
+                int(counts[n, at]),
+                float(totals[n, at]),
+                float(squares[n, at]),
+                lowest=scale.lowest,
+                highest=scale.highest,
+            )
+            assert mean is not None
+            found.setdefault(n, []).append((scale, mean))
+        for each in found.values():
+            each.sort(key=lambda pair: (pair[0].name, pair[0].lowest, pair[0].highest))
+        return found
+
+
+def tally(history: History, rows: Rows, code: NDArray[Any], groups: int) -> list[Scores]:
+    """Return the scores of each group: those of interactions `rows`, whose groups are `code`, 0 to `groups` - 1."""
+    customers = distinct(code, history.customer[rows], groups, len(history.owners))
+    return _sums(history, rows, code, groups).scores(customers, history.vocabulary.scales)
+
+
+def _sums(history: History, rows: Rows, code: NDArray[Any], groups: int) -> _Sums:
     def histogram(column: NDArray[np.int8], points: int, lowest: int) -> Ints:
         answers = column[rows]
         told = np.flatnonzero(answers >= lowest)
         counts = np.bincount(code[told] * points + (answers[told] - lowest), minlength=groups * points)
         return counts.reshape(groups, points)
 
-    nps, csat, ces = (
-        histogram(column, SCALES[metric].points, SCALES[metric].lowest) for metric, column in history.answers.items()
+    analysis = history.analysis[rows]
+    analysed = np.flatnonzero(analysis >= 0)
+    of, group = analysis[analysed], code[analysed]
+    felt = history.analyses.score[of]
+    tones = max(tone.number for tone in Sentiment) + 1
+    return _Sums(
+        np.bincount(code, minlength=groups),
+        {
+            metric: histogram(column, SCALES[metric].points, SCALES[metric].lowest)
+            for metric, column in history.answers.items()
+        },
+        np.bincount(group, minlength=groups),
+        np.bincount(group, felt, minlength=groups),
+        np.bincount(group, felt * felt, minlength=groups),
+        np.bincount(group * tones + history.analyses.sentiment[of], minlength=groups * tones).reshape(groups, tones),
+        *_ranges(history.interactions.position[rows], code, history.analyses.position[of], group, groups),
+        _custom(history, rows, code, groups),
     )
-    passive, promoter = SCALES[RatingMetric.NPS].highest_bad + 1, SCALES[RatingMetric.NPS].lowest_good
-    counts = np.bincount(code, minlength=groups)
-    customers = distinct(code, history.customer[rows], groups, len(history.owners))
-    analysed = history.analysis[rows] >= 0
-    felt, felt_code = history.score[rows][analysed], code[analysed]
-    heard = np.bincount(felt_code, minlength=groups)
-    totals = np.bincount(felt_code, felt, minlength=groups)
-    squares = np.bincount(felt_code, felt * felt, minlength=groups)
-    tones = (Sentiment.NEGATIVE, Sentiment.NEUTRAL, Sentiment.POSITIVE)
-    sentiment = [
-        np.bincount(felt_code[history.sentiment[rows][analysed] == tone.number], minlength=groups) for tone in tones
-    ]
-    ranges = _ranges(history, rows, code, analysed, groups)
-    custom = _custom(history, rows, code, groups)
-    return [
-        Scores(
-            interactions=int(counts[n]),
-            customers=int(customers[n]),
-            nps=net_promoter_score(
-                int(nps[n, promoter:].sum()), int(nps[n, passive:promoter].sum()), int(nps[n, :passive].sum())
-            ),
-            csat=satisfaction_score(csat[n].tolist()),
-            ces=effort_score(ces[n].tolist()),
-            sentiment=(int(sentiment[0][n]), int(sentiment[1][n]), int(sentiment[2][n])),
-            mean_sentiment=mean_sentiment(int(heard[n]), float(totals[n]), float(squares[n])),
-            custom=tuple(custom.get(n, ())),
-            events=EventRange(int(ranges[0][n]), int(ranges[1][n]), int(counts[n] + heard[n])),
-        )
-        if counts[n]
-        else NOTHING
-        for n in range(groups)
-    ]
 
 
 def distinct(code: NDArray[Any], customer: NDArray[np.int32], groups: int, customers: int) -> Ints:
     """Return the number of different customers of each group."""
-    pairs = code.astype(np.int64) * customers + customer
-    if groups * customers <= _MOST_FLAGS:
-        there = np.zeros(groups * customers, bool)
-        there[pairs] = True
-        counts: Ints = np.count_nonzero(there.reshape(groups, customers), axis=1)
-        return counts
-    pairs.sort()
+    # By sorting: flags of all pairs would not fit the caches. Numbers half as long are sorted twice as fast.
+    fits = groups * customers <= _MOST_SHORT
+    pairs = np.sort((code.astype(np.int64) * customers + customer).astype(np.uint32 if fits else np.int64))
     new = np.ones(len(pairs), bool)
-    new[1:] = pairs[1:] != pairs[:-1]
-    return np.bincount(pairs[new] // max(customers, 1), minlength=groups)
+    np.not_equal(pairs[1:], pairs[:-1], out=new[1:])
+    counts: Ints = np.bincount(pairs[new] // max(customers, 1), minlength=groups)
+    return counts
 
 
-def _ranges(history: History, rows: Ints, code: NDArray[Any], analysed: Flags, groups: int) -> tuple[Ints, Ints]:
+def _ranges(
+    positions: Ints, code: NDArray[Any], analyses: Ints, analysed: NDArray[Any], groups: int
+) -> tuple[Ints, Ints]:
     # Rows are in the order of the store, and numpy assigns in order: what is assigned last stays.
     first, last = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
-    positions = history.interactions.position[rows]
     first[code[::-1]] = positions[::-1]
     last[code] = positions
-    np.maximum.at(last, code[analysed], history.analyses.position[history.analysis[rows][analysed]])
+    np.maximum.at(last, analysed, analyses)
     return first, last
 
 
-def _custom(history: History, rows: Ints, code: NDArray[Any], groups: int) -> dict[int, list[tuple[Scale, MeanScore]]]:
-    ratings, scales = history.ratings, history.vocabulary.scales
-    found: dict[int, list[tuple[Scale, MeanScore]]] = {}
+def _custom(
+    history: History, rows: Rows, code: NDArray[Any], groups: int
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    ratings, scales = history.ratings, len(history.vocabulary.scales)
+    shape = (groups, scales)
     if not len(ratings):
-        return found
+        return np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape)
     group = np.full(len(history.interactions), -1, np.int64)
     group[rows] = code
     groups_of = group[ratings.interaction]
     chosen = groups_of >= 0
-    cell = groups_of[chosen] * len(scales) + ratings.scale[chosen]
+    cell = groups_of[chosen] * scales + ratings.scale[chosen]
     value = ratings.value[chosen]
-    counts = np.bincount(cell, minlength=groups * len(scales))
-    totals = np.bincount(cell, value, minlength=groups * len(scales))
-    squares = np.bincount(cell, value * value, minlength=groups * len(scales))
-    for n in np.flatnonzero(counts).tolist():
-        scale = scales[n % len(scales)]
-        mean = mean_score(
-            int(counts[n]), float(totals[n]), float(squares[n]), lowest=scale.lowest, highest=scale.highest
-        )
-        assert mean is not None
-        found.setdefault(n // len(scales), []).append((scale, mean))
-    for each in found.values():
-        each.sort(key=lambda pair: (pair[0].name, pair[0].lowest, pair[0].highest))
-    return found
+    sums = (np.bincount(cell, weights, minlength=groups * scales) for weights in (None, value, value * value))
+    counts, totals, squares = (each.reshape(shape) for each in sums)
+    return counts, totals, squares
 
 
 def scores(reading: Reading, selection: Selection) -> tuple[Scores, Sequence[TouchpointScores]]:
@@ -216,8 +283,7 @@ def scores(reading: Reading, selection: Selection) -> tuple[Scores, Sequence[Tou
     interactions.
     """
     history = reading.history
-    rows = np.flatnonzero(selection.interactions(reading))
-    (total,) = tally(history, rows, np.zeros(len(rows), np.int64), 1)
+    rows = _rows(selection.interactions(reading))
     raws = history.vocabulary.touchpoints
     uncovered = sorted({raw.touchpoint for raw in raws})
     numbers = {name: len(reading.touchpoints) + n for n, name in enumerate(uncovered)}
@@ -225,7 +291,11 @@ def scores(reading: Reading, selection: Selection) -> tuple[Scores, Sequence[Tou
     place = reading.place[rows].astype(np.int64)
     code = np.where(place >= 0, place, by_raw[history.interactions.touchpoint[rows]])
     code, groups = _present(code, len(reading.touchpoints) + len(uncovered), keep=len(reading.touchpoints))
-    found = tally(history, rows, code, len(groups))
+    customer, customers, scales = history.customer[rows], len(history.owners), history.vocabulary.scales
+    sums = _sums(history, rows, code, len(groups))
+    found = sums.scores(distinct(code, customer, len(groups), customers), scales)
+    everybody = np.array([np.count_nonzero(np.bincount(customer, minlength=1))])
+    (total,) = sums.together().scores(everybody, scales)
     on_map = [
         TouchpointScores(
             stage.stage_id, touchpoint.touchpoint_id, touchpoint.name, found[n], found[n].against(touchpoint)
@@ -252,6 +322,11 @@ def _present(code: Ints, size: int, keep: int = 0) -> tuple[Ints, list[int]]:
     return short[code], groups.tolist()
 
 
+def _rows(chosen: Flags) -> Rows:
+    """Return the rows that are chosen; all of them need no copy of any column."""
+    return slice(None) if chosen.all() else np.flatnonzero(chosen)
+
+
 # -- by any grouping ---------------------------------------------------------------------------------------------------
 
 
@@ -274,26 +349,25 @@ def grouped(
     Raises:
         InvalidError: those are more than MAX_PERIODS.
     """
-    rows = np.flatnonzero(selection.interactions(reading))
-    if not len(rows):
+    rows = _rows(selection.interactions(reading))
+    occurred = reading.history.interactions.occurred[rows]
+    if not len(occurred):
         return [], 0
     axes = [_AXES[grouping](reading, rows) for grouping in groupings]
-    code = np.zeros(len(rows), np.int64)
+    code = np.zeros(len(occurred), np.int64)
     for axis in axes:
         code = code * len(axis.labels) + axis.code
-    # By sorting; numpy's unique hashes, which takes ten times as long where nearly all are alike.
-    ordered = np.sort(code)
-    edges = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-    unique, counts = ordered[edges], np.diff(np.append(edges, len(ordered)))
-    code = np.searchsorted(unique, code)
-    starts, when = _periods(reading.history.interactions.occurred[rows], period)
+    code, unique, counts = _occurring(code, math.prod(len(axis.labels) for axis in axes))
+    starts, when = _periods(occurred, period)
     room = max(1, limit // len(starts))
     order = np.argsort(-counts, kind="stable")
     kept = np.sort(order[:room])
     place = np.full(len(unique), -1, np.int64)
     place[kept] = np.arange(len(kept))
-    chosen = place[code] >= 0
-    rows, code, when = rows[chosen], place[code[chosen]], when[chosen]
+    code = place[code]
+    if len(kept) < len(unique):
+        chosen = code >= 0
+        rows, code, when = np.arange(len(reading.history.interactions))[rows][chosen], code[chosen], when[chosen]
     found = tally(reading.history, rows, code * len(starts) + when, len(kept) * len(starts))
     groups = []
     touchpoints = {t.touchpoint_id: t for _, t in reading.touchpoints}
@@ -311,30 +385,45 @@ def grouped(
     return groups, len(unique) - len(kept)
 
 
-def _touchpoints(reading: Reading, rows: Ints) -> _Axis:
+def _occurring(code: Ints, size: int) -> tuple[Ints, Ints, Ints]:
+    """Return codes without gaps, which stood for each of them, and how many there are; all are below `size`."""
+    if size <= _MOST_CELLS:
+        counts = np.bincount(code, minlength=size)
+        unique = np.flatnonzero(counts)
+        short = np.zeros(size, np.int64)
+        short[unique] = np.arange(len(unique))
+        return short[code], unique, counts[unique]
+    # By sorting; numpy's unique hashes, which takes ten times as long where nearly all are alike.
+    ordered = np.sort(code)
+    edges = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    unique = ordered[edges]
+    return np.searchsorted(unique, code), unique, np.diff(np.append(edges, len(ordered)))
+
+
+def _touchpoints(reading: Reading, rows: Rows) -> _Axis:
     # The last stands for "on no map", which is where -1 leads; so with the others.
     labels = [(t.touchpoint_id, t.name) for _, t in reading.touchpoints]
     return _ending(reading.place[rows], labels)
 
 
-def _stages(reading: Reading, rows: Ints) -> _Axis:
+def _stages(reading: Reading, rows: Rows) -> _Axis:
     return _ending(reading.stage[rows], [(s.stage_id, s.name) for s in reading.map_.stages])
 
 
-def _personas(reading: Reading, rows: Ints) -> _Axis:
+def _personas(reading: Reading, rows: Rows) -> _Axis:
     code = reading.personas[reading.history.customer[rows]]
     return _ending(code, [(p.persona_id, p.name) for p in reading.map_.personas])
 
 
-def _needs(reading: Reading, rows: Ints) -> _Axis:
+def _needs(reading: Reading, rows: Rows) -> _Axis:
     return _Axis(reading.history.need[rows], [(need, need) for need in reading.history.vocabulary.needs])
 
 
-def _channels(reading: Reading, rows: Ints) -> _Axis:
+def _channels(reading: Reading, rows: Rows) -> _Axis:
     return _of_raws(reading, rows, [raw.channel.value for raw in reading.history.vocabulary.touchpoints], _channel_name)
 
 
-def _sources(reading: Reading, rows: Ints) -> _Axis:
+def _sources(reading: Reading, rows: Rows) -> _Axis:
     return _of_raws(reading, rows, [raw.source for raw in reading.history.vocabulary.touchpoints], str)
 
 
@@ -346,14 +435,14 @@ def _ending(code: NDArray[np.int32], labels: list[tuple[str, str]]) -> _Axis:
     return _Axis(np.where(code < 0, len(labels), code), [*labels, ("", "")])
 
 
-def _of_raws(reading: Reading, rows: Ints, values: Sequence[str], name: Callable[[str], str]) -> _Axis:
+def _of_raws(reading: Reading, rows: Rows, values: Sequence[str], name: Callable[[str], str]) -> _Axis:
     known = sorted(set(values))
     numbers = {value: n for n, value in enumerate(known)}
     code = np.array([numbers[value] for value in values], np.int64)
     return _Axis(code[reading.history.interactions.touchpoint[rows]], [(value, name(value)) for value in known])
 
 
-_AXES: dict[Grouping, Callable[[Reading, Ints], _Axis]] = {
+_AXES: dict[Grouping, Callable[[Reading, Rows], _Axis]] = {
     Grouping.TOUCHPOINT: _touchpoints,
     Grouping.STAGE: _stages,
     Grouping.CHANNEL: _channels,
@@ -376,13 +465,21 @@ def _periods(occurred: Ints, period: Period | None) -> tuple[Sequence[datetime |
 
 def period_number(moments: Ints, period: Period) -> Ints:
     """Return the number of the period that each time (microseconds, UTC) is in, counted from 1970."""
-    times = moments.view("datetime64[us]")
+    day: Ints = moments // DAY_US
+    first = int(day.min())
+    # Days are few, and which period each is in takes numpy far longer to tell than where it stands among them.
+    days = np.arange(first, int(day.max()) + 1)
+    return _period_of_day(days, period)[day - first]
+
+
+def _period_of_day(day: Ints, period: Period) -> Ints:
+    times = day.view("datetime64[D]")
     match period:
         case Period.DAY:
-            return times.astype("datetime64[D]").astype(np.int64)
+            return day
         case Period.WEEK:
             # 1970 began on a Thursday.
-            return (times.astype("datetime64[D]").astype(np.int64) + 3) // 7
+            return (day + 3) // 7
         case Period.MONTH:
             return times.astype("datetime64[M]").astype(np.int64)
         case Period.QUARTER:
