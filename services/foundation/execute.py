@@ -17,6 +17,7 @@ from opentelemetry.context import Context
 from services.foundation.errors import ConflictError, ErasedError, RecorridoError, RefusedError
 from services.foundation.events import Event, Pending, Recorded, Registry, derived_id
 from services.foundation.eventstore import EXISTS, NO_STREAM, PAGE, TOMBSTONED, EventStore, StreamAppend
+from services.foundation.outlines import Outlines
 
 LOG = structlog.get_logger()
 StateT = TypeVar("StateT")
@@ -94,10 +95,18 @@ class Executor(Generic[StateT]):
     A command is first decided on what is known of its stream: the latest fold, kept while the folds in the cache hold
     no more than `cache_events` events in all, or that there is none. What comes to events the append proves, at the
     expected revision; what comes to nothing, or is refused, is decided again on the stream as it is read.
+
+    Of streams whose fold had to go, `outlines` may tell that what they hold does not concern a command.
     """
 
     def __init__(
-        self, store: EventStore, decider: Decider[StateT], *, attempts: int = 8, cache_events: int = 400_000
+        self,
+        store: EventStore,
+        decider: Decider[StateT],
+        *,
+        attempts: int = 8,
+        cache_events: int = 400_000,
+        outlines: Outlines[StateT] | None = None,
     ) -> None:
         self._store = store
         self._decider = decider
@@ -106,6 +115,7 @@ class Executor(Generic[StateT]):
         self._cache_events = cache_events
         self._cached_events = 0
         self._cache: OrderedDict[str, Folded[StateT]] = OrderedDict()
+        self._outlines = outlines
 
     async def execute(self, intent: Intent) -> Executed[StateT]:
         """Execute one command; raise the error it was refused with."""
@@ -147,7 +157,11 @@ class Executor(Generic[StateT]):
         presumed = self._presumed(intents)
         # What this call knows is its own: the cache may forget any of it before the append.
         known = {i.stream: presumed.get(i.stream) or self._known(i.stream) for i in intents}
-        read: set[str] = set()
+        outlined, read = self._outlined(intents, presumed)
+        known.update(outlined)
+        known.update(zip(read, await asyncio.gather(*map(self.load, read)), strict=True))
+        #: Where what is known of a stream begins, for those of which only what is behind an outline is known.
+        since = {stream: folded.revision for stream, folded in outlined.items()}
         refused: dict[str, RecorridoError] = {}
         rounds, bound = 0, -1
         while True:
@@ -176,10 +190,10 @@ class Executor(Generic[StateT]):
                     stale = (conflict.streams.keys() & known.keys()) - refused.keys()
                 else:
                     if position > bound:
-                        self._remember(results, intents, presumed.keys() - read)
+                        self._remember(results, intents, presumed.keys() - read, since)
                         return results
                     stale = proven
-            states = await asyncio.gather(*map(self.load, stale))
+            states = await asyncio.gather(*(self._read_on(stream, known[stream], since) for stream in stale))
             known.update(zip(stale, states, strict=True))
             read |= stale
 
@@ -243,6 +257,33 @@ class Executor(Generic[StateT]):
     def _known(self, stream: str) -> Folded[StateT]:
         return self._cache.get(stream) or Folded(self._decider.initial(), NO_STREAM)
 
+    def _outlined(
+        self, intents: Sequence[Intent], presumed: Container[str]
+    ) -> tuple[dict[str, Folded[StateT]], set[str]]:
+        """Return where the streams of outlines that do not concern `intents` end, and the streams of those that may."""
+        ends: dict[str, Folded[StateT]] = {}
+        concerned: set[str] = set()
+        if self._outlines is None:
+            return ends, concerned
+        for intent in intents:
+            stream = intent.stream
+            if stream in presumed or stream in self._cache or (end := self._outlines.end(stream)) is None:
+                continue
+            if self._outlines.concern(stream, intent.command):
+                concerned.add(stream)
+            ends[stream] = Folded(self._decider.initial(), *end)
+        return {stream: end for stream, end in ends.items() if stream not in concerned}, concerned
+
+    async def _read_on(self, stream: str, known: Folded[StateT], since: dict[str, int]) -> Folded[StateT]:
+        """Return the stream's present state; of one in `since` what is behind that, while its outline holds true."""
+        if stream in since:
+            news = await self._store.read(stream, after=known.revision - 1, limit=PAGE)
+            if news and (news[0].revision, news[0].event_id) == (known.revision, known.last) and len(news) < PAGE:
+                return self._fold(known, news[1:])
+            self.forget(stream)
+            del since[stream]
+        return await self.load(stream)
+
     def _fold(self, known: Folded[StateT], news: Sequence[Recorded]) -> Folded[StateT]:
         state = known.state
         for recorded in news:
@@ -268,12 +309,21 @@ class Executor(Generic[StateT]):
         }
 
     def _remember(
-        self, results: Sequence[Executed[StateT]], intents: Sequence[Intent], presumed: Container[str]
+        self,
+        results: Sequence[Executed[StateT]],
+        intents: Sequence[Intent],
+        presumed: Container[str],
+        since: Mapping[str, int],
     ) -> None:
-        for intent, result in zip(intents, results, strict=True):
+        # Of each stream the last result, which has all before it.
+        done = {i.stream: result for i, result in zip(intents, results, strict=True) if result.events}
+        for stream, result in done.items():
+            last = result.events[-1].event_id
+            if stream in since and self._outlines is not None:
+                self._outlines.extend(stream, since[stream], result.state, result.revision, last)
             # A presumed state knows only what concerns its own command.
-            if result.events and intent.stream not in presumed:
-                self._keep(intent.stream, Folded(result.state, result.revision, result.events[-1].event_id))
+            elif stream not in presumed:
+                self._keep(stream, Folded(result.state, result.revision, last))
 
     def _keep(self, stream: str, folded: Folded[StateT]) -> Folded[StateT]:
         """Return the newer of what is given and what is cached: a slow read must not undo a quicker one."""
@@ -284,13 +334,18 @@ class Executor(Generic[StateT]):
         self._cached_events += newest.events
         # A state may be as large as its history. The last one stays, however large: it is likely to be asked for again.
         while self._cached_events > self._cache_events and len(self._cache) > 1:
-            self.forget(next(iter(self._cache)))
+            oldest, went = next(iter(self._cache.items()))
+            self.forget(oldest)
+            if self._outlines is not None and went.last is not None:
+                self._outlines.keep(oldest, went.state, went.revision, went.last)
         return newest
 
     def forget(self, stream: str) -> None:
         """Forget what is known of a stream, as when some of it was taken out: it is read when it is next asked for."""
         if (forgotten := self._cache.pop(stream, None)) is not None:
             self._cached_events -= forgotten.events
+        if self._outlines is not None:
+            self._outlines.forget(stream)
 
 
 def _causes(intents: Sequence[Intent], results: Sequence[Executed[Any]], proven: Container[str]) -> dict[str, set[int]]:

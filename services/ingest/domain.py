@@ -6,7 +6,7 @@ the same content again is a repetition and changes nothing, other content is ref
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from itertools import islice
@@ -252,6 +252,12 @@ class History:
 
     def evolve(self, state: Known, event: InteractionRecorded) -> Known:
         return state.set(key_of(event.interaction or Interaction()), event.digest)
+
+    def keys(self, state: Known) -> Iterable[str]:
+        return state.keys()
+
+    def key(self, command: RecordInteraction) -> str:
+        return command.key
 
     def decide(self, command: RecordInteraction, state: Known) -> Sequence[Event]:
         """Record what is new; nothing for a repetition.

@@ -23,6 +23,7 @@ from services.foundation.config import PostgresDsn, ServiceSettings
 from services.foundation.eventstore import EventStore
 from services.foundation.execute import Executor
 from services.foundation.limits import RateLimiter
+from services.foundation.outlines import Outlines
 from services.foundation.projection import ProjectionRunner
 from services.foundation.run import Process, run
 from services.ingest import masking
@@ -64,6 +65,12 @@ class IngestSettings(ServiceSettings):
         ",".join(masking.DEFAULT_REGIONS), description="countries whose telephone numbers are known without a prefix"
     )
     queue_items: int = Field(10_000, gt=0, description="interactions that may wait for the store; beyond it QUEUE_FULL")
+    cache_events: int = Field(
+        400_000, gt=0, description="events of customers that are remembered whole, about 250 bytes each"
+    )
+    cache_outlines_mib: int = Field(
+        64, ge=0, description="MiB for the outlines of further customers, eight bytes an event and 288 a customer"
+    )
     streams: int = Field(STREAMS, gt=0, description="streams that may be open at once; beyond it TOO_MANY_STREAMS")
     stream_bytes: int = Field(
         STREAM_BYTES, gt=0, description="bytes that all streams hold of what is not answered; beyond it STREAMS_FULL"
@@ -77,7 +84,9 @@ async def wire(settings: IngestSettings, process: Process) -> None:
     # The front door does not wait for PostgreSQL, and stays open without it.
     pool = await projection.lazy_pool(settings.postgres_dsn)
     process.on_close(pool.close)
-    customers = Executor(store, History())
+    history = History()
+    outlines = Outlines(history, settings.cache_outlines_mib * 1024 * 1024)
+    customers = Executor(store, history, cache_events=settings.cache_events, outlines=outlines)
     wire_front_door(settings, process, store, pool, customers)
     wire_customers(settings, process, store, pool, customers)
 

@@ -6,6 +6,8 @@
   bytes, in the same portions, to the same node, through the official client.
 - RecordInteraction with 64 calls in flight, against an empty grpc.aio echo of messages of the same size; and the CPU
   time that each process spends on a call, which says what bounds it where all of them share few cores.
+- With `--turns N` instead: customers who take turns and of whom ingest remembers a tenth whole, N events each, with and
+  without outlines of the others.
 - The Python `eventsourcing` library appending the same events to its SQLite recorder, with durable commits.
 
 Each is repeated, in turns; the ratio is that of the medians. Everything is acknowledged from disk.
@@ -23,6 +25,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +44,19 @@ from tests.support.interactions import interaction
 ITEMS = 500
 CALLERS = 4
 IN_FLIGHT = 64
+TURNING = 2_000
 WORDS = "The parcel came two days late and nobody told me why; I had to call three times to learn where it was. "
 
 
-def interactions(name: str, count: int) -> Iterator[Interaction]:
-    """Interactions of customers who are new, as most are in an import: about 1 kB of JSON each with their metadata."""
+def interactions(name: str, count: int, customers: int = 0) -> Iterator[Interaction]:
+    """Interactions of about 1 kB of JSON each with their metadata.
+
+    Of customers who are new, as most are in an import, or of so many `customers` who take turns.
+    """
     for number in range(count):
         made = interaction(number, text=WORDS * 4, csat=2)
         made.source = name
-        made.customer.customer_id = f"{name} {number // 2}"
+        made.customer.customer_id = f"{name} {number % customers if customers else number // 2}"
         yield made
 
 
@@ -210,6 +217,38 @@ def eventsourcing_library(directory: Path, written: Sequence[Any], batch: int) -
     return rate
 
 
+# -- more customers than are remembered ----------------------------------------------------------------------------
+
+
+async def turns(each: int, customers: int = TURNING) -> dict[str, Any]:
+    """Interactions per second of `customers` who take turns, `each` times, of whom a tenth fits into the cache."""
+    figures: dict[str, Any] = {}
+    for outlines_mib in (0, 64):
+        env = {
+            "RECORRIDO_CACHE_EVENTS": str(customers * each // 10),
+            "RECORRIDO_CACHE_OUTLINES_MIB": str(outlines_mib),
+        }
+        with tempfile.TemporaryDirectory(dir=".", prefix="bench-") as directory:
+            async with (
+                running(["ingest"], data=Path(directory).resolve(), env=env) as cluster,
+                grpc.aio.insecure_channel(cluster.address("ingest")) as channel,
+            ):
+                stub: Any = pb_grpc.IngestServiceStub(channel)
+                made = list(interactions("turns", customers * each, customers))
+                rates = []
+                # The last tenth, when every customer has a history.
+                for part in (made[: -len(made) // 10], made[-len(made) // 10 :]):
+                    requests = [pb.RecordInteractionsRequest(interactions=chunk) for chunk in chunks(part, ITEMS)]
+                    begun = time.perf_counter()
+                    replies = await in_flight_results([partial(stub.RecordInteractions, r) for r in requests], CALLERS)
+                    rates.append(round(len(part) / (time.perf_counter() - begun)))
+                    assert all(r.status == pb.RECORD_STATUS_RECORDED for reply in replies for r in reply.results)
+                figures[f"{customers} customers, {each} times each, outlines in {outlines_mib} MiB: first, last /s"] = (
+                    rates
+                )
+    return figures
+
+
 # -- all of it -----------------------------------------------------------------------------------------------------
 
 
@@ -295,7 +334,11 @@ def main() -> None:
     parser.add_argument("--interactions", type=int, default=20_000)
     parser.add_argument("--calls", type=int, default=4_000)
     parser.add_argument("--no-library", action="store_true", help="without the eventsourcing library")
+    parser.add_argument("--turns", type=int, default=0, metavar="N", help="only customers who take turns, N times")
     arguments = parser.parse_args()
+    if arguments.turns:
+        print(json.dumps(uvloop.run(turns(arguments.turns)), indent=2))
+        return
     figures = uvloop.run(
         measure(arguments.rounds, arguments.interactions, arguments.calls, library=not arguments.no_library)
     )

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,11 +12,12 @@ import msgspec
 import pytest
 from kurrentdbclient import StreamState
 
-from services.foundation import telemetry
+from services.foundation import outlines, telemetry
 from services.foundation.errors import ConflictError, RefusedError, UnavailableError
 from services.foundation.events import CORRELATION_ID, Pending, Recorded, derived_id
 from services.foundation.eventstore import ANY, NO_STREAM, EventStore, StreamAppend
 from services.foundation.execute import Executor, Intent
+from services.foundation.outlines import Outlines
 from tests.support import eventstore
 from tests.support.wait import until
 
@@ -53,6 +54,12 @@ class Counter:
     def evolve(self, state: frozenset[str], event: Counted) -> frozenset[str]:
         return state | {event.cause}
 
+    def keys(self, state: frozenset[str]) -> Iterable[str]:
+        return state
+
+    def key(self, command: Count) -> str:
+        return command.cause
+
     def decide(self, command: Count, state: frozenset[str]) -> Sequence[Counted]:
         if command.cause in state:
             return []
@@ -68,6 +75,11 @@ def stream(request: pytest.FixtureRequest) -> str:
 
 def executor(store: EventStore, **options: Any) -> Executor[frozenset[str]]:
     return Executor(store, Counter(), **options)
+
+
+def outlining(store: EventStore, max_bytes: int = 1_000_000) -> Executor[frozenset[str]]:
+    """An executor that remembers one stream whole, and of the others their outlines."""
+    return executor(store, cache_events=1, outlines=Outlines(Counter(), max_bytes))
 
 
 async def causes(store: EventStore, stream: str) -> list[str]:
@@ -315,6 +327,60 @@ async def test_the_cache_is_bounded_by_events_not_by_streams(store: EventStore, 
     assert watched.folded[1:] == [other, long]
 
 
+async def test_what_an_outline_does_not_hold_needs_no_read(store: EventStore, stream: str) -> None:
+    watched = Tracked(store)
+    one = outlining(watched)
+    streams = [f"{stream}-{number}" for number in range(5)]
+    for letter in "abc":
+        done = await one.execute_all(
+            [Intent(s, Count(cause)) for s in streams for cause in (letter, letter * 2, letter)]
+        )
+        assert [len(r.events) for r in done] == [1, 1, 0] * 5
+    assert watched.folded == []
+    (again,) = await one.execute_all([Intent(streams[1], Count("b"))])
+    assert (list(again.events), again.state) == ([], {"a", "aa", "b", "bb", "c", "cc"})
+    assert watched.folded == [streams[1]], "what an outline holds is looked for in the stream"
+    assert [await causes(store, s) for s in streams] == [["a", "aa", "b", "bb", "c", "cc"]] * 5
+
+
+async def test_of_a_stream_that_went_on_behind_its_outline_the_rest_is_read(store: EventStore, stream: str) -> None:
+    watched = Tracked(store)
+    one = outlining(watched)
+    first, second, third = (f"{stream}-{number}" for number in range(3))
+    await one.execute_all([Intent(s, Count(cause)) for s in (first, second, third) for cause in ("a", "aa")])
+    await store.append([StreamAppend(first, 1, [Pending(Noted(), derived_id(first, "noted"))])])
+    await rival(store, second, "x")
+    done = await one.execute_all([Intent(first, Count("b")), Intent(second, Count("b")), Intent(second, Count("x"))])
+    assert [len(r.events) for r in done] == [1, 1, 0]
+    done = await one.execute_all([Intent(first, Count("c")), Intent(second, Count("c"))])
+    assert [r.revision for r in done] == [4, 4]
+    assert watched.folded == []
+    done = await one.execute_all([Intent(second, Count("x")), Intent(second, Count("b"))])
+    assert [len(r.events) for r in done] == [0, 0], "what was read behind an outline is in it since"
+    assert [await causes(store, s) for s in (second, third)] == [["a", "aa", "x", "b", "c"], ["a", "aa"]]
+
+
+async def test_an_outline_of_a_stream_that_began_anew_is_worth_nothing(store: EventStore, stream: str) -> None:
+    one = outlining(store)
+    await one.execute_all([Intent(s, Count(cause)) for s in (stream, f"{stream}-other") for cause in "ab"])
+    await store.wipe(stream, (await store.read(stream))[-1])
+    (done,) = await one.execute_all([Intent(stream, Count("c"))])
+    assert (done.state, await causes(store, stream)) == ({"c"}, ["c"])
+    (done,) = await one.execute_all([Intent(stream, Count("a"))])
+    assert (len(done.events), await causes(store, stream)) == (1, ["c", "a"])
+
+
+async def test_keys_that_share_a_hash_are_told_apart(
+    store: EventStore, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlines, "_hash", lambda _: b"the same")
+    one = outlining(store)
+    streams = [f"{stream}-{number}" for number in range(3)]
+    for cause in "abab":
+        await one.execute_all([Intent(s, Count(cause)) for s in streams])
+    assert [await causes(store, s) for s in streams] == [["a", "b"]] * 3
+
+
 async def test_a_repetition_guessed_to_be_new_is_told_as_one(store: EventStore, stream: str) -> None:
     streams = [f"{stream}-{number}" for number in range(3)]
     batch = [Intent(s, Count("a")) for s in streams]
@@ -366,13 +432,16 @@ async def test_a_long_stream_is_read_in_pages(store: EventStore, stream: str, mo
 # -- many writers --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("executors", "cache_events"), [(1, 1000), (4, 1000), (3, 1)])
+@pytest.mark.parametrize(("executors", "cache_events"), [(1, 1000), (4, 1000), (3, 1), (3, 0)])
 async def test_of_many_writers_nobody_loses_and_nothing_doubles(
     store: EventStore, stream: str, executors: int, cache_events: int
 ) -> None:
     """Writers of several processes, who repeat what was aborted, each command also sent twice."""
     streams = [f"{stream}-{number}" for number in range(3)]
-    processes = [executor(store, cache_events=cache_events) for _ in range(executors)]
+    # 0: one stream whole, and outlines of the others.
+    processes = [
+        executor(store, cache_events=cache_events) if cache_events else outlining(store) for _ in range(executors)
+    ]
     chance = random.Random(7)
     wanted = [(chance.choice(streams), f"cause {number}") for number in range(60)]
 

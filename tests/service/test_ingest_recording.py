@@ -74,6 +74,21 @@ async def test_a_contradiction_is_refused_with_both_digests(door: FrontDoor) -> 
     assert result.problem.rejection_id == kept
 
 
+async def test_customers_beyond_the_cache_are_known_all_the_same(tmp_path: Path) -> None:
+    async with front_door(tmp_path, {"RECORRIDO_CACHE_EVENTS": "1"}) as door:
+        customers = ["ana", "béla", "čeněk", "ana"]
+        first = await door.many(*(of(customer, number) for number, customer in enumerate(customers)))
+        assert [result.status for result in first] == [RECORDED] * 4
+        later = [of(customer, 10 + number) for number, customer in enumerate(customers)]
+        assert [result.status for result in await door.many(*later)] == [RECORDED] * 4
+        again = await door.many(of("ana", 0), of("béla", 1), of("čeněk", 12))
+        assert [result.status for result in again] == [DUPLICATE] * 3
+        assert [result.event_id for result in again[:2]] == [result.event_id for result in first[:2]]
+        error = await door.refusal(of("béla", 11, text="other words"))
+        assert (info(error).reason, info(error).metadata["fields"]) == ("CONTENT_DIFFERS", "verbatim")
+        assert [len(await door.history(customer)) for customer in ("ana", "béla", "čeněk")] == [4, 2, 2]
+
+
 def empty_customer(item: interaction_pb2.Interaction) -> None:
     item.customer.customer_id = ""
 
