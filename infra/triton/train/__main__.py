@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[3]
 MODELS = Path(__file__).parents[1] / "models" / "feedback"
 #: What an hour on two cores has time for, and what is best; a GPU has it in minutes.
 RECIPES: dict[str, dict[str, float]] = {
-    "cpu": {"runs": 1, "epochs": 4, "consistency": 0.0},
+    "cpu": {"runs": 1, "epochs": 6, "consistency": 0.0},
     "cuda": {"runs": 1, "epochs": 10, "consistency": 1.0},
 }
 #: How far the encoder goes from the pretrained one to what was learnt: needs lose nothing that can be measured, and
