@@ -1,5 +1,6 @@
 """Whether scores and points go on as they were: `chart`."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,7 @@ def chart(
     to_time: To = None,
     limit: Annotated[int, typer.Option(min=1, help="Of one chart: the newest days or weeks to list.")] = 20,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw one chart into this file.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Also the charts that have too few answers for limits.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show by control charts whether scores and points go on as they were, or left their limits."""
@@ -50,7 +52,8 @@ def chart(
                 raise typer.BadParameter("say what of it, such as csat or pain", param_hint=option)
         if from_time or to_time:
             raise typer.BadParameter("is for one chart: say which, such as csat or pain", param_hint="--from, --to")
-        run(_charts(pb.ListControlChartsRequest(as_of=as_of, map_id=map_id, points=_COURSE), as_json=as_json))
+        request_all = pb.ListControlChartsRequest(as_of=as_of, map_id=map_id, points=_COURSE)
+        run(_charts(request_all, every=every, as_json=as_json))
         return
     metrics, kinds = show.names(Metric.DESCRIPTOR), show.names(PointKind.DESCRIPTOR)
     needed, given = ("--touchpoint", touchpoint) if what.value in metrics else ("--need", need)
@@ -104,20 +107,23 @@ async def _chart(request: pb.GetControlChartRequest, limit: int, svg: Path | Non
     out.print(controlchart.method_in_words(found.method))
 
 
-async def _charts(request: pb.ListControlChartsRequest, *, as_json: bool) -> None:
+async def _charts(request: pb.ListControlChartsRequest, *, every: bool, as_json: bool) -> None:
     async with clients.journey(Addresses.configured()) as journey:
         found = await journey.ListControlCharts(request, timeout=DEADLINE_S)
     if as_json:
         show.print_json(found)
         return
     out = show.console()
-    out.print(show.filled(_chart_table(found)))
+    charted = [each for each in found.charts if every or not each.not_charted or controlchart.outside(each)]
+    out.print(show.filled(_chart_table(charted)))
+    if left := len(found.charts) - len(charted):
+        out.print(f"{show.count(left)} more have too few answers for limits: --all shows them, and what they lack")
     out.print(controlchart.method_in_words(found.method))
 
 
-def _chart_table(found: pb.ListControlChartsResponse) -> Table:
+def _chart_table(charts: Sequence[pb.ControlChart]) -> Table:
     lines = show.table("chart~", "touchpoint or need~", "by", "course", "centre#", "last#", "state~")
-    for each in found.charts:
+    for each in charts:
         judged = [point for point in each.points if point.state != pb.CHART_STATE_GAP]
         last = judged[-1] if judged else pb.ChartPoint()
         out = controlchart.outside(each)

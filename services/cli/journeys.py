@@ -1,7 +1,7 @@
 """Where customers and touchpoints stand: `customer`, `watch`, `scores`, `points`, `ladder`, `signals`, `overview`."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -235,6 +235,7 @@ async def _scores(request: pb.GetScoresRequest, *, as_json: bool) -> None:
     if as_json:
         show.print_json(found)
         return
+    show.note_if_nothing_was_recorded(_as_of(request), anything=bool(found.total.interactions))
     out = show.console()
     if request.group_by or request.period:
         out.print(show.filled(_group_table(found, request)))
@@ -251,6 +252,10 @@ async def _scores(request: pb.GetScoresRequest, *, as_json: bool) -> None:
 
 #: What is, of what the map expects.
 EXPECTED = "of what is expected~"
+
+
+def _as_of(request: Any) -> Timestamp | None:
+    return request.as_of if request.HasField("as_of") else None
 
 
 def _expected(found: pb.TouchpointScores | pb.ScoreGroup) -> Text:
@@ -320,6 +325,7 @@ async def _points(request: pb.ListPointsRequest, kinds: list[Point], *, as_json:
     if as_json:
         show.print_json(found)
         return
+    show.note_if_nothing_was_recorded(_as_of(request), anything=bool(found.points))
     out = show.console()
     out.print(show.filled(point_table(found)))
     if found.drivers:
@@ -438,6 +444,7 @@ async def _signals(customer_id: str, rule: str, as_of: Timestamp | None, limit: 
     if as_json:
         show.print_json(found)
         return
+    show.note_if_nothing_was_recorded(as_of, anything=bool(found.signals))
     out = show.console()
     out.print(_signal_table(found, out.width) if found.signals else "none")
 
@@ -494,6 +501,7 @@ async def _ladder(request: pb.GetLoyaltyLadderRequest, *, as_json: bool) -> None
     if as_json:
         show.print_json(found)
         return
+    show.note_if_nothing_was_recorded(_as_of(request), anything=any(each.customers for each in found.levels))
     out = show.console()
     lines = show.table("level", "customers#", "share#", "over time")
     for each in reversed(found.levels):
@@ -567,6 +575,7 @@ async def _overview(request: pb.GetOverviewRequest, *, as_json: bool) -> None:
     if as_json:
         show.print_json(found)
         return
+    show.note_if_nothing_was_recorded(_as_of(request), anything=bool(found.interactions))
     out = show.console()
     out.print(overview_table(found))
     if found.uncovered:

@@ -18,7 +18,7 @@ from recorrido.journey.v1.journey_service_pb2 import GetCustomerJourneyRequest, 
 from services.cli import clients, machine, sample, show
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.failures import CommandError
-from services.cli.importing.commands import SAMPLE_MAPS, load
+from services.cli.importing.commands import load_sample
 from services.cli.report import read, show_report
 
 # When we are killed, the kernel asks it to stop. The shell closes the gap before that request: if we were gone by then,
@@ -110,7 +110,7 @@ async def _welcome(
         await _until_ready(supervisor, addresses)
         if with_sample and await _wants_sample(addresses):
             out.print("The store is empty: here is a sample company.", style="bold")
-            await load(addresses, sample.generate(), SAMPLE_MAPS, out, wait=True)
+            await load_sample(addresses, sample.generate(), out, wait=True)
         if with_report:
             show_report(await read(addresses), addresses, out)
         out.print("Recorrido is up; Ctrl-C stops it.", style="bold")

@@ -1,7 +1,7 @@
 """Playbooks as YAML files: `playbook publish|list|show|dry-run|schema`."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from recorrido.actions.v1.playbook_pb2 import ImprovementRule, Period, RecoveryR
 from services.cli import clients, playbookfile, show
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.options import Actor, From, Json, RequestId, To, run
+
+if TYPE_CHECKING:
+    from recorrido.actions.v1.playbook_service_pb2_grpc import PlaybookServiceAsyncStub
 
 app = typer.Typer(help="Playbooks: which signals open what, for whom, and by when.", no_args_is_help=True)
 
@@ -53,6 +56,17 @@ def publish(
                 show.console(stderr=True).print(f"note: {notice}", soft_wrap=True)
 
     run(work())
+
+
+async def publish_if_none(playbooks: "PlaybookServiceAsyncStub", name: str, actor: str) -> bool:
+    """Publish a shipped playbook where there is none at all; return whether it was published."""
+    if (await playbooks.ListPlaybooks(pb.ListPlaybooksRequest(), timeout=DEADLINE_S)).playbooks:
+        return False
+    request = pb.PublishPlaybookRequest(
+        playbook=playbookfile.load(name), actor=actor, request_id=f"shipped/{name}", reason="as it is shipped"
+    )
+    await playbooks.PublishPlaybook(request, timeout=DEADLINE_S)
+    return True
 
 
 async def _left_as_they_are() -> list[str]:

@@ -4,6 +4,9 @@ Deterministic: the same seed gives the same customers, each whatever the number 
 twice adds nothing. Its 90 days end on a fixed date for the same reason. Only `Random.random` is used, which alone is
 promised to give the same numbers in every version of Python.
 
+Every day enough people look up where their parcel is, and tap how that went, for a control chart; in one week of
+September the carrier sent no news, which takes it out of its limits.
+
 Each customer has a persona, which prefers some channels, and a mood from 0 to 1, which experiences move and ratings
 show. Journeys are no line: every step follows from the one before and from the mood.
 """
@@ -32,11 +35,13 @@ from recorrido.ingest.v1.interaction_pb2 import (
     Verbatim,
 )
 
-CUSTOMERS = 400
+CUSTOMERS = 800
 SEED = 1
 DAYS = 90
 #: The end of the sample's time.
 ANCHOR = datetime(2026, 9, 30, tzinfo=UTC)
+#: When the carrier sent no news of any parcel.
+NO_NEWS = (ANCHOR - timedelta(days=24), ANCHOR - timedelta(days=17))
 
 LANGUAGES = ("en", "es", "sl", "pt")
 KINDS = ("pain", "itch", "delight", "neutral")
@@ -166,8 +171,10 @@ class _Story:
         )
         self._persona = dice.pick(_PERSONAS)
         self._mood = dice.between(0.45, 0.85)
-        days = dice.between(0, DAYS * 0.6) - DAYS
+        days = dice.between(0, DAYS * 0.95) - DAYS
         self._now = ANCHOR + timedelta(days=days, hours=dice.between(0, 12))
+        #: Of what was bought last.
+        self._price = 0.0
         self._episode = ""
         self._episodes = 0
         self._told: list[Interaction] = []
@@ -263,7 +270,7 @@ class _Story:
     def _buy(self) -> None:
         self._begin("order")
         where = self._dice.weighted(self._persona.shops)
-        price = round(self._dice.between(12, 120 if self._dice.chance(0.7) else 690), 2)
+        self._price = price = round(self._dice.between(12, 120 if self._dice.chance(0.7) else 690), 2)
         product = {"product": self._dice.pick(_PRODUCTS)}
         if where == "store":
             good = self._experience("store", 0.06)
@@ -302,7 +309,7 @@ class _Story:
         self._pass(days=self._dice.between(0.5, 1.5))
         self._add("carrier", "parcel_sent", Channel.CHANNEL_DELIVERY, outcome=Outcome.OUTCOME_SUCCEEDED)
         good = self._experience("delivery", 0.12)
-        self._pass(days=self._dice.between(0.8, 2.5) if good else self._dice.between(5, 12))
+        self._look_up(self._dice.between(0.8, 2.5) if good else self._dice.between(5, 12))
         went = Outcome.OUTCOME_SUCCEEDED
         topic = "delivery"
         if not good:
@@ -327,6 +334,25 @@ class _Story:
             self._add("carrier", "parcel_delivered", Channel.CHANNEL_DELIVERY, outcome=Outcome.OUTCOME_SUCCEEDED)
         if topic == "damaged":
             self._return()
+
+    def _look_up(self, days: float) -> None:
+        """Wait `days`, and look up in between where the parcel is; one tap tells whether that was any help."""
+        left = days
+        for _ in range(self._dice.whole(3, 7)):
+            step = left * self._dice.between(0.1, 0.5)
+            left -= step
+            self._pass(days=step)
+            helped = self._dice.chance(0.4 if NO_NEWS[0] <= self._now < NO_NEWS[1] else 0.88)
+            # Who is not helped shrugs: it is no reason to call anybody back, only to mend it for all.
+            tap = self._dice.weighted({4: 2, 5: 3} if helped else {2: 1, 3: 9})
+            where = self._dice.weighted({"app": 3, "web": 1})
+            self._add(
+                "app" if where == "app" else "webshop",
+                "order_status",
+                Channel.CHANNEL_APP if where == "app" else Channel.CHANNEL_WEB,
+                ratings=(Rating(metric=RatingMetric.RATING_METRIC_CSAT, value=tap),) if self._dice.chance(0.9) else (),
+            )
+        self._pass(days=left)
 
     def _afterwards(self) -> None:
         """Use it, and whatever comes of that, in any order and number."""
@@ -405,7 +431,7 @@ class _Story:
             "returnsdesk",
             "refund",
             Channel.CHANNEL_RETURNS,
-            amount=-round(self._dice.between(12, 120), 2),
+            amount=-self._price,
             outcome=Outcome.OUTCOME_SUCCEEDED if good else Outcome.OUTCOME_LATE,
         )
         if not good and self._dice.chance(0.5):

@@ -145,6 +145,16 @@ def filled(lines: Table) -> Table | Text:
     return lines
 
 
+def note_if_nothing_was_recorded(as_of: Timestamp | None, *, anything: bool) -> None:
+    """Say so where an answer as of a time is empty: that time is often mistaken for when something happened."""
+    if as_of is not None and not anything:
+        console(stderr=True).print(
+            f"note: as of {when(as_of)} UTC nothing of it was recorded; --as-of is about when it was recorded, --from and"
+            " --to are about when it happened",
+            soft_wrap=True,
+        )
+
+
 def plain(text: str) -> Text:
     """Return what somebody else wrote as one line without control characters or markup."""
     printable = "".join(c if c.isprintable() else " " for c in text)

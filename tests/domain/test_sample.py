@@ -18,9 +18,13 @@ from recorrido.journey.v1 import events as journey_events
 from services.cli import journeymap, sample
 from services.cli.importing.olist import SOURCE
 from services.ingest.domain import RecordInteraction
+from services.journey.domain.charted import LEAST_ANSWERS
+from services.journey.domain.charts import LEAST_BASELINE
 from services.journey.domain.maps import violations
 from services.journey.domain.placement import place
 
+#: Sources of the example files, which the map places too.
+EXAMPLES = ("shop", "survey", "helpdesk")
 NEW_TOUCHPOINTS = {"kiosk_beta", "voice_assistant", "gift_finder_beta"}
 
 
@@ -48,12 +52,12 @@ def test_another_seed_tells_of_others(told: list[Interaction]) -> None:
     assert not {each.customer.customer_id for each in others} & {each.customer.customer_id for each in told}
 
 
-def test_it_is_about_400_customers_and_4000_interactions(
+def test_it_is_about_800_customers_and_10000_interactions(
     company: list[list[Interaction]], told: list[Interaction]
 ) -> None:
-    assert len(company) == 400
+    assert len(company) == 800
     assert all(company)
-    assert 3_500 < len(told) < 4_800
+    assert 9_000 < len(told) < 11_000
     assert len({each.interaction_id for each in told}) == len(told)
 
 
@@ -113,6 +117,18 @@ def test_ratings_follow_the_words_most_of_the_time(told: list[Interaction]) -> N
         assert delight > pain + difference
 
 
+def test_one_score_is_asked_often_enough_for_a_chart_and_falls_once(told: list[Interaction]) -> None:
+    taps = [each for each in told if each.touchpoint == "order_status" and each.ratings]
+    days = Counter(each.occurred_at.ToDatetime().date() for each in taps)
+    assert sum(count >= LEAST_ANSWERS for count in days.values()) > max(len(days) / 2, LEAST_BASELINE + 10)
+    begin, end = (moment.timestamp() for moment in sample.NO_NEWS)
+    good: dict[bool, list[bool]] = {True: [], False: []}
+    for each in taps:
+        good[begin <= each.occurred_at.seconds < end].append(each.ratings[0].value >= 4)
+    dark, else_ = (sum(good[when]) / len(good[when]) for when in (True, False))
+    assert (dark < 0.5, else_ > 0.8) == (True, True)
+
+
 @pytest.mark.parametrize("language", sample.LANGUAGES)
 def test_each_language_has_its_own_words_for_everything(language: str) -> None:
     phrases = sample.phrases(language)
@@ -140,7 +156,7 @@ def test_the_omnichannel_map_places_all_but_what_is_new(told: list[Interaction])
     unplaced = {each.touchpoint for each in told if _placed(journey_map, each) is None}
     assert unplaced == NEW_TOUCHPOINTS
     placed = {_placed(journey_map, each) for each in told}
-    ours = {rule.touchpoint_id for rule in journey_map.mapping_rules if rule.source != SOURCE}
+    ours = {rule.touchpoint_id for rule in journey_map.mapping_rules if rule.source not in {SOURCE, *EXAMPLES}}
     assert ours <= placed, "every rule has its use"
 
 

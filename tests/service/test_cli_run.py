@@ -1,11 +1,13 @@
 """`recorrido run` as `make run` starts it: everything up, the sample in an empty store, the report, and Ctrl-C."""
 
 import asyncio
+import json
 import os
 import sys
 import time
 from pathlib import Path
 from signal import SIGINT, SIGKILL
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,8 @@ from tests.support.cli import ROOT, environment, start
 from tests.support.wait import until
 
 UP = "Recorrido is up; Ctrl-C stops it."
+#: Rows of the example that README.md imports.
+IMPORTED = 6
 
 
 class Run:
@@ -54,6 +58,37 @@ async def run(data: Path, ports: Ports, *options: str) -> Run:
     return Run(await start(("run", *options), environment(ports, RECORRIDO_DATA=str(data))))
 
 
+async def what_a_newcomer_tries(env: dict[str, str]) -> None:
+    """Every question of README.md has an answer in the sample."""
+
+    async def asked(*arguments: str) -> Any:
+        process = await start((*arguments, "--json"), env)
+        out, err = await process.communicate()
+        assert process.returncode == 0, (arguments, err)
+        return json.loads(out)
+
+    charts = (await asked("chart"))["charts"]
+    (order_status,) = [each for each in charts if each["name"] == "CSAT of Where is my order"]
+    outside = [point["from"] for point in order_status["points"] if point["state"] == "CHART_STATE_OUTSIDE"]
+    assert [day for day in outside if f"{sample.NO_NEWS[0]:%Y-%m-%d}" <= day < f"{sample.NO_NEWS[1]:%Y-%m-%d}"]
+    assert [each for each in charts if each["needPath"] and not each["notCharted"]], "a point with limits, too"
+    rules = {each["rule"] for each in (await asked("signals", "--limit", "2000"))["signals"]}
+    assert {"bad_moment", "touchpoint_silent", "score_worsened"} <= rules
+    for kind in ("recovery", "improvement"):
+        listed = (await asked("actions", "list", "--order", "due", "--kind", kind, "--limit", "5"))["actions"]
+        assert all(each["owner"] and each["acceptBy"] for each in listed), listed
+        assert listed
+    before = await asked("overview")
+    imported = ("import", "file", "examples/import/orders.csv", "--mapping", "examples/import/orders.yaml")
+    assert (await asked(*imported))["recorded"] == IMPORTED
+
+    async def placed() -> Any:
+        found = await asked("overview")
+        return found if int(found["interactions"]) == int(before["interactions"]) + IMPORTED else None
+
+    assert (await until(placed, 30))["uncoveredInteractions"] == before["uncoveredInteractions"]
+
+
 @pytest.mark.timeout(300)
 async def test_an_empty_store_offers_itself_with_the_sample_and_keeps_it(tmp_path: Path) -> None:
     told = [each for customer in sample.generate() for each in customer]
@@ -67,6 +102,8 @@ async def test_an_empty_store_offers_itself_with_the_sample_and_keeps_it(tmp_pat
         assert f"{len(told):,}" in first.text
         for part in ("ingest", "inference", "journey", "actions", "nats", "eventstore"):
             assert ports.of(part) in first.text
+        assert "the playbook standard is published" in first.text
+        await what_a_newcomer_tries(environment(ports, RECORRIDO_DATA=str(tmp_path)))
         # A second run on the same data is refused, and does not disturb the first.
         other = await run(tmp_path, ports)
         assert await asyncio.wait_for(other.process.wait(), 30) == 1
@@ -81,7 +118,7 @@ async def test_an_empty_store_offers_itself_with_the_sample_and_keeps_it(tmp_pat
     try:
         await again.until_up(60)
         assert "here is a sample company" not in again.text
-        assert f"{len(told):,}" in again.text, "the report is of what was kept"
+        assert f"{len(told) + IMPORTED:,}" in again.text, "the report is of what was kept"
     finally:
         await again.stop()
     assert again.process.returncode == 0

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 
 from recorrido.ingest.v1.interaction_pb2 import Interaction
-from services.cli import clients, journeymap, sample, show
+from services.cli import clients, journeymap, playbook, sample, show
 from services.cli.clients import Addresses
 from services.cli.importing import olist
 from services.cli.importing.csvfiles import BadRows
@@ -32,6 +33,8 @@ app = typer.Typer(help="Bring in what happened elsewhere; twice is as good as on
 
 app.command("file")(import_file)
 
+#: What is to be done about bad moments, unless the company has a playbook already.
+SAMPLE_PLAYBOOK = "standard"
 #: The map published last is the one asked by default, and the second of these places what the first does too.
 SAMPLE_MAPS = ("ecommerce", "omnichannel")
 
@@ -79,8 +82,27 @@ def import_sample(
 
 async def _import_sample(customers: int, seed: int, *, wait: bool) -> None:
     out = show.console(stderr=True)
-    if (await load(Addresses.configured(), sample.generate(customers, seed), SAMPLE_MAPS, out, wait=wait)).rejected:
+    if (await load_sample(Addresses.configured(), sample.generate(customers, seed), out, wait=wait)).rejected:
         raise typer.Exit(1)
+
+
+async def load_sample(
+    addresses: Addresses, customers: Iterable[Sequence[Interaction]], out: Console, *, wait: bool
+) -> Summary:
+    """As `load`, with the sample's maps and its playbook."""
+    async with clients.playbooks(addresses) as playbooks:
+        publish = partial(playbook.publish_if_none, playbooks, SAMPLE_PLAYBOOK, ACTOR)
+        if await patiently(publish, Pause(FIRST_ANSWER_S)):
+            out.print(f"the playbook {SAMPLE_PLAYBOOK} is published")
+    began = datetime.now(UTC)
+    summary = await load(addresses, customers, SAMPLE_MAPS, out, wait=wait)
+    if summary.recorded:
+        out.print(
+            f"it happened until {sample.ANCHOR:%Y-%m-%d} and was recorded now: --from and --to are about when it"
+            f" happened, --as-of about when it was recorded, and before {began:%Y-%m-%dT%H:%MZ} it was not",
+            soft_wrap=True,
+        )
+    return summary
 
 
 async def load(
