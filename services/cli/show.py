@@ -149,8 +149,8 @@ def note_if_nothing_was_recorded(as_of: Timestamp | None, *, anything: bool) -> 
     """Say so where an answer as of a time is empty: that time is often mistaken for when something happened."""
     if as_of is not None and not anything:
         console(stderr=True).print(
-            f"note: as of {when(as_of)} UTC nothing of it was recorded; --as-of is about when it was recorded, --from and"
-            " --to are about when it happened",
+            f"note: as of {when(as_of)} UTC nothing of it was recorded; --as-of is about when it was recorded, --from"
+            " and --to are about when it happened",
             soft_wrap=True,
         )
 

@@ -552,7 +552,7 @@ async def test_what_is_not_known_is_one_line(cluster: Cluster) -> None:
         ),
         (
             ("points", "--touchpoint", "zzz", "--map", "omnichannel"),
-            "'zzz' in the map 'omnichannel'; it has 30 touchpoints; 'recorrido map show",
+            "'zzz' in the map 'omnichannel'; it has 31 touchpoints; 'recorrido map show",
         ),
         (
             ("ladder", "--persona", "parent", "--map", "omnichannel"),
