@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -34,6 +34,8 @@ _OUTCOMES = frozenset(interaction_pb2.Outcome.values())
 STREAM_WINDOW = 8
 #: Streams that are open at once.
 STREAMS = 1_000
+#: The same of one client, so that none can keep the others out.
+STREAMS_PER_CLIENT = 100
 #: Bytes of all streams together that are read and not yet answered.
 STREAM_BYTES = 256 * 1024 * 1024
 #: What a stream that finds no room is told to wait, in seconds.
@@ -43,22 +45,28 @@ RETRY_AFTER_S = 1.0
 class Room:
     """Bounds streams and what they hold: each may wait as long as it likes, but not beside any number of others."""
 
-    def __init__(self, most_streams: int, most_bytes: int) -> None:
+    def __init__(self, most_streams: int, most_streams_per_client: int, most_bytes: int) -> None:
         self._most_streams = most_streams
+        self._most_streams_per_client = most_streams_per_client
         self._most_bytes = most_bytes
-        self._streams = 0
+        self._streams: Counter[str] = Counter()
         self._held_bytes = 0
 
     @contextlib.contextmanager
-    def stream(self) -> Iterator[None]:
+    def stream(self, client: str) -> Iterator[None]:
         """Count a stream while the block lasts. Raises ExhaustedError (TOO_MANY_STREAMS)."""
-        if self._streams >= self._most_streams:
-            raise ExhaustedError("TOO_MANY_STREAMS", f"{self._streams:,} streams are open already", RETRY_AFTER_S)
-        self._streams += 1
+        mine, all_ = self._streams[client], self._streams.total()
+        if mine >= self._most_streams_per_client:
+            raise ExhaustedError("TOO_MANY_STREAMS", f"{client} has {mine:,} streams open already", RETRY_AFTER_S)
+        if all_ >= self._most_streams:
+            raise ExhaustedError("TOO_MANY_STREAMS", f"{all_:,} streams are open already", RETRY_AFTER_S)
+        self._streams[client] += 1
         try:
             yield
         finally:
-            self._streams -= 1
+            self._streams[client] -= 1
+            if not self._streams[client]:
+                del self._streams[client]
 
     def take(self, size: int) -> None:
         """Raises ExhaustedError (STREAMS_FULL). What is larger than all the room is taken while nobody holds any."""
@@ -118,15 +126,16 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         self, requests: AsyncIterator[pb.StreamInteractionsRequest | InvalidError], context: Any
     ) -> AsyncIterator[pb.StreamInteractionsResponse]:
         """Read while fewer than STREAM_WINDOW batches are unanswered; answer in order."""
-        with self._room.stream():
-            async with contextlib.aclosing(self._stream(requests, context)) as answers:
+        client = rpc.client_of(context)
+        with self._room.stream(client):
+            async with contextlib.aclosing(self._stream(requests, client)) as answers:
                 async for answer in answers:
                     yield answer
 
     async def _stream(
-        self, requests: AsyncIterator[pb.StreamInteractionsRequest | InvalidError], context: Any
+        self, requests: AsyncIterator[pb.StreamInteractionsRequest | InvalidError], client: str
     ) -> AsyncGenerator[pb.StreamInteractionsResponse, None]:
-        client, metadata = rpc.client_of(context), rpc.metadata()
+        metadata = rpc.metadata()
         window = asyncio.Semaphore(STREAM_WINDOW)
         accepted: asyncio.Queue[tuple[int, Accepted | InvalidError] | None] = asyncio.Queue()
         sizes: deque[int] = deque()

@@ -27,7 +27,7 @@ from services.foundation.outlines import Outlines
 from services.foundation.projection import ProjectionRunner
 from services.foundation.run import Process, run
 from services.ingest import masking
-from services.ingest.api import STREAM_BYTES, STREAMS, IngestServicer, Room
+from services.ingest.api import STREAM_BYTES, STREAMS, STREAMS_PER_CLIENT, IngestServicer, Room
 from services.ingest.domain import History, Known
 from services.ingest.erasure import Erasures
 from services.ingest.handlers import Recorder, RejectionHandlers
@@ -72,6 +72,9 @@ class IngestSettings(ServiceSettings):
         64, ge=0, description="MiB for the outlines of further customers, eight bytes an event and 288 a customer"
     )
     streams: int = Field(STREAMS, gt=0, description="streams that may be open at once; beyond it TOO_MANY_STREAMS")
+    streams_per_client: int = Field(
+        STREAMS_PER_CLIENT, gt=0, description="the same of one client; beyond it TOO_MANY_STREAMS"
+    )
     stream_bytes: int = Field(
         STREAM_BYTES, gt=0, description="bytes that all streams hold of what is not answered; beyond it STREAMS_FULL"
     )
@@ -102,7 +105,7 @@ def wire_front_door(
         GroupCommit(rejections, "rejections", max_items=settings.queue_items),
     )
     masker = Masker(masking.kinds_of(settings.mask_pii), masking.regions_of(settings.mask_phone_regions))
-    room = Room(settings.streams, settings.stream_bytes)
+    room = Room(settings.streams, settings.streams_per_client, settings.stream_bytes)
     limiter = RateLimiter(settings.rate_limit_per_client, settings.rate_limit_burst)
     process.server.register(
         ingest_service_pb2_grpc.add_IngestServiceServicer_to_server,

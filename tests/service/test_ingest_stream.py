@@ -268,6 +268,31 @@ async def test_streams_are_counted_and_one_too_many_is_told_when_to_come_again(t
             await until(hang_up, ignoring=(grpc.aio.AioRpcError, asyncio.InvalidStateError))
 
 
+async def test_one_client_cannot_hold_all_streams(tmp_path: Path) -> None:
+    async with front_door(tmp_path, {"RECORRIDO_STREAMS": "3", "RECORRIDO_STREAMS_PER_CLIENT": "2"}) as door:
+
+        async def opened(client: str, number: int) -> Any:
+            call = door.stub.StreamInteractions(metadata=(("x-client-id", client),))
+            await call.write(batch(1, of(f"{client} {number}")))
+            assert (await call.read()).results[0].status == RECORDED
+            return call
+
+        held = [await opened("greedy", number) for number in range(2)]
+        for client, told in (("greedy", "greedy has 2 streams open already"), ("late", "3 streams are open already")):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await streamed(door, [batch(1, of("turned away"))], metadata=(("x-client-id", client),))
+            error = caught.value
+            assert (error.code(), info(error).reason) == (StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
+            assert error.details() == told
+            assert detail(error, error_details_pb2.RetryInfo).retry_delay.ToSeconds() == 1
+            if client == "greedy":
+                held.append(await opened("another", 1))
+        assert await door.history("turned away") == []
+        await held[0].done_writing()
+        assert await held[0].read() == grpc.aio.EOF
+        await opened("greedy", 3)
+
+
 async def test_what_all_streams_hold_is_bounded_and_who_finds_no_room_is_told_when_to_come_again(
     tmp_path: Path,
 ) -> None:
