@@ -33,7 +33,7 @@ Statistic = Callable[[Floats], Floats]
 
 
 def ewma(first: float = 1.0) -> Statistic:
-    """Return the chart in use, with limits that a fast initial response narrows, at the first point to `first` of theirs.
+    """Return the chart in use, with limits that a fast initial response narrows, at first to `first` of theirs.
 
     That of Steiner, 1999 ("FIR adjustment"), which is all but gone after 20 points.
     """
