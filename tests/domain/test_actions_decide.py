@@ -66,7 +66,14 @@ from services.actions.domain.commands import (
     VerifyAction,
 )
 from services.actions.domain.deadlines import Schedule
-from services.foundation.errors import DiffersError, NotFoundError, RecorridoError, RefusedError
+from services.foundation.errors import (
+    DiffersError,
+    InvalidError,
+    NotFoundError,
+    RecorridoError,
+    RefusedError,
+    Violation,
+)
 
 NOW = datetime(2026, 3, 1, 9, 30, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
@@ -423,6 +430,56 @@ def test_what_is_taken_up_again_is_not_late_for_an_acceptance_of_long_ago() -> N
     again = fold(decide(asking(ReopenAction, due_at=due), state), state)
     assert again.state is ActionState.OPEN
     assert (again.accept_by, again.next_due) == (None, due)
+
+
+@pytest.mark.parametrize("due", [None, NOW + timedelta(days=2)])
+def test_what_was_declined_has_to_be_accepted_again_in_time(due: datetime | None) -> None:
+    level = ServiceLevel(
+        accept_within=Period(minutes=30),
+        resolve_within=Period(minutes=90),
+        escalations=(EscalationStep(obligation=Obligation.ACCEPTANCE, to="lead"),),
+    )
+    terms: dict[str, Any] = {"due_at": due, "level": level, "time": BusinessTime(None)}
+    state = fold(decide(asking(DeclineAction), timed()), timed())
+    again = fold(decide(asking(ReopenAction, at=LATER, **terms), state), state)
+    accept_by = LATER + timedelta(minutes=30)
+    assert (again.accept_by, again.due_at) == (accept_by, due or LATER + timedelta(minutes=90))
+    assert again.next_due == accept_by
+    acceptance = [each for each in again.deadlines if each.obligation is Obligation.ACCEPTANCE]
+    assert [each.kind for each in acceptance] == [DeadlineKind.OVERDUE, DeadlineKind.ESCALATION]
+    assert list(again.deadlines) == sorted(again.deadlines, key=lambda each: each.at or NOW)
+    # It is kept when it is asked for again, also when it was accepted meanwhile.
+    accepted = fold(decide(asking(AcceptAction, "again", LATER), again), again)
+    assert {each.obligation for each in accepted.deadlines} == {Obligation.RESOLUTION}
+    for now in (again, accepted):
+        assert decide(asking(ReopenAction, at=LATER + timedelta(days=9), **terms), now) == []
+    # What was not declined was accepted once.
+    done = fold(decide(asking(AcceptAction), timed()), timed())
+    done = fold(decide(asking(CompleteAction), done), done)
+    assert fold(decide(asking(ReopenAction, at=LATER, **terms), done), done).accept_by is None
+
+
+def test_a_repetition_is_answered_also_when_the_time_it_set_is_over() -> None:
+    due, after = NOW + timedelta(days=2), NOW + timedelta(days=3)
+    state = fold(decide(opening(due_at=due), Action()))
+    assert decide(opening(due_at=due, at=after), state) == []
+    moved = fold(decide(asking(RescheduleAction, due_at=due), state), state)
+    assert decide(asking(RescheduleAction, due_at=due, at=after), moved) == []
+    closed = fold(decide(asking(DeclineAction), moved), moved)
+    again = fold(decide(asking(ReopenAction, due_at=due), closed), closed)
+    assert decide(asking(ReopenAction, due_at=due, at=after), again) == []
+    # Asked for the first time, or by another name, it is too late.
+    for command, now in (
+        (opening(due_at=due, at=due), Action()),
+        (asking(RescheduleAction, "new", due_at=due, at=after), again),
+        (asking(ReopenAction, "new", due_at=due, at=after), closed),
+    ):
+        with pytest.raises(InvalidError) as refused:
+            decide(command, now)
+        assert refused.value.violations == (Violation("due_at", "later than now"),)
+    # The same name for another time stays another request.
+    with pytest.raises(DiffersError):
+        decide(opening(due_at=after + timedelta(days=1), at=after), state)
 
 
 def test_what_is_rescheduled_falls_due_at_the_new_moment_and_keeps_who_is_told() -> None:

@@ -68,6 +68,7 @@ from services.actions.domain.commands import (
 from services.actions.domain.deadlines import in_order
 from services.foundation.errors import DiffersError, NotFoundError, RefusedError
 from services.foundation.events import Event, stream_name
+from services.foundation.rules import Rules
 
 S = ActionState
 Transitions = Mapping[tuple[ActionState, type[Change]], ActionState]
@@ -277,8 +278,7 @@ def _moved(state: Action, event: ActionEvent) -> Action | None:  # noqa: PLR0911
                 state=S.OPEN if state.state is S.DECLINED else S.ACCEPTED,
                 result=ActionResult.UNSPECIFIED,
                 closed_at=None,
-                # When to accept it was reckoned for the first opening only.
-                accept_by=None,
+                accept_by=event.accept_by,
                 due_at=event.due_at,
                 deadlines=event.deadlines,
                 late=(),
@@ -334,6 +334,7 @@ def decide(command: Command, state: Action) -> Sequence[ActionEvent]:
         NotFoundError: there is no such action.
         RefusedError: ILLEGAL_TRANSITION; message and details tell the present state and what is allowed in it.
         DiffersError: REQUEST_ID_REUSED; the request_id was used for something else.
+        InvalidError: it is to be done by a time that is over.
     """
     there = state.state is not ActionState.UNSPECIFIED
     match command:
@@ -356,9 +357,14 @@ def _decide_for_people(
     command: OpenAction | OpenRecovery | OpenImprovement | Change, state: Action
 ) -> Sequence[ActionEvent]:
     dated = state.reopened + state.rescheduled + 2
-    event: ActionEvent = (
-        command.event(dated) if isinstance(command, ReopenAction | RescheduleAction) else command.event()
-    )
+    event: ActionEvent
+    match command:
+        case ReopenAction():
+            event = command.event(dated, declined=state.state is S.DECLINED)
+        case RescheduleAction():
+            event = command.event(dated)
+        case _:
+            event = command.event()
     done = state.requests.get(command.request_id)
     if done is not None:
         if _asks_for(command, event, done):
@@ -368,6 +374,11 @@ def _decide_for_people(
             f"request_id {command.request_id} was used for another {type(done).__name__} of action {state.action_id}",
             {"action_id": state.action_id, "event": type(done).__name__},
         )
+    # Only now: a repetition may come when the time that was set is over.
+    if isinstance(command, OpenAction | ReopenAction | RescheduleAction) and command.due_at is not None:
+        rules = Rules()
+        rules.require(command.due_at > command.occurred_at, "due_at", "later than now")
+        rules.enforce()
     if isinstance(command, Change):
         if (state.state, type(command)) not in LIFE_CYCLES[state.kind]:
             raise _refusal(command, state)
@@ -388,8 +399,10 @@ def _asks_for(command: Command, event: ActionEvent, done: ActionEvent) -> bool:
     if isinstance(event, ActionOpened | ActionReopened | ActionRescheduled):
         assert isinstance(done, ActionOpened | ActionReopened | ActionRescheduled)
         same["deadlines"] = done.deadlines
-        if isinstance(command, ReopenAction) and command.due_at is None:
-            same["due_at"] = done.due_at
+        if isinstance(command, ReopenAction) and isinstance(done, ActionReopened):
+            same["accept_by"] = done.accept_by
+            if command.due_at is None:
+                same["due_at"] = done.due_at
     return structs.replace(event, **same) == done
 
 

@@ -42,7 +42,7 @@ from recorrido.actions.v1.events import (
 )
 from recorrido.journey.v1.events import SignalRaised
 from services.actions.domain.calendars import BusinessTime
-from services.actions.domain.deadlines import Schedule, by_hand, rescheduled, scheduled
+from services.actions.domain.deadlines import Schedule, by_hand, in_order, rescheduled, scheduled
 from services.actions.domain.impact import MEASURES
 from services.actions.domain.rules import MAX_ID, MAX_NOTE, MAX_REASON, MAX_REASONS, MAX_TITLE, cut
 from services.foundation.events import cause_of, derived_id
@@ -110,7 +110,6 @@ class OpenAction:
         rules.text("touchpoint", self.touchpoint, MAX_ID)
         rules.text("need_path", self.need_path, MAX_CUSTOMER_ID)
         rules.text("owner", self.owner, MAX_ID)
-        rules.require(self.due_at is None or self.due_at > self.occurred_at, "due_at", "later than now")
         rules.text("improvement_id", self.improvement_id, MAX_ID)
         recovery = self.kind is ActionKind.RECOVERY
         rules.require(recovery or not self.improvement_id, "improvement_id", "only of a recovery")
@@ -427,7 +426,6 @@ class RescheduleAction(Change):
 
     def check(self, rules: Rules) -> None:
         rules.require(self.due_at is not None, "due_at", "required")
-        rules.require(self.due_at is None or self.due_at > self.occurred_at, "due_at", "later than now")
         rules.text("reason", self.reason, MAX_REASON, required=True, lines=True)
 
     def event(self, opening: int = 2) -> ActionRescheduled:
@@ -536,6 +534,7 @@ class ReopenAction(Change):
     """Take it up again.
 
     It has to be resolved by `due_at`; without, as long after this moment as the service level of its playbook says.
+    Where it was declined, it has to be accepted again, by when that level says.
     """
 
     changed = ActionReopened
@@ -549,23 +548,26 @@ class ReopenAction(Change):
 
     def check(self, rules: Rules) -> None:
         rules.text("reason", self.reason, MAX_REASON, required=True, lines=True)
-        rules.require(self.due_at is None or self.due_at > self.occurred_at, "due_at", "later than now")
 
-    def event(self, opening: int = 2) -> ActionReopened:
+    def event(self, opening: int = 2, *, declined: bool = False) -> ActionReopened:
         """Return the event; `opening` tells these deadlines from any that it had."""
-        if self.due_at is None and self.level is not None and self.time is not None:
-            level = replace(self.level, accept_within=None)
-            schedule = scheduled(self.occurred_at, level, self.time, opening=opening)
-        else:
-            schedule = by_hand(self.occurred_at, self.due_at, opening=opening)
+        schedule, acceptance = by_hand(self.occurred_at, self.due_at, opening=opening), Schedule()
+        if self.level is not None and self.time is not None:
+            if self.due_at is None:
+                resolving = replace(self.level, accept_within=None)
+                schedule = scheduled(self.occurred_at, resolving, self.time, opening=opening)
+            if declined:
+                accepting = replace(self.level, resolve_within=None)
+                acceptance = scheduled(self.occurred_at, accepting, self.time, opening=opening)
         return ActionReopened(
             action_id=self.action_id,
             actor=self.actor,
             reason=self.reason,
             request_id=self.request_id,
             occurred_at=self.occurred_at,
+            accept_by=acceptance.accept_by,
             due_at=schedule.due_at,
-            deadlines=tuple(schedule.deadlines),
+            deadlines=in_order([*acceptance.deadlines, *schedule.deadlines]),
             impact=self.impact,
         )
 

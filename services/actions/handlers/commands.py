@@ -30,7 +30,7 @@ class ActionCommands:
         """Execute `command`; raises what `decide` refuses with, ConflictError, ExhaustedError and UnavailableError."""
         if isinstance(command, OpenAction) and command.improvement_id:
             await self._check_improvement(command.improvement_id)
-        if isinstance(command, RescheduleAction) or (isinstance(command, ReopenAction) and command.due_at is None):
+        if isinstance(command, RescheduleAction | ReopenAction):
             command = await self._with_service_level(command)
         (done,) = await self._execute([command], metadata, expected_revision)
         return done

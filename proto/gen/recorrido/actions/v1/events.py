@@ -1437,6 +1437,8 @@ class ActionReopened(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
     deadlines: tuple[Deadline, ...] = ()
     impact: Impact | None = None
     """Where the measure fell after the verification: from what was verified to now."""
+    accept_by: datetime | None = None
+    """When it has to be accepted; not set where it was accepted before, or whenever."""
 
     @classmethod
     def from_proto(cls, message: events_pb2.ActionReopened) -> Self:
@@ -1449,6 +1451,7 @@ class ActionReopened(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
             due_at=message.due_at.ToDatetime(UTC) if message.HasField("due_at") else None,
             deadlines=tuple(Deadline.from_proto(x) for x in message.deadlines),
             impact=Impact.from_proto(message.impact) if message.HasField("impact") else None,
+            accept_by=message.accept_by.ToDatetime(UTC) if message.HasField("accept_by") else None,
         )
 
     def to_proto(self) -> events_pb2.ActionReopened:
@@ -1465,6 +1468,8 @@ class ActionReopened(Struct, frozen=True, kw_only=True, omit_defaults=True, rena
             message.due_at.FromDatetime(self.due_at)
         if self.impact is not None:
             message.impact.CopyFrom(self.impact.to_proto())
+        if self.accept_by is not None:
+            message.accept_by.FromDatetime(self.accept_by)
         return message
 
 

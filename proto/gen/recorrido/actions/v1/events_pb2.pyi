@@ -548,6 +548,7 @@ class ActionReopened(_message.Message):
     DUE_AT_FIELD_NUMBER: _builtins.int
     DEADLINES_FIELD_NUMBER: _builtins.int
     IMPACT_FIELD_NUMBER: _builtins.int
+    ACCEPT_BY_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     actor: _builtins.str
     reason: _builtins.str
@@ -562,6 +563,10 @@ class ActionReopened(_message.Message):
     def impact(self) -> _impact_pb2.Impact:
         """Where the measure fell after the verification: from what was verified to now."""
 
+    @_builtins.property
+    def accept_by(self) -> _timestamp_pb2.Timestamp:
+        """When it has to be accepted; not set where it was accepted before, or whenever."""
+
     def __init__(
         self,
         *,
@@ -573,10 +578,11 @@ class ActionReopened(_message.Message):
         due_at: _timestamp_pb2.Timestamp | None = ...,
         deadlines: _abc.Iterable[_action_pb2.Deadline] | None = ...,
         impact: _impact_pb2.Impact | None = ...,
+        accept_by: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["due_at", b"due_at", "impact", b"impact", "occurred_at", b"occurred_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accept_by", b"accept_by", "due_at", b"due_at", "impact", b"impact", "occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "actor", b"actor", "deadlines", b"deadlines", "due_at", b"due_at", "impact", b"impact", "occurred_at", b"occurred_at", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_by", b"accept_by", "action_id", b"action_id", "actor", b"actor", "deadlines", b"deadlines", "due_at", b"due_at", "impact", b"impact", "occurred_at", b"occurred_at", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
