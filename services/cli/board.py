@@ -1,6 +1,7 @@
 """How much there is to do, how old and how late it is, in the terminal or as a page: `board [--html FILE]`."""
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -93,7 +94,11 @@ tbody th { font-weight: 500; min-width: 9rem; max-width: 24rem; white-space: nor
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 .late { color: var(--late); font-weight: 600; }
 .share { background: linear-gradient(to left, var(--bar) var(--part), transparent var(--part)); }
-@media print { :root { color-scheme: light; --ink: #000; --ground: #fff; --soft: #333; --line: #999; --late: #000; }
+@media (max-width: 40rem) { body { padding: .75rem; } table { font-size: .8rem; } th, td { padding: .3rem .25rem; }
+       thead th { white-space: normal; vertical-align: bottom; }
+       tbody th { min-width: 7.5rem; } }
+@media print { :root { color-scheme: light; --ink: #000; --ground: #fff; --soft: #333; --line: #999; --bar: #c9dcf2;
+       --late: #000; }
        body { max-width: none; padding: 0; font-size: 10pt; } .wide { overflow: visible; }
        tr, caption { break-inside: avoid; } thead { display: table-header-group; }
        .share { print-color-adjust: exact; } }
@@ -123,7 +128,7 @@ def _dimension(title: str, lines: Sequence[pb.BoardLine]) -> str:
         key = show.name(ActionState.DESCRIPTOR, number) if number else line.key
         part = f"--part: {100 * line.count / largest:.1f}%"
         rows.append(
-            f'<tr><th scope="row">{_text(key or "none")}</th>'
+            f'<tr><th scope="row">{_breakable(_text(key or "none"))}</th>'
             f"<td>{show.name(ActionKind.DESCRIPTOR, line.kind)}</td>"
             f'<td class="number share" style="{part}">{show.count(line.count)}</td>'
             f'<td class="number{" late" if line.overdue else ""}">{show.count(line.overdue)}</td>'
@@ -133,6 +138,11 @@ def _dimension(title: str, lines: Sequence[pb.BoardLine]) -> str:
     note = "" if title == "State" else ", of what is not closed"
     head = [(title, ""), ("Kind", ""), ("Actions", "number"), ("Overdue", "number")]
     return _table(f"By {title.lower()}{note}", [*head, ("Mean age", "number"), ("Oldest", "number")], rows)
+
+
+def _breakable(name: str) -> str:
+    """Return an escaped name that may go on in the next line after each of its parts."""
+    return re.sub(r"([/_])", r"\1<wbr>", name)
 
 
 def _late(late: pb.ListActionsResponse) -> str:

@@ -14,6 +14,7 @@ from services.cli import naming, show
 from services.cli.clients import Addresses
 from services.cli.journeys import Rule
 from services.cli.options import event_types
+from services.cli.pictures.drawing import in_two_lines, shortened_path
 from services.cli.webhooks import action_type
 from services.journey.domain.shifts import SHIFT_RULES
 from services.journey.domain.signals import BAD_MOMENT, RECOVERY_FAILED
@@ -78,3 +79,14 @@ def test_a_webhook_can_be_told_of_what_is_delivered_and_of_nothing_else() -> Non
             with pytest.raises(typer.BadParameter, match="there are ActionOpened"):
                 action_type(name)
     assert action_type("Action*") == action_type("recorrido.actions.v1.Action*") == "recorrido.actions.v1.Action*"
+
+
+def test_what_is_too_long_for_a_picture_goes_on_in_a_second_line_or_keeps_its_end() -> None:
+    assert in_two_lines("Survey after the delivery", 168, 12, bold=True) == ["Survey after the", "delivery"]
+    assert in_two_lines("Chat", 168, 12, bold=True) == ["Chat"]
+    assert in_two_lines("", 168, 12) == [""]
+    long = in_two_lines("What nobody would ever call a touchpoint of a journey", 168, 12, bold=True)
+    assert (len(long), long[1][-1]) == (2, "…")
+    assert shortened_path("store/waiting/checkout_queue", 130, 11) == "…/checkout_queue"
+    assert shortened_path("delivery/speed", 130, 11) == "delivery/speed"
+    assert shortened_path("store/averylongnameofaneedindeed", 130, 11) == "…ngnameofaneedindeed"

@@ -100,7 +100,10 @@ async def test_a_browser_shows_the_page(office: Office, tmp_path: Path) -> None:
                 assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
                 assert await page.evaluate(_CONTRAST) >= 4.5
             assert await page.evaluate(_NARROWEST) >= 120
-            await page.emulate_media(media="print")
+            # On paper everything is light, though the screen is dark.
+            await page.emulate_media(media="print", color_scheme="dark")
+            bar = "getComputedStyle(document.documentElement).getPropertyValue('--bar').trim()"
+            assert await page.evaluate(bar) == "#c9dcf2"
             assert len(await page.pdf()) > 1_000
             assert (problems, asked) == ([], [file.as_uri()])
         finally:

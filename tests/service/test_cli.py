@@ -284,7 +284,14 @@ async def _looked_at(page: Path) -> None:
         await tab.keyboard.press("Tab")
         assert await tab.evaluate("document.activeElement.tagName") == "FIGURE"
         await tab.screenshot(path=str(page.with_suffix(".png")), full_page=True)
+        # A telephone scrolls what is wide, and not the page; what is dark there is light on paper.
+        await tab.set_viewport_size({"width": 400, "height": 800})
+        assert await tab.evaluate("document.documentElement.scrollWidth") == 400
+        ground = "getComputedStyle(document.body).backgroundColor"
+        await tab.emulate_media(color_scheme="dark")
+        assert await tab.evaluate(ground) == "rgb(22, 24, 27)"
         await tab.emulate_media(media="print")
+        assert await tab.evaluate(ground) == "rgb(255, 255, 255)"
         assert await tab.evaluate("getComputedStyle(document.querySelector('figure')).overflowX") == "visible"
         assert len(await tab.pdf(prefer_css_page_size=True)) > 10_000
         assert problems == []

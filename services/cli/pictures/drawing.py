@@ -1,5 +1,6 @@
 """Pieces of SVG, escaped; colours that are told apart, and read, by everybody."""
 
+import textwrap
 from html import escape
 from pathlib import Path
 
@@ -54,10 +55,20 @@ def shortened(content: str, width: float, size: float, *, bold: bool = False) ->
     return content if len(content) <= room else content[: room - 1].rstrip() + "…"
 
 
+def in_two_lines(content: str, width: float, size: float, *, bold: bool = False) -> list[str]:
+    """Return one line, or two where that is too long; the second with an ellipsis where something is left out."""
+    room = _room(width, size, bold=bold)
+    first, *rest = textwrap.wrap(content, room, break_long_words=True) or [""]
+    return [first, shortened(" ".join(rest), width, size, bold=bold)] if rest else [first]
+
+
 def shortened_path(content: str, width: float, size: float) -> str:
-    """Return what fits of a path such as `delivery/speed`: its end tells the most."""
+    """Return what fits of a path such as `delivery/speed`, in whole steps where one does: its end tells the most."""
     room = _room(width, size, bold=False)
-    return content if len(content) <= room else "…" + content[len(content) - room + 1 :].lstrip()
+    if len(content) <= room:
+        return content
+    end = content[len(content) - room + 1 :]
+    return "…" + end[max(end.find("/"), 0) :]
 
 
 def _room(width: float, size: float, *, bold: bool) -> int:

@@ -21,7 +21,7 @@ _ENOUGH = 0.95
 _MOST_EDGES = 40
 _BOX, _LEAST_HIGH, _BETWEEN, _TOP = 280.0, 50.0, 18.0, 96.0
 #: Between two ends of lines at a step; between step and first upright, where the labels are; between two uprights.
-_END, _GUTTER, _LANE = 13.0, 104.0, 12.0
+_END, _GUTTER, _LANE = 17.0, 104.0, 12.0
 _MARGIN = 24.0
 _LETTERS = 10.0
 _ROUND = 5.0
@@ -180,7 +180,7 @@ def _arc(layout: _Layout, n: int, left: float) -> str:
     dashes = {"stroke_dasharray": "6 3"} if side < 0 else {}
     thick = 1.2 + 5 * edge.share
     drawn = tag("path", d=path, fill="none", stroke=colour, stroke_width=thick, **dashes)
-    halo = 'paint-order="stroke" stroke="#ffffff" stroke-width="3" stroke-linejoin="round"'
+    halo = 'paint-order="stroke" stroke="#ffffff" stroke-width="2" stroke-linejoin="round"'
     label = text(
         x + side * 6,
         y0 - 2 - thick / 2,

@@ -19,6 +19,7 @@ from services.cli.pictures.drawing import (
     PLAIN,
     QUIET,
     SILENT,
+    in_two_lines,
     picture,
     shortened,
     shortened_path,
@@ -28,7 +29,9 @@ from services.cli.pictures.drawing import (
 )
 
 _COLUMN, _GAP, _SIDE = 206.0, 10.0, 64.0
-_HEAD, _CURVE, _CARD = 92.0, 190.0, 144.0
+_HEAD, _CURVE, _CARD = 92.0, 190.0, 160.0
+#: Of the name of a touchpoint, which has one or two.
+_NAME_LINE = 15.0
 #: Stages beside each other on a page.
 _ABREAST = 6
 _STATES = {pb.HEARING_HEARD: "heard", pb.HEARING_UNHEARD: "nobody tells", pb.HEARING_SILENT: "silent"}
@@ -238,15 +241,11 @@ def _card(place: _Place, x: float, y: float, busiest: int) -> str:
             **frame,
         ),
         text(x + 10, y + 20, f"{place.number}", size=12, fill=QUIET),
-        text(
-            x + 30,
-            y + 20,
-            shortened(f"{'★ ' if covered.moment_of_truth else ''}{covered.name}", _COLUMN - 38, 12, bold=True),
-            size=12,
-            fill=ink,
-            more='font-weight="600"',
-        ),
     ]
+    name = f"{'★ ' if covered.moment_of_truth else ''}{covered.name}"
+    for n, line in enumerate(in_two_lines(name, _COLUMN - 38, 12, bold=True)):
+        y += _NAME_LINE * n
+        parts.append(text(x + 30, y + 20, line, size=12, fill=ink, more='font-weight="600"'))
     if place.silent:
         last = (
             f"silent since {show.when(covered.last_at)[:10]}"
@@ -313,21 +312,32 @@ def _in_words(data: MapData, places: list[_Place]) -> str:
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 _STYLE = f"""
-body {{ font: 15px/1.5 {FONT}; color: {INK}; background: #ffffff; margin: 2rem; }}
+:root {{ color-scheme: light dark; --ink: {INK}; --ground: #ffffff; --quiet: {QUIET}; --line: {LINE};
+  --silent: {SILENT}; --focus: {GOOD}; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --ink: #ececec; --ground: #16181b; --quiet: #b0b0b0; --line: #45494f;
+  --silent: #26292e; --focus: #7db8ee; }} }}
+* {{ box-sizing: border-box; }}
+body {{ font: 15px/1.5 {FONT}; color: var(--ink); background: var(--ground); margin: 2rem; }}
 h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
 figure {{ margin: 0 0 1rem; overflow-x: auto; }} figure svg {{ max-width: max(100%, 60rem); height: auto; }}
-figure:focus-visible {{ outline: 3px solid {GOOD}; }}
-table {{ border-collapse: collapse; font-size: 0.9rem; }}
-caption {{ text-align: left; color: {QUIET}; padding-bottom: 0.4rem; }}
-th, td {{ border-bottom: 1px solid {LINE}; padding: 0.25rem 0.7rem; text-align: left; vertical-align: top; }}
+.wide {{ overflow-x: auto; }}
+figure:focus-visible, .wide:focus-visible {{ outline: 3px solid var(--focus); }}
+table {{ border-collapse: collapse; font-size: 0.9rem; min-width: 60rem; }}
+caption {{ text-align: left; color: var(--quiet); padding-bottom: 0.4rem; }}
+th, td {{ border-bottom: 1px solid var(--line); padding: 0.25rem 0.7rem; text-align: left; vertical-align: top; }}
 td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
 td.number, td:first-child {{ white-space: nowrap; }}
-tr.silent td, tr.silent th {{ background: {SILENT}; color: {QUIET}; }}
-thead th {{ border-bottom: 2px solid {QUIET}; }}
+td.words {{ min-width: 16rem; }}
+tr.silent td, tr.silent th {{ background: var(--silent); color: var(--quiet); }}
+thead th {{ border-bottom: 2px solid var(--quiet); }}
+@media (max-width: 40rem) {{ body {{ margin: 0.75rem; }} th, td {{ padding: 0.25rem 0.35rem; }} }}
 @media print {{
+  :root {{ color-scheme: light; --ink: {INK}; --ground: #ffffff; --quiet: {QUIET}; --line: {LINE};
+    --silent: {SILENT}; }}
   @page {{ size: A3 landscape; margin: 12mm; }}
   body {{ margin: 0; font-size: 11px; }}
-  figure {{ overflow: visible; break-after: page; }} figure svg {{ width: 100%; height: auto; max-height: 260mm; }}
+  figure, .wide {{ overflow: visible; }} table {{ min-width: 0; }}
+  figure {{ break-after: page; }} figure svg {{ width: 100%; height: auto; max-height: 260mm; }}
   thead {{ display: table-header-group; }} tr {{ break-inside: avoid; }}
 }}
 """
@@ -439,7 +449,7 @@ def _table(name: str, caption: str, heads: list[str], lines: list[tuple[list[str
         return f"<h2>{escape(name)}</h2>\n<p>None.</p>\n"
 
     def kind(n: int) -> str:
-        return ' class="number"' if n in numbers else ""
+        return ' class="number"' if n in numbers else ' class="words"' if heads[n] == "in their words" else ""
 
     head = "".join(f'<th scope="col"{kind(n)}>{escape(each)}</th>' for n, each in enumerate(heads))
     body = "".join(
@@ -449,6 +459,7 @@ def _table(name: str, caption: str, heads: list[str], lines: list[tuple[list[str
         for cells, style in lines
     )
     return (
-        f"<h2>{escape(name)}</h2>\n<table>\n<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
-        f"<tbody>\n{body}</tbody>\n</table>\n"
+        f'<h2>{escape(name)}</h2>\n<div class="wide" tabindex="0" role="region" aria-label="{escape(name)}">'
+        f"<table>\n<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
+        f"<tbody>\n{body}</tbody>\n</table></div>\n"
     )
