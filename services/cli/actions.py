@@ -250,7 +250,7 @@ def open_action(
         actor=actor,
         request_id=request_id,
     )
-    run(naming.check(Addresses.configured(), [touchpoint], need, measured=target is not None))
+    run(naming.check(Addresses.configured(), [touchpoint], need))
     if customer_id and not new_customer:
         run(naming.check_customer(Addresses.configured(), customer_id))
     _change("OpenAction", request, as_json=as_json)

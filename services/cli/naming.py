@@ -53,18 +53,17 @@ async def check_selection(addresses: Addresses, selection: pb.Selection, map_id:
                 raise unknown("source", selection.source, known, "recorrido scores --by source")
 
 
-async def check(addresses: Addresses, touchpoints: Sequence[str], need: str, *, measured: bool = False) -> None:
+async def check(addresses: Addresses, touchpoints: Sequence[str], need: str) -> None:
     """Make sure that each is a touchpoint of a map, or one that a source tells of; and the need one that there is.
 
-    With `measured` a touchpoint has to be as a source tells it, if any did: that is how answers are counted. An empty
-    name is none.
+    An empty name is none.
 
     Raises:
         UnknownNameError: one is not.
     """
     with _unless_away():
         if given := [each for each in touchpoints if each]:
-            await _check_touchpoints(addresses, given, measured=measured)
+            await _check_touchpoints(addresses, given)
         if need:
             await _check_need(addresses, need)
 
@@ -79,7 +78,7 @@ def _unless_away() -> Iterator[None]:
         show.console(stderr=True).print(f"note: whether such names are known was not checked: {error}", soft_wrap=True)
 
 
-async def _check_touchpoints(addresses: Addresses, given: Sequence[str], *, measured: bool) -> None:
+async def _check_touchpoints(addresses: Addresses, given: Sequence[str]) -> None:
     async with clients.journey(addresses) as journey:
         maps = await journey.ListJourneyMaps(pb.ListJourneyMapsRequest(), timeout=DEADLINE_S)
         asked = [pb.GetCoverageRequest(map_id=each.map.map_id, limit=_OFF_MAP) for each in maps.maps]
@@ -88,20 +87,13 @@ async def _check_touchpoints(addresses: Addresses, given: Sequence[str], *, meas
             await journey.GetCoverage(each, timeout=DEADLINE_S)
             for each in asked or [pb.GetCoverageRequest(limit=_OFF_MAP)]
         ]
-    heard_as: dict[str, set[str]] = {}
-    for each in (touchpoint for found in covered for touchpoint in found.touchpoints):
-        heard_as.setdefault(each.touchpoint_id, set()).update(each.heard_as)
-    off_map = {each.touchpoint for found in covered for each in found.off_map}
-    on_map, heard = set(heard_as), off_map.union(*heard_as.values())
-    for name in given:
-        if name in heard or (name in on_map and not (measured and heard_as[name])):
-            continue
-        if name in on_map:
-            names = ", ".join(sorted(heard_as[name]))
-            raise UnknownNameError(f"touchpoint {name!r} of the map is measured as the sources tell it: {names}")
-        # Where there are more than are told here, it may be one of them.
-        if not any(found.left_out for found in covered):
-            raise unknown("touchpoint", name, on_map | heard, "recorrido coverage")
+    on_map = [each for found in covered for each in found.touchpoints]
+    known = {each.touchpoint for found in covered for each in found.off_map}
+    known |= {each.touchpoint_id for each in on_map} | {raw for each in on_map for raw in each.heard_as}
+    # Where there are more than are told here, it may be one of them.
+    wrong = [] if any(found.left_out for found in covered) else [name for name in given if name not in known]
+    for name in wrong:
+        raise unknown("touchpoint", name, known, "recorrido coverage")
 
 
 async def check_customer(addresses: Addresses, customer_id: str) -> None:

@@ -52,7 +52,7 @@ def impact(
 
     async def work() -> None:
         addresses = Addresses.configured()
-        await naming.check(addresses, [touchpoint, *(against or ())], need, measured=True)
+        await naming.check(addresses, [touchpoint, *(against or ())], need)
         async with clients.channel("actions", addresses.actions) as channel:
             answer = await ImpactServiceStub(channel).GetImpact(request, timeout=DEADLINE_S)
         show.print_json(answer) if as_json else _tell_impact(answer.impact)

@@ -29,11 +29,11 @@ from recorrido.journey.v1.events import (
 )
 from services.cli.journeymap import SHIPPED
 from services.foundation.errors import DiffersError, InvalidError
+from services.foundation.placement import matches, place
 from services.journey.domain import mapschema
 from services.journey.domain.mapcheck import covers, meet, violations
 from services.journey.domain.mapdiff import changes
 from services.journey.domain.maps import Maps, MapState, PublishJourneyMap
-from services.journey.domain.placement import matches, place
 
 DECIDER = Maps()
 

@@ -17,11 +17,11 @@ from recorrido.ingest.v1.interaction_pb2 import (
 from recorrido.journey.v1 import events as journey_events
 from services.cli import journeymap, sample
 from services.cli.importing.olist import SOURCE
+from services.foundation.placement import place
 from services.ingest.domain import RecordInteraction
 from services.journey.domain.charted import LEAST_ANSWERS
 from services.journey.domain.charts import LEAST_BASELINE
 from services.journey.domain.maps import violations
-from services.journey.domain.placement import place
 
 #: Sources of the example files, which the map places too.
 EXAMPLES = ("shop", "survey", "helpdesk")

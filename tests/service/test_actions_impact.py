@@ -42,7 +42,15 @@ from recorrido.ingest.v1.events import (
     Rating,
     RatingMetric,
 )
-from recorrido.journey.v1.events import SignalRaised
+from recorrido.journey.v1.events import (
+    Evidence,
+    JourneyMap,
+    JourneyMapPublished,
+    MappingRule,
+    SignalRaised,
+    Stage,
+    Touchpoint,
+)
 from services.actions.domain.impact import Samples, assess, moments, share
 from services.foundation.events import Event, Pending
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
@@ -272,6 +280,51 @@ async def test_words_are_measured_as_they_were_understood_last(world: World) -> 
     assert (pains.before.mean, pains.after.mean, pains.verdict) == (100, 0, V.IMPACT_VERDICT_HELPED)
     volume = await world.impact(key, target=action_pb2.Target(metric="volume", touchpoint=here))
     assert (volume.before.count, volume.before.mean * 28) == (28, pytest.approx(40))
+
+
+async def test_a_touchpoint_that_is_renamed_in_between_is_measured_as_one(world: World) -> None:
+    """By the map in force: also what only its rules place there, and what was aimed at under the old name."""
+    old, new, elsewhere = unique("old"), unique("new"), unique("elsewhere")
+    await world.answers(old, BEGAN - 4 * DAY, [BAD] * 40)
+    await world.answers(elsewhere, BEGAN - 4 * DAY, [GOOD] * 40)
+    await world.answers(old, DONE, [GOOD] * 20)
+    raws = await world.answers(f"{old} in the app", DONE, [GOOD] * 20)
+    await world.answers(elsewhere, DONE, [GOOD] * 40)
+    key = await world.improvement(Target(metric="csat", touchpoint=old))
+    await world.measured(key, 40, 20)
+
+    there = Touchpoint(touchpoint_id=new, name="New", aliases=(old,))
+    rule = MappingRule(source="test", touchpoint=f"{old} in*", touchpoint_id=new)
+    stage = Stage(stage_id="all", name="All", touchpoints=(there,))
+    map_ = JourneyMap(map_id=new, name="Shop", stages=(stage,), mapping_rules=(rule,))
+    await world.append(f"journeymap-{new}", JourneyMapPublished(map=map_, version=1, actor="maja"))
+    for touchpoint in (old, new):
+        target = action_pb2.Target(metric="csat", touchpoint=touchpoint)
+        found = await world.measured(key, 40, 40, target=target, comparison_touchpoints=[elsewhere])
+        assert (found.before.mean, found.after.mean, found.verdict) == (0, 100, V.IMPACT_VERDICT_HELPED)
+        assert (found.comparison_before.count, found.comparison_after.count) == (40, 40)
+    own = await world.measured(key, 40, 40, without_comparison=True)
+    assert (own.target.touchpoint, own.effect.value) == (old, 100)
+    # What the map does not name is what the sources name.
+    other = action_pb2.Target(metric="csat", touchpoint=elsewhere)
+    assert (await world.impact(key, target=other, comparison_touchpoints=[new])).comparison_after.count == 40
+
+    # A bad moment is where the interaction was that shows it, though its signal tells the name only.
+    for each in raws[:10]:
+        raised = SignalRaised(
+            signal_id=str(uuid4()),
+            rule="bad_moment",
+            touchpoint=f"{old} in the app",
+            occurred_at=each.event.interaction.occurred_at,  # type: ignore[attr-defined]
+            evidence=(Evidence(event_id=str(each.event_id)),),
+        )
+        await world.append(f"signal-{raised.signal_id}", raised)
+    bad = {"target": action_pb2.Target(metric="bad_moments", touchpoint=new), "without_comparison": True}
+
+    async def counted() -> bool:
+        return (await world.impact(key, **bad)).after.mean == 25
+
+    await until(counted, 20)
 
 
 async def test_bad_moments_and_the_erased_stay_in_the_sums(world: World) -> None:

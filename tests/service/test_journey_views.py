@@ -60,8 +60,8 @@ from recorrido.journey.v1.events import (
 from services.foundation import projection as foundation
 from services.foundation.errors import InvalidError, NotFoundError
 from services.foundation.events import Recorded, Registry, encode
+from services.foundation.placement import place
 from services.foundation.projection import ProjectionRunner
-from services.journey.domain.placement import place
 from services.journey.views import columns
 from services.journey.views.overview import overview
 from services.journey.views.points import KINDS, points, words

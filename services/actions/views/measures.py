@@ -4,27 +4,32 @@ Sums of whole numbers, so that they are exact, whatever comes late, is analysed 
 of one customer are alike is read from the interactions of the windows themselves.
 """
 
+import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from recorrido.actions.v1.events import ImpactSample, Target
 from recorrido.inference.v1.events import Analysis, FeedbackAnalyzed, PointKind
 from recorrido.ingest.v1.events import (
     AnonymousInteraction,
+    Channel,
     CustomerAnonymized,
     Interaction,
     InteractionRecorded,
     Rating,
     RatingMetric,
 )
-from recorrido.journey.v1.events import SignalRaised
+from recorrido.journey.v1.events import JourneyMap, JourneyMapPublished, SignalRaised
 from services.actions.domain.impact import Clusters, Samples, by_customer, daily, moments, share
 from services.foundation.events import Event
+from services.foundation.placement import named, place
 from services.foundation.projection import Fact, answerable, in_order, position_of, positions_of, storable, uuid_of
 from services.foundation.scales import SCALES, answer
 
@@ -59,7 +64,8 @@ _ANALYSED = ("need_path", "score", "pain")
 class _Heard:
     """One interaction. `score` is None without words; an erased customer's has no `event_id`.
 
-    `customer` tells one from another, and not who it is.
+    `touchpoint` is what its source says, as `_raw` writes it, so that any map can place it. `customer` tells one from
+    another, and not who it is.
     """
 
     position: int
@@ -119,8 +125,18 @@ class MeasuresProjection:
     """Table `tally` has the sums; `heard` and `bad_moment` what has to be taken off them again one day."""
 
     name = "actions_measures"
-    types: Sequence[type[Event]] = (InteractionRecorded, FeedbackAnalyzed, SignalRaised, CustomerAnonymized)
+    types: Sequence[type[Event]] = (
+        InteractionRecorded,
+        FeedbackAnalyzed,
+        SignalRaised,
+        CustomerAnonymized,
+        JourneyMapPublished,
+    )
     ddl = f"""
+        -- Of each map the version that was published last, as proto JSON; position is that of its event.
+        CREATE TABLE journey_map (map_id text COLLATE "C" PRIMARY KEY, position bigint NOT NULL, body bytea NOT NULL);
+        -- Every touchpoint below: source, name and channel, as a JSON list.
+        CREATE TABLE raw_touchpoint (touchpoint text COLLATE "C" PRIMARY KEY);
         CREATE TABLE heard (
             position bigint PRIMARY KEY,
             event_id uuid UNIQUE,
@@ -184,6 +200,8 @@ class MeasuresProjection:
             *_columns([after[key] for key in known], ("position", *_ANALYSED)),
         )
         signals = [f for f in facts if isinstance(f.event, SignalRaised) and f.event.rule == BAD_MOMENT]
+        proof = [uuid_of(f.event.evidence[0].event_id) if f.event.evidence else None for f in signals]
+        after |= await _known(connection, {each for each in proof if each is not None} - after.keys())
         await _insert_bad_moments(
             connection,
             changes,
@@ -192,13 +210,23 @@ class MeasuresProjection:
                     f.recorded.position,
                     _customer(f.event.customer_id),
                     _hour(f.event.occurred_at or f.recorded.recorded_at),
-                    storable(f.event.touchpoint),
+                    # The signal tells the name only.
+                    after[key].touchpoint if key is not None and key in after else _raw("", f.event.touchpoint),
                     storable(f.event.need_path),
                 )
-                for f in signals
+                for key, f in zip(proof, signals, strict=True)
             ],
         )
         await _write(connection, changes)
+        for fact in facts:
+            if isinstance(fact.event, JourneyMapPublished) and fact.event.map is not None:
+                await connection.execute(
+                    """INSERT INTO journey_map VALUES ($1, $2, $3) ON CONFLICT (map_id)
+                       DO UPDATE SET position = excluded.position, body = excluded.body""",
+                    storable(fact.event.map.map_id),
+                    fact.recorded.position,
+                    msgspec.json.encode(fact.event.map),
+                )
 
     async def _forget(self, connection: Any, fact: Fact) -> None:
         positions = positions_of(fact.event.erased_positions)
@@ -220,12 +248,14 @@ class MeasuresProjection:
         for heard in left:
             changes.count(heard.key, heard.sums)
         await _insert_heard(connection, left)
+        # Of whose moment it was there is nothing left but the name and the time, which are those of the interaction.
+        raws = {(each.touchpoint, each.occurred_at): _raw_of(each) for each in event.interactions}
         signals = [
             (
                 position_of(each.position),
                 _customer(each.pseudonym),
                 _hour(each.occurred_at or each.recorded_at or fact.recorded.recorded_at),
-                storable(each.touchpoint),
+                raws.get((each.touchpoint, each.occurred_at)) or _raw("", each.touchpoint),
                 storable(each.need_path),
             )
             for each in event.signals
@@ -259,6 +289,10 @@ async def _insert_bad_moments(
 async def _write(connection: Any, changes: _Changes) -> None:
     # In one order, so that nobody waits for anybody in a circle.
     lines = sorted((key, sums) for key, sums in changes.sums.items() if any(sums))
+    await connection.execute(
+        "INSERT INTO raw_touchpoint SELECT unnest($1::text[]) ON CONFLICT DO NOTHING",
+        sorted({touchpoint for _, touchpoint, _ in changes.sums}),
+    )
     arrays = ", ".join(f"${number}::bigint[]" for number in range(4, 4 + len(_SUMS)))
     added = ", ".join(f"{column} = tally.{column} + excluded.{column}" for column in _SUMS)
     await connection.execute(
@@ -283,7 +317,7 @@ def _heard(interaction: Interaction, fact: Fact) -> _Heard:
         event_id=fact.recorded.event_id,
         customer=_customer(interaction.customer.customer_id if interaction.customer else ""),
         hour=_hour(interaction.occurred_at or fact.recorded.recorded_at),
-        touchpoint=storable(interaction.touchpoint),
+        touchpoint=_raw_of(interaction),
         **_answers(interaction.ratings),
     )
 
@@ -294,7 +328,7 @@ def _anonymous(left: AnonymousInteraction, fact: Fact) -> _Heard:
         event_id=None,
         customer=_customer(left.pseudonym),
         hour=_hour(left.occurred_at or left.recorded_at or fact.recorded.recorded_at),
-        touchpoint=storable(left.touchpoint),
+        touchpoint=_raw_of(left),
         **_answers(left.ratings),
     )
     for each in sorted(left.analyses, key=lambda analysis: position_of(analysis.position)):
@@ -314,6 +348,14 @@ def _analysed(heard: _Heard, analysis: Analysis) -> _Heard:
 
 def _answers(ratings: Sequence[Rating]) -> dict[str, Any]:
     return {metric.name.lower(): answer(ratings, metric) for metric in SCALES}
+
+
+def _raw_of(said: Interaction | AnonymousInteraction) -> str:
+    return _raw(said.source, said.touchpoint, said.channel)
+
+
+def _raw(source: str, touchpoint: str, channel: Channel = Channel.UNSPECIFIED) -> str:
+    return json.dumps([storable(source), storable(touchpoint), channel.number], ensure_ascii=False)
 
 
 def _hour(at: datetime) -> datetime:
@@ -357,17 +399,17 @@ class Measured:
     position: int
 
 
-# $1: touchpoint of the target, '' for all; $2 its need, '' for all; $3 what it is compared with, NULL: all others,
+# $1: touchpoints of the target, NULL for all; $2 its need, '' for all; $3 what it is compared with, NULL: all others,
 # empty: nothing; $4 to $7 the windows; $8 whether days are told apart. The day is counted within each window.
 _HEARD_IN = f"""
-    SELECT hour >= $6 AS after, ($1 = '' OR touchpoint = $1) AS treated,
+    SELECT hour >= $6 AS after, ($1::text[] IS NULL OR touchpoint = ANY($1)) AS treated,
            ($2 = '' OR need_path = $2 OR starts_with(need_path, $2 || '/')) AS about,
            CASE WHEN $8 THEN floor(extract(epoch FROM hour - CASE WHEN hour >= $6 THEN $6 ELSE $4 END) / 86400)::int
                 ELSE 0 END AS day,
            {", ".join(f"sum({column}) AS {column}" for column in _SUMS)}
     FROM actions_measures.tally
     WHERE ((hour >= $4 AND hour < $5) OR (hour >= $6 AND hour < $7))
-      AND ($1 = '' OR touchpoint = $1 OR ($3::text[] IS NULL OR touchpoint = ANY($3)))
+      AND ($1 IS NULL OR touchpoint = ANY($1) OR ($3::text[] IS NULL OR touchpoint = ANY($3)))
     GROUP BY 1, 2, 3, 4"""  # noqa: S608 - constants of ours
 
 
@@ -387,7 +429,7 @@ _PARTS = ("pain_share", "bad_moments")
 def _clusters_sql(metric: str) -> str:
     """Return the statement that sums by customer, $1 to $7 as in _HEARD_IN."""
     told, value, _ = _SAID[metric]
-    treated = "($1 = '' OR touchpoint = $1)"
+    treated = "($1::text[] IS NULL OR touchpoint = ANY($1))"
     about = f"($2 = '' OR NOT {treated} OR need_path = $2 OR starts_with(need_path, $2 || '/'))"
     within = f"""((hour >= $4 AND hour < $5) OR (hour >= $6 AND hour < $7))
                  AND ({treated} OR $3::text[] IS NULL OR touchpoint = ANY($3))"""
@@ -416,8 +458,9 @@ class Measures:
     async def measure(self, target: Target, windows: Windows, comparison: Sequence[str] | None) -> Measured:
         """Return the samples of a target's measure.
 
-        `comparison` are the touchpoints to compare with, None for all others; an empty one, or a target without a
-        touchpoint, for no comparison.
+        A touchpoint is what a map places at the one of this id or alias (of several maps, the one published last);
+        where none has one, what the sources call so. `comparison` are the touchpoints to compare with, None for all
+        others; an empty one, or a target without a touchpoint, for no comparison.
 
         Raises:
             UnavailableError: PostgreSQL does not answer.
@@ -432,8 +475,11 @@ class Measures:
                 connection.transaction(isolation="repeatable_read", readonly=True),
             ):
                 position = await connection.fetchval("SELECT position FROM actions_measures.checkpoint")
+                raws_of = await _touchpoints(connection)
+                there = raws_of(target.touchpoint) if target.touchpoint else None
+                elsewhere = None if others is None else [raw for each in others for raw in raws_of(each)]
                 asked = (
-                    *(target.touchpoint, target.need_path, others),
+                    *(there, target.need_path, elsewhere),
                     *(windows.before_from, windows.before_to, windows.after_from, windows.after_to),
                 )
                 rows = await connection.fetch(_HEARD_IN, *asked, by_day)
@@ -455,6 +501,26 @@ class Measures:
             ),
             position,
         )
+
+
+async def _touchpoints(connection: Any) -> Callable[[str], list[str]]:
+    """Return what tells which raw touchpoints are meant by the name of a touchpoint."""
+    rows = await connection.fetch("SELECT body FROM actions_measures.journey_map ORDER BY position DESC")
+    maps = [msgspec.json.decode(row["body"], type=JourneyMap) for row in rows]
+    rows = await connection.fetch("SELECT touchpoint FROM actions_measures.raw_touchpoint")
+    said = {row["touchpoint"]: json.loads(row["touchpoint"]) for row in rows}
+
+    def raws_of(touchpoint: str) -> list[str]:
+        for map_ in maps:
+            if (touchpoint_id := named(map_, touchpoint)) is not None:
+                return [
+                    raw
+                    for raw, (source, name, channel) in said.items()
+                    if place(map_, source, name, Channel.from_number(channel)) == touchpoint_id
+                ]
+        return [raw for raw, (_, name, _) in said.items() if name == touchpoint]
+
+    return raws_of
 
 
 def _clusters(metric: str, row: Mapping[str, Any]) -> Clusters:

@@ -1,42 +1,13 @@
-"""Which touchpoint of a map an interaction belongs to: an opinion of the map, never a fact of the interaction."""
+"""Where a map places the touchpoints of a history."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recorrido.ingest.v1.events import Channel
-from recorrido.journey.v1.events import JourneyMap, MappingRule
+from recorrido.journey.v1.events import JourneyMap
+from services.foundation.placement import place
 from services.journey.domain.history import RawTouchpoint
-
-
-def place(map_: JourneyMap, source: str, touchpoint: str, channel: Channel) -> str | None:
-    """Return the id of the touchpoint that `map_` places an interaction at, or None: the map does not cover it.
-
-    The first rule that matches wins. Where none does, it is the touchpoint whose id, or else one of whose aliases,
-    equals the raw name.
-    """
-    for rule in map_.mapping_rules:
-        if matches(rule, source, touchpoint, channel):
-            return rule.touchpoint_id
-    touchpoints = [t for stage in map_.stages for t in stage.touchpoints]
-    named = (t.touchpoint_id for t in touchpoints if t.touchpoint_id == touchpoint)
-    return next(named, None) or next((t.touchpoint_id for t in touchpoints if touchpoint in t.aliases), None)
-
-
-def matches(rule: MappingRule, source: str, touchpoint: str, channel: Channel) -> bool:
-    """Return whether every condition that the rule gives holds."""
-    return (
-        _text_matches(rule.source, source)
-        and _text_matches(rule.touchpoint, touchpoint)
-        and rule.channel in (Channel.UNSPECIFIED, channel)
-    )
-
-
-def _text_matches(condition: str, value: str) -> bool:
-    if condition == "" or condition.endswith("*"):
-        return value.startswith(condition[:-1])
-    return condition == value
 
 
 class Placements:
