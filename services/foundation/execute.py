@@ -116,6 +116,8 @@ class Executor(Generic[StateT]):
         self._cached_events = 0
         self._cache: OrderedDict[str, Folded[StateT]] = OrderedDict()
         self._outlines = outlines
+        #: The highest position that the store is known to have reached.
+        self._reached = 0
 
     async def execute(self, intent: Intent) -> Executed[StateT]:
         """Execute one command; raise the error it was refused with."""
@@ -155,6 +157,7 @@ class Executor(Generic[StateT]):
         #: Streams that hold causes and went on behind them, and whose causes were looked for.
         moved: set[str] = set()
         presumed = self._presumed(intents)
+        reached = self._reached
         # What this call knows is its own: the cache may forget any of it before the append.
         known = {i.stream: presumed.get(i.stream) or self._known(i.stream) for i in intents}
         outlined, read = self._outlined(intents, presumed)
@@ -180,6 +183,9 @@ class Executor(Generic[StateT]):
                 # that was not read, that would tell a caller that something was recorded now which was there before.
                 if bound < 0 and not proven <= read:
                     bound = await self._store.head()
+                    if bound < reached:
+                        self._forget_all(bound)
+                        return await self.execute_all(intents)
                 try:
                     position = await self._store.append([*appends, *_conditions(causes, moved)])
                 except ConflictError as conflict:
@@ -189,6 +195,7 @@ class Executor(Generic[StateT]):
                     refused |= _refusals(conflict.streams, give_up=rounds % self._attempts == 0)
                     stale = (conflict.streams.keys() & known.keys()) - refused.keys()
                 else:
+                    self._reached = max(self._reached, position)
                     if position > bound:
                         self._remember(results, intents, presumed.keys() - read, since)
                         return results
@@ -339,6 +346,18 @@ class Executor(Generic[StateT]):
             if self._outlines is not None and went.last is not None:
                 self._outlines.keep(oldest, went.state, went.revision, went.last)
         return newest
+
+    def _forget_all(self, head: int) -> None:
+        """Forget everything, because the store ends at `head` now: it is an older backup, with a history of its own.
+
+        Its streams may come to the revisions that they had before, by other events: no append at them would notice.
+        """
+        LOG.warning("the event store holds less than before: what is remembered of its streams is forgotten", head=head)
+        for stream in list(self._cache):
+            self.forget(stream)
+        if self._outlines is not None:
+            self._outlines.clear()
+        self._reached = head
 
     def forget(self, stream: str) -> None:
         """Forget what is known of a stream, as when some of it was taken out: it is read when it is next asked for."""

@@ -73,6 +73,10 @@ class Outlines(Generic[StateT]):
         if (known := self._outlines.pop(stream, None)) is not None:
             self._bytes -= known.size
 
+    def clear(self) -> None:
+        self._outlines.clear()
+        self._bytes = 0
+
     def _put(self, stream: str, outline: _Outline) -> None:
         self.forget(stream)
         self._outlines[stream] = outline

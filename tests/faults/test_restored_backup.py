@@ -5,6 +5,7 @@ import contextlib
 import shutil
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from kurrentdbclient.exceptions import NotFoundError
 
 from infra.eventstore import messages
 from infra.local.cluster import Cluster, running
-from recorrido.ingest.v1.events import InteractionRecorded
+from recorrido.ingest.v1.events import Interaction, InteractionRecorded
 from services.foundation.errors import OtherHistoryError
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
+from services.foundation.execute import Executor, Intent
 from services.foundation.projection import Fact, ProjectionRunner
+from services.ingest.domain import History, RecordInteraction
 from tests.support import eventstore as node
+from tests.support.front_door import DUPLICATE, RECORDED, front_door, of
 from tests.support.relays import append, assert_stream_equals_store, pending, status, store_of
+from tests.support.rpc_errors import info
 from tests.support.truth import published
 from tests.support.wait import until
 
@@ -255,3 +260,27 @@ async def test_a_read_model_finds_what_was_recorded_behind_its_last_event(tmp_pa
             async with _projected(store, pool):
                 await until(lambda: is_at(50, 540))
         await pool.close()
+
+
+async def test_the_front_door_forgets_what_it_knows_of_another_history(tmp_path: Path) -> None:
+    """Also where a stream came to the revision that it had before, by other interactions."""
+    async with front_door(tmp_path / "data") as door:
+        await door.one(of("ana", 1))
+        await _back_up(door.cluster, tmp_path / "backup.db")
+        await door.many(of("ana", 2), *(of("béla", number) for number in range(5)))
+        await door.cluster.stop("eventstore")
+        await _replace_store(door.cluster, tmp_path / "backup.db")
+        async with store_of(door.cluster) as store:
+            beside = RecordInteraction.of(Interaction.from_proto(of("ana", 3)), datetime.now(UTC))
+            elsewhere = await Executor(store, History()).execute(Intent(beside.stream, beside))
+        assert elsewhere.revision == 1
+
+        async def contradicted() -> grpc.aio.AioRpcError | None:
+            error = await door.refusal(of("ana", 3, text="other words"))
+            return None if error.code() is grpc.StatusCode.UNAVAILABLE else error
+
+        error = await until(contradicted, deadline_s=20)
+        assert info(error).reason == "CONTENT_DIFFERS"
+        assert (await door.one(of("ana", 3))).status == DUPLICATE
+        assert [result.status for result in await door.many(of("ana", 2), of("béla", 1))] == [RECORDED] * 2
+        assert [len(await door.history(customer)) for customer in ("ana", "béla")] == [3, 1]
