@@ -120,14 +120,17 @@ async def started(
     def record(managed: Sequence[Managed]) -> None:
         directory.write(data, {"since": since, "parts": [_record(each) for each in managed]})
 
-    async with directory.held(data):
+    shown = console or Console()
+    async with directory.held(data) as killed:
+        if killed:
+            shown.say(f"the run before, pid {killed}, was killed before it could stop its parts; nothing is left of it")
         chosen = [replace(part, env={**part.env, **_own_keys(part, data), **(env or {})}) for part in wanted]
         port_numbers.check(ports, [part.name for part in chosen])
         supervisor = Supervisor(
             chosen,
             cwd=ROOT,
             logs=data / "log",
-            console=console or Console(),
+            console=shown,
             restarts=restarts,
             changed=record,
         )

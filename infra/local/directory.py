@@ -23,8 +23,8 @@ class UnusableError(Exception):
 
 
 @contextlib.asynccontextmanager
-async def held(data: Path) -> AsyncIterator[None]:
-    """Use the data directory alone; ends the processes that a killed run may have left.
+async def held(data: Path) -> AsyncIterator[int]:
+    """Use the data directory alone; ends the processes that a killed run may have left, and yields its pid, or 0.
 
     Raises:
         InUseError: another run uses it.
@@ -35,9 +35,10 @@ async def held(data: Path) -> AsyncIterator[None]:
         if not _try_lock(lock.fileno()):
             pid = read(data).get("pid", "unknown")
             raise InUseError(f"{data} is in use by another run, pid {pid}: stop that, or set RECORRIDO_DATA")
+        killed = int(read(data).get("pid", 0))
         await _end_leftovers(data)
         try:
-            yield
+            yield killed
         finally:
             _record(data).unlink(missing_ok=True)
 

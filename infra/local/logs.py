@@ -33,7 +33,8 @@ def wants_colour(stream: TextIO, environment: Mapping[str, str]) -> bool:
 class Console:
     """Prints lines with a prefix, each part in its own colour.
 
-    Lines of parts are left out where `quiet`; those of the supervisor itself never are.
+    Lines of parts are left out where `quiet`; those of the supervisor itself never are. What a part says several times
+    one after the other is printed once, and counted.
     """
 
     def __init__(self, stream: TextIO | None = None, *, width: int = 10, quiet: bool = False) -> None:
@@ -42,10 +43,21 @@ class Console:
         self._width = width
         self._quiet = quiet
         self._colours: dict[str, int] = {}
+        #: Of each part: what it said last, and how often again.
+        self._last: dict[str, tuple[str, int]] = {}
 
     def part(self, name: str, text: str) -> None:
-        if not self._quiet:
-            self._print(name, text, self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)]))
+        if self._quiet:
+            return
+        last, again = self._last.get(name, ("", 0))
+        if text and text == last:
+            self._last[name] = (last, again + 1)
+            return
+        self._last[name] = (text, 0)
+        colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
+        if again:
+            self._print(name, f"… and {again} times more: {last}", colour)
+        self._print(name, text, colour)
 
     def say(self, text: str) -> None:
         self._print("recorrido", text, 1)

@@ -61,10 +61,8 @@ def explain(error: grpc.aio.AioRpcError, service: str, address: str) -> str:
         if detail.Unpack(request):
             violations = list(request.field_violations)
     if reason == "UNAVAILABLE" and part not in {"", service}:
-        return (
-            f"{service} cannot answer, as {part} does not answer it: {machine.advice(part, address, '')}"
-            f" ({str(error.details()).removeprefix(f'{part}: ')})"
-        )
+        detail = str(error.details()).removeprefix(f"{part}: ")
+        return f"{service} cannot answer, as {part} does not answer it: {machine.advice(part, address, '', detail)}"
     if reason:
         told = "; ".join(f"{each.field}: {each.description}" for each in violations) or error.details()
         return f"{service}: {reason}: {told}{_where(reason, [each.field for each in violations])}"

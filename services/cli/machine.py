@@ -25,21 +25,23 @@ def environment(*, colour: bool = False) -> dict[str, str]:
     return found
 
 
-def advice(part: str, address: str, elsewhere: str) -> str:
+def advice(part: str, address: str, elsewhere: str, detail: str = "") -> str:
     """Return what to do about a part that does not answer: it may be about to be back, or nothing runs here.
 
     Args:
         part: as services or the supervisor call it.
         address: `host:port` of it, or of the service that needs it.
         elsewhere: how to tell where it is, if it is not on this machine; empty where that is not told to us.
+        detail: what is told of the failure, which says nothing new of a part that is known not to run.
     """
     run = _status()
+    more = f" ({detail})" if detail else ""
     parts = {each["name"]: each for each in run.get("parts", [])}
     if not any(address in each["addresses"].values() for each in parts.values()):
-        return f"start the services with 'recorrido run'{f', or {elsewhere}' if elsewhere else ''}"
+        return f"start the services with 'recorrido run'{f', or {elsewhere}' if elsewhere else ''}{more}"
     name = _NAMES.get(part, part)
     if (state := parts.get(name, {}).get("state")) in {None, "ready"}:
-        return f"it runs, so try again; {run['data']}/log/{name}.log tells more"
+        return f"it runs, so try again; {run['data']}/log/{name}.log tells more{more}"
     if state == "stopped":
         return "it was stopped here, and 'recorrido run' starts it again"
     missing = ", ".join(f"{each['name']} is {each['state']}" for each in parts.values() if each["state"] != "ready")

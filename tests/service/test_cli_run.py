@@ -95,7 +95,7 @@ async def test_an_empty_store_offers_itself_with_the_sample_and_keeps_it(tmp_pat
     ports = port_numbers.free()
     first = await run(tmp_path, ports)
     try:
-        await first.until_up(150)
+        await first.until_up(200)
         assert f"recorded {len(told):,}, duplicates 0, rejected 0" in first.text
         for title in ("customers", "Scores", "Top pain points", "Open recoveries", "Where to call"):
             assert title in first.text

@@ -278,6 +278,24 @@ def test_lines_carry_their_part_and_colour_only_where_it_is_wanted(
     assert "\x1b" not in written(FORCE_COLOR="1", NO_COLOR="1")
 
 
+def test_what_a_part_repeats_is_shown_once_and_counted(tmp_path: Path) -> None:
+    out = io.StringIO()
+    console = Console(out, width=5)
+    log = PartLog("store", tmp_path, console)
+    log.feed(b"lost\n" * 3)
+    console.part("other", "still here")
+    log.feed(b"lost\nback\nback again\n")
+    log.close()
+    assert out.getvalue().splitlines() == [
+        "store | lost",
+        "other | still here",
+        "store | … and 3 times more: lost",
+        "store | back",
+        "store | back again",
+    ]
+    assert (tmp_path / "store.log").read_bytes().count(b"lost") == 4, "the file has everything"
+
+
 def test_a_held_part_shows_warnings_only_and_its_file_has_all(tmp_path: Path) -> None:
     stream = io.StringIO()
     log = PartLog("nats", tmp_path, Console(stream))

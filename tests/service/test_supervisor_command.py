@@ -153,7 +153,12 @@ async def test_a_killed_supervisor_leaves_no_process_and_the_next_run_starts(mac
     command.process.kill()
     await until(lambda: not machine.processes(), what="the parts to go")
     assert (await command.ended())[0] == -SIGKILL
-    await machine.up("postgres", "nats")
+    following = await machine.up("postgres", "nats")
+    told = f"the run before, pid {command.process.pid}, was killed before it could stop its parts"
+    assert [line for line in following.lines if told in line]
+    following.process.terminate()
+    await following.ended()
+    assert not [line for line in (await machine.up("nats")).lines if "the run before" in line]
 
 
 async def test_the_next_run_may_start_before_the_last_one_is_quite_gone(machine: Machine) -> None:
