@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from recorrido.actions.v1.events import ActionCompleted, ActionOpened
@@ -69,6 +70,7 @@ def _map_stream(map_id: str) -> str:
 
 #: Events read at once, looking back from an analysis for its interaction; each further look takes four times as many.
 FIRST_LOOK = 64
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Signals that one look at the whole history may raise; what is left comes with the next.
 MAX_RAISED = 500
 
@@ -178,10 +180,18 @@ class WatchHandlers:
         self._executor = Executor(store, Signals())
         self._registry = Registry((InteractionRecorded,))
         self._raised: set[str] = set()
+        self._columns = 0
 
-    def forget(self) -> None:
-        """Forget what was raised: it may have been in another history."""
+    def turn_to(self, columns: int) -> bool:
+        """Return whether these are other columns than those looked at last, maybe of another history.
+
+        Then what was raised is forgotten.
+        """
+        if columns == self._columns:
+            return False
+        self._columns = columns
         self._raised.clear()
+        return True
 
     async def head(self) -> int:
         """Return the position of the last event in the store."""
@@ -190,21 +200,22 @@ class WatchHandlers:
     async def raise_all(self, reading: Reading, found: Sequence[Finding], map_version: int) -> int:
         """Raise the signals of what was found that were not raised before; return how many are new."""
         new = {each.signal_id: each for each in found if each.signal_id not in self._raised}
-        raised = 0
+        told, raised = reading.history.interactions, 0
         for signal_id, each in list(new.items())[:MAX_RAISED]:
-            positions = [int(reading.history.interactions.position[row]) for row in each.rows]
-            seen = [one for position in positions if (one := await self._at(position)) is not None]
+            places = [(int(told.position[row]), int(told.recorded[row])) for row in each.rows]
+            seen = [one for place in places if (one := await self._at(*place)) is not None]
             # Of a customer that was erased nothing is said; about everyone, what is left is evidence enough.
-            if len(seen) == len(positions) or (seen and each.customer < 0):
+            if len(seen) == len(places) or (seen and each.customer < 0):
                 signal = watched(each, seen, reading.map_.map_id, map_version)
                 done = await self._executor.execute(Intent(stream_name("signal", signal_id), RaiseSignal(signal)))
                 raised += len(done.events)
             self._raised.add(signal_id)
         return raised
 
-    async def _at(self, position: int) -> Seen | None:
-        """Return the interaction that stands at a position of the store; None where it was erased."""
+    async def _at(self, position: int, recorded_us: int) -> Seen | None:
+        """Return the interaction at a position of the store; None where it was erased, or another store has another."""
         async for recorded in self._store.read_all(position, self._registry.type_names, limit=1):
-            if recorded.position == position and (event := self._registry.read(recorded)) is not None:
+            same = (recorded.recorded_at - _EPOCH) // timedelta(microseconds=1) == recorded_us
+            if recorded.position == position and same and (event := self._registry.read(recorded)) is not None:
                 return _seen(event, recorded)
         return None

@@ -42,13 +42,11 @@ async def watch(pool: Any, read_model: ReadModel, handlers: WatchHandlers) -> No
 
 
 async def _look(read_model: ReadModel, handlers: WatchHandlers) -> None:
-    looked, last, head, columns = -1, -1, await handlers.head(), -1
+    looked, last, head = -1, -1, await handlers.head()
     while True:
         async with read_model.snapshot() as snapshot:
-            if snapshot.model.begun != columns:
-                # It may be another history.
-                handlers.forget()
-                looked, last, columns = -1, -1, snapshot.model.begun
+            if handlers.turn_to(snapshot.model.begun):
+                looked, last = -1, -1
             in_force = snapshot.map_in_force("")
             reading = snapshot.reading(in_force)
             versions = snapshot.versions_of(in_force.map_id)

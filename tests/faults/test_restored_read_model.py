@@ -19,6 +19,7 @@ from services.foundation.events import Pending, Recorded, derived_id
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
 from services.foundation.sharing import SharedRunner
 from services.journey import watch as watching
+from services.journey.domain.watching import findings
 from services.journey.handlers import WatchHandlers
 from services.journey.views.projection import JourneyProjection
 from services.journey.views.snapshot import ReadModel
@@ -102,10 +103,9 @@ async def test_in_a_store_that_comes_back_what_was_raised_in_the_old_one_is_rais
     async def raised(store: EventStore) -> list[Recorded]:
         return [each async for each in store.read_all(None, ["recorrido.journey.v1.SignalRaised"])]
 
-    async def story(store: EventStore) -> list[Recorded]:
+    async def tell(store: EventStore) -> None:
         for nps in (10, 9, 8):
             await store.append([StreamAppend("customer-dora", ANY, [answered(nps)])])
-        return await until(lambda: raised(store), deadline_s=30)
 
     async with running(["postgres", "eventstore"], data=tmp_path) as cluster, store_of(cluster) as store:
         pool = await projection.connect(cluster.environment["RECORRIDO_POSTGRES_DSN"])
@@ -115,15 +115,21 @@ async def test_in_a_store_that_comes_back_what_was_raised_in_the_old_one_is_rais
             asyncio.create_task(SharedRunner(store, pool, JourneyProjection()).run(available=told.append)),
             asyncio.create_task(watching.watch(pool, read_model, WatchHandlers(store))),
         ]
-        (before,) = await story(store)
+        await tell(store)
+        (before,) = await until(lambda: raised(store), deadline_s=30)
         await cluster.stop("eventstore")
         shutil.rmtree(cluster.data / "eventstore")
         (cluster.data / "eventstore").mkdir()
         told.clear()
         await cluster.start("eventstore")
         await until(lambda: told[-1:] == [False], deadline_s=30)
+        # What is read is still of the old history: of what stands at its places now nothing is said.
+        await tell(store)
+        async with read_model.snapshot() as snapshot:
+            reading = snapshot.reading(snapshot.map_in_force(""))
+        assert (await WatchHandlers(store).raise_all(reading, findings(reading), 0), await raised(store)) == (0, [])
         await pool.execute("DROP SCHEMA journey CASCADE")
-        (after,) = await story(store)
+        (after,) = await until(lambda: raised(store), deadline_s=30)
         assert (after.stream, after.event_id) == (before.stream, before.event_id)
         for task in tasks:
             task.cancel()

@@ -135,7 +135,7 @@ class Generation:
 
     Who looks at them keeps them to the end of the question, also when rows changed and others look at new ones.
     `tables` tells which they are of, `erasures` how many customers had been erased from them, and `begun` how often
-    columns were begun from nothing: another number may be another history.
+    there were other tables, maybe of another history.
     """
 
     def __init__(self, tables: int | None, erasures: int, columns: Columns, begun: int = 0) -> None:
@@ -236,7 +236,7 @@ class ReadModel:
             async with self._changing:
                 now = self._generation
                 if now.tables != tables or now.columns.broken:
-                    self._generation = Generation(tables, erasures, Columns(), now.begun + 1)
+                    self._generation = Generation(tables, erasures, Columns(), now.begun + (now.tables != tables))
                 elif now.erasures < erasures:
                     rest = await now.columns.after_erasures(connection)
                     if not await _is_there(connection, rest.newest()):
