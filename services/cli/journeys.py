@@ -1,5 +1,6 @@
 """Where customers and touchpoints stand: `customer`, `watch`, `scores`, `points`, `ladder`, `signals`, `overview`."""
 
+import itertools
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -503,9 +504,12 @@ async def _ladder(request: pb.GetLoyaltyLadderRequest, *, as_json: bool) -> None
         return
     show.note_if_nothing_was_recorded(_as_of(request), anything=any(each.customers for each in found.levels))
     out = show.console()
+    # What was before anybody came is left out.
+    empty = itertools.takewhile(lambda period: not any(each.customers for each in period.levels), found.periods)
+    periods = found.periods[len(list(empty)) :]
     lines = show.table("level", "customers#", "share#", "over time")
     for each in reversed(found.levels):
-        course = [period.levels[each.level].customers for period in found.periods]
+        course = [period.levels[each.level].customers for period in periods]
         lines.add_row(
             show.name(LoyaltyLevel.DESCRIPTOR, each.level) or "nothing tells",
             show.count(each.customers),
@@ -514,7 +518,7 @@ async def _ladder(request: pb.GetLoyaltyLadderRequest, *, as_json: bool) -> None
         )
     out.print(lines)
     moves = show.table("from", "to", "rose#", "rose at~", "fell#", "fell at~")
-    for period in found.periods:
+    for period in periods:
         since, until = (f"{time.ToDatetime():%Y-%m-%d}" for time in (getattr(period, "from"), period.to))
         risen, fallen = (
             ", ".join(f"{each.name} ({show.count(each.customers)})" for each in places[:3])

@@ -305,7 +305,7 @@ class ProjectionRunner:
                 told = error.message
                 await asyncio.sleep(RECHECK_EVERY_S)
             except (UnavailableError, *POSTGRES_DOWN) as error:
-                LOG.warning("projection waits", projection=self._schema, error=repr(error)[:200])
+                LOG.warning("projection waits", projection=self._schema, error=(str(error) or repr(error))[:200])
                 available(False)
             except asyncpg.TransactionRollbackError as error:
                 # Another instance moved the checkpoint, or two waited for each other's rows.

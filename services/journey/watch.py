@@ -37,7 +37,7 @@ async def watch(pool: Any, read_model: ReadModel, handlers: WatchHandlers) -> No
                     finally:
                         await guard.execute("SELECT pg_advisory_unlock(hashtext('journey watch'))")
         except (RecorridoError, *POSTGRES_DOWN) as error:
-            LOG.info("watching waits", error=repr(error)[:200])
+            LOG.info("watching waits", error=str(error)[:200])
         await asyncio.sleep(EVERY_S)
 
 

@@ -91,6 +91,13 @@ async def test_answers_are_as_of_a_time(cluster: Cluster, customer_id: str) -> N
         assert (await recorrido(cluster, question, "--as-of", "2100-01-01")).err == ""
 
 
+async def test_the_ladder_begins_when_somebody_was_there(cluster: Cluster) -> None:
+    text = (await recorrido(cluster, "ladder")).out
+    months = re.findall(r"^ (\d{4}-\d\d)-01 ", text, re.MULTILINE)
+    assert months[:2] == ["2026-07", "2026-08"]
+    assert int((await answer(cluster, "ladder"))["periods"][0]["levels"][0]["customers"]) == 0
+
+
 async def test_scores_are_of_a_map_and_a_time(cluster: Cluster) -> None:
     found = await answer(cluster, "scores")
     assert found["total"]["nps"]["count"] != "0"
