@@ -83,13 +83,14 @@ def main() -> None:
     """
     pipes.end_with_the_reader()
     try:
-        app()
+        try:
+            app()
+        finally:
+            # Here it can still end as it should where nobody reads it; later Python would complain.
+            sys.stdout.flush()
     except CommandError as error:
         show.console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         sys.exit(error.exit_code)
-    finally:
-        # Here it can still end as it should where nobody reads it; later Python would complain.
-        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""Output that nobody reads any more, as `head` leaves it behind: the command ends at once and says nothing."""
+"""Output that goes nowhere: nobody reads it any more, as `head` leaves it behind; nobody ever did; the disk is full."""
 
 import io
 import os
 import sys
+from pathlib import Path
 from typing import Any, TextIO
+
+from services.cli.failures import CommandError
 
 #: What a shell tells of a program that SIGPIPE ended: 128 and the number of the signal. The signal itself would come
 #: from every connection that a service closes, too.
@@ -21,20 +24,27 @@ class _Output(io.FileIO):
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data) or 0
-        except BrokenPipeError:
+        except OSError as error:
             # What is buffered still, and what is told on the way out, goes nowhere.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
-            raise ReaderGoneError from None
+            if isinstance(error, BrokenPipeError):
+                raise ReaderGoneError from None
+            raise CommandError(f"what there is to tell cannot be written: {error.strerror}") from error
 
 
 def end_with_the_reader() -> None:
-    """From now on a write to standard output or error that nobody reads any more raises ReaderGoneError."""
+    """From now on a write to standard output or error that nobody reads any more raises ReaderGoneError.
+
+    One that fails otherwise raises CommandError; one that was closed from the start takes everything.
+    """
     sys.stdout, sys.stderr = _opened(sys.stdout), _opened(sys.stderr)
 
 
-def _opened(stream: TextIO) -> TextIO:
+def _opened(stream: TextIO | None) -> TextIO:
+    if stream is None:
+        return Path(os.devnull).open("w", encoding="utf-8")
     stream.flush()
     return io.TextIOWrapper(
         io.BufferedWriter(_Output(stream.fileno(), "wb", closefd=False)),
