@@ -40,7 +40,10 @@ def advice(part: str, address: str, elsewhere: str, detail: str = "") -> str:
     if not any(address in each["addresses"].values() for each in parts.values()):
         return f"start the services with 'recorrido run'{f', or {elsewhere}' if elsewhere else ''}{more}"
     name = _NAMES.get(part, part)
-    if (state := parts.get(name, {}).get("state")) in {None, "ready"}:
+    if name not in parts:
+        # It runs elsewhere, or is part of a service, as a read model is.
+        return f"try again in some seconds{more}"
+    if (state := parts[name]["state"]) == "ready":
         return f"it runs, so try again; {run['data']}/log/{name}.log tells more{more}"
     if state == "stopped":
         return "it was stopped here, and 'recorrido run' starts it again"

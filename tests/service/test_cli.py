@@ -797,6 +797,8 @@ async def test_advice_is_as_the_supervisor_tells(
         # Another journey, somewhere else.
         elsewhere = "start the services with 'recorrido run', or look elsewhere"
         assert machine.advice("journey", "10.0.0.1:2", "look elsewhere") == elsewhere
+        # Of what the supervisor does not run there is no state, and no log.
+        assert machine.advice("read model", "127.0.0.1:2", "", "is behind") == "try again in some seconds (is behind)"
 
 
 async def test_addresses_can_be_told_one_by_one(cluster: Cluster) -> None:
