@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import Sequence
 from typing import Annotated
 
 import grpc
@@ -14,7 +15,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 from rich.text import Text
 
-from recorrido.journey.v1.journey_service_pb2 import GetCustomerJourneyRequest, GetOverviewRequest
+from recorrido.journey.v1.journey_service_pb2 import (
+    GetCustomerJourneyRequest,
+    GetOverviewRequest,
+    TimelineEntry,
+)
 from services.cli import clients, machine, sample, show
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.failures import CommandError
@@ -158,14 +163,18 @@ async def _wants_sample(addresses: Addresses) -> bool:
         if not events:
             return (await journey.GetOverview(GetOverviewRequest(), timeout=DEADLINE_S)).interactions == 0
 
-        async def known(number: int) -> bool:
-            request = GetCustomerJourneyRequest(customer_id=sample.customer_id(sample.SEED, number), page_size=1)
+        async def known(number: int) -> Sequence[TimelineEntry]:
+            request = GetCustomerJourneyRequest(customer_id=sample.customer_id(sample.SEED, number))
             try:
-                await journey.GetCustomerJourney(request, timeout=DEADLINE_S)
+                return (await journey.GetCustomerJourney(request, timeout=DEADLINE_S)).entries
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.NOT_FOUND:
-                    return False
+                    return ()
                 raise
-            return True
 
-        return await known(0) and not await known(sample.CUSTOMERS - 1)
+        # Another version told other things under the same ids: what was begun by one is not finished by another.
+        first = next(iter(sample.generate(1)))[0]
+        begun = (first.interaction_id, first.occurred_at)
+        if begun not in [(each.interaction.interaction_id, each.occurred_at) for each in await known(0)]:
+            return False
+        return not await known(sample.CUSTOMERS - 1)

@@ -17,7 +17,8 @@ from playwright.async_api import Page, async_playwright
 
 from infra.local import directory
 from infra.local import ports as port_numbers
-from services.cli import machine, sample
+from services.cli import local, machine, sample
+from services.cli.clients import Addresses
 from services.cli.journeymap import SHIPPED
 from tests.support.cli import ROOT, Result, answer, environment, recorrido, start
 from tests.support.cluster import Cluster, running
@@ -89,6 +90,10 @@ async def test_answers_are_as_of_a_time(cluster: Cluster, customer_id: str) -> N
         note = (await recorrido(cluster, question, "--as-of", before)).err
         assert note.startswith("note: as of 2020-01-01 00:00 UTC nothing of it was recorded; --as-of is about when")
         assert (await recorrido(cluster, question, "--as-of", "2100-01-01")).err == ""
+
+
+async def test_what_of_the_sample_is_not_there_yet_is_loaded_by_the_next_run(cluster: Cluster) -> None:
+    assert await local._wants_sample(Addresses.local(environment(cluster.ports)))
 
 
 async def test_the_ladder_begins_when_somebody_was_there(cluster: Cluster) -> None:
