@@ -60,7 +60,6 @@ def set_up(service: str, *, log_level: str = "INFO", log_format: str = "console"
         )
     )
     shared: list[structlog.typing.Processor] = [
-        _Waiting(),
         structlog.contextvars.merge_contextvars,
         _add_trace_id,
         structlog.processors.add_log_level,
@@ -70,7 +69,7 @@ def set_up(service: str, *, log_level: str = "INFO", log_format: str = "console"
     if log_format == "json":
         shared.append(structlog.processors.format_exc_info)
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[_Waiting(), *shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[log_level]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,

@@ -25,6 +25,9 @@ for _ in range(50):
         structlog.get_logger().warning("projection waits", projection="journey", error=f"PostgreSQL: {{state}}")
     structlog.get_logger().warning("projection waits", projection="holdings", error="PostgreSQL: is starting")
     structlog.get_logger().warning("projection waits", projection="journey", error="the event store is away")
+for number in range(2):
+    # The library goes on, whatever its words.
+    logging.getLogger(f"library {{number}}").warning("a task waits")
 """
 
 
@@ -58,6 +61,10 @@ def test_what_waits_for_a_part_says_so_once() -> None:
     told = [(name, why) for each in waiting for name in ("journey", "holdings") if name in each
             for why in ("is starting", "does not listen", "is away") if why in each]  # fmt: skip
     assert told == [("journey", "is starting"), ("holdings", "is starting"), ("journey", "is away")]
+
+
+def test_a_library_that_waits_is_not_disturbed() -> None:
+    assert written("console").count("a task waits") == 2
 
 
 def test_a_library_that_keeps_failing_says_so_once() -> None:
