@@ -9,6 +9,7 @@ import pytest
 from recorrido.inference.v1.events import PointKind
 from recorrido.journey.v1.events import JourneyMap, Stage, Touchpoint
 from services.foundation.errors import InvalidError, NotFoundError
+from services.journey.domain.charted import Span
 from services.journey.views.controlchart import ChartPoint, State, control_charts, point_chart, score_chart
 from tests.domain.test_journey_shifts import date_of, days, raised, reading, shifted
 from tests.support.histories import START, Happened
@@ -112,6 +113,15 @@ def test_no_day_is_lost_where_days_become_weeks() -> None:
         for each in score_chart(worse, "parcel", "csat", [signal]).points
         if anew.since <= each.since <= point.since
     )
+
+
+@pytest.mark.parametrize("weekday", range(7))
+def test_a_week_of_which_not_all_is_looked_at_is_left_out_however_old_the_last_signal_is(weekday: int) -> None:
+    today = 20_780 + weekday
+    span = Span(today - 1_000, today)
+    whole = span.within(span.days, 7)
+    assert span.first <= span.begins(whole.start, 7) < span.first + 7
+    assert [span.within((span.first - days, today), 7) for days in (1, 6, 7, 100)] == [whole] * 4
 
 
 @pytest.mark.parametrize("late", ["there was none", "it was sooner", "they make weeks of days"])

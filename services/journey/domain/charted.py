@@ -90,9 +90,9 @@ class Span:
         At the ends of the span there are whole ones only: what is cut there is not over, or not all looked at.
         """
         begin, until = days
-        first = self.number(begin if begin > self.first else begin + length - 1, length)
+        first = self.number(begin if begin > self.first else self.first + length - 1, length)
         last = self.number(until + length - 1 if until < self.today else until, length)
-        return range(max(first, 0), last)
+        return range(first, last)
 
     def cut(self, days: Days, length: int) -> bool:
         """Return whether any of those is cut."""
