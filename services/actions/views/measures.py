@@ -4,9 +4,10 @@ Sums of whole numbers, so that they are exact, whatever comes late, is analysed 
 of one customer are alike is read from the interactions of the windows themselves.
 """
 
+import asyncio
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
@@ -475,9 +476,9 @@ class Measures:
                 connection.transaction(isolation="repeatable_read", readonly=True),
             ):
                 position = await connection.fetchval("SELECT position FROM actions_measures.checkpoint")
-                raws_of = await _touchpoints(connection)
-                there = raws_of(target.touchpoint) if target.touchpoint else None
-                elsewhere = None if others is None else [raw for each in others for raw in raws_of(each)]
+                raws = await _raws(connection, {each for each in (target.touchpoint, *(others or ())) if each})
+                there = raws[target.touchpoint] if target.touchpoint else None
+                elsewhere = None if others is None else [raw for each in others for raw in raws[each]]
                 asked = (
                     *(there, target.need_path, elsewhere),
                     *(windows.before_from, windows.before_to, windows.after_from, windows.after_to),
@@ -503,24 +504,35 @@ class Measures:
         )
 
 
-async def _touchpoints(connection: Any) -> Callable[[str], list[str]]:
-    """Return what tells which raw touchpoints are meant by the name of a touchpoint."""
-    rows = await connection.fetch("SELECT body FROM actions_measures.journey_map ORDER BY position DESC")
-    maps = [msgspec.json.decode(row["body"], type=JourneyMap) for row in rows]
+async def _raws(connection: Any, names: set[str]) -> Mapping[str, Sequence[str]]:
+    """Return which raw touchpoints are meant by each of these names of touchpoints."""
+    if not names:
+        return {}
+    bodies = await connection.fetch("SELECT body FROM actions_measures.journey_map ORDER BY position DESC")
     rows = await connection.fetch("SELECT touchpoint FROM actions_measures.raw_touchpoint")
-    said = {row["touchpoint"]: json.loads(row["touchpoint"]) for row in rows}
+    # A source may put an id into the touchpoint's name: there may be very many.
+    return await asyncio.to_thread(
+        _meant, names, [msgspec.json.decode(row["body"], type=JourneyMap) for row in bodies], [row[0] for row in rows]
+    )
 
-    def raws_of(touchpoint: str) -> list[str]:
-        for map_ in maps:
-            if (touchpoint_id := named(map_, touchpoint)) is not None:
-                return [
-                    raw
-                    for raw, (source, name, channel) in said.items()
-                    if place(map_, source, name, Channel.from_number(channel)) == touchpoint_id
-                ]
-        return [raw for raw, (_, name, _) in said.items() if name == touchpoint]
 
-    return raws_of
+def _meant(names: set[str], maps: Sequence[JourneyMap], raws: Sequence[str]) -> Mapping[str, Sequence[str]]:
+    """Return the raw touchpoints that each name means by the first of the maps that has it, else as raw name."""
+    said = [(raw, *json.loads(raw)) for raw in raws]
+    found: dict[str, list[str]] = {name: [] for name in names}
+    left = set(names)
+    for map_ in maps:
+        ids = {name: touchpoint_id for name in left if (touchpoint_id := named(map_, name)) is not None}
+        if ids:
+            placed = defaultdict(list)
+            for raw, source, name, channel in said:
+                placed[place(map_, source, name, Channel.from_number(channel))].append(raw)
+            found.update({name: placed[touchpoint_id] for name, touchpoint_id in ids.items()})
+            left -= ids.keys()
+    for raw, _, name, _ in said:
+        if name in left:
+            found[name].append(raw)
+    return found
 
 
 def _clusters(metric: str, row: Mapping[str, Any]) -> Clusters:
