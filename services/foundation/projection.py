@@ -49,7 +49,7 @@ POSTGRES_DOWN = (
     TimeoutError,
 )
 #: What a query of a read model raises that its projection has not built yet, or is building anew.
-NOT_BUILT = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
+_NOT_BUILT = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 
 
 @contextlib.contextmanager
@@ -57,7 +57,7 @@ def answerable() -> Iterator[None]:
     """Make of a lost PostgreSQL, and of a read model that is not built yet, what callers wait for: UnavailableError."""
     try:
         yield
-    except NOT_BUILT as error:
+    except _NOT_BUILT as error:
         raise UnavailableError("PostgreSQL", "the read model is not built yet") from error
     except POSTGRES_DOWN as error:
         raise UnavailableError("PostgreSQL", type(error).__name__) from error

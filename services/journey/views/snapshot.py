@@ -9,12 +9,11 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-import asyncpg
 import structlog
 
 from recorrido.journey.v1.events import JourneyMap, Stage, Touchpoint
 from services.foundation.errors import NotFoundError, UnavailableError
-from services.foundation.projection import POSTGRES_DOWN
+from services.foundation.projection import answerable
 from services.journey.domain.history import History
 from services.journey.domain.maps import PublishedMap
 from services.journey.domain.placement import Placements
@@ -27,8 +26,6 @@ LOG = structlog.get_logger()
 #: Later than anything that will be recorded: what is known now.
 NOW = datetime(9999, 1, 1, tzinfo=UTC)
 
-#: The projection has not built its tables yet, or is being rebuilt.
-_NOT_BUILT = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 #: Readings kept, with what was derived of them: those asked for last.
 _KEPT_READINGS = 4
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -182,7 +179,7 @@ class ReadModel:
         Raises:
             UnavailableError: PostgreSQL does not answer, or the read model is not built yet.
         """
-        try:
+        with answerable():
             async with self._pool.acquire() as connection:
                 while True:
                     known = self._known()
@@ -191,8 +188,6 @@ class ReadModel:
                         if found is not None:
                             yield found
                             return
-        except (*POSTGRES_DOWN, *_NOT_BUILT) as error:
-            raise UnavailableError("PostgreSQL", repr(error)) from error
 
     def _known(self) -> tuple[Generation, Newest | None]:
         return self._generation, self._generation.columns.newest()
