@@ -398,6 +398,69 @@ async def test_bad_moments_and_the_erased_stay_in_the_sums(world: World) -> None
     assert (after.before, after.after, after.effect) == (before.before, before.after, before.effect)
 
 
+async def test_a_bad_moment_of_the_erased_stays_where_a_rule_places_it(world: World) -> None:
+    """Of a long history the interactions are told of in other parts of the erasure than the signals."""
+    raw, here, receipt = unique("raw"), unique("here"), str(uuid4())
+    said = await world.answers(raw, BEGAN - 4 * DAY, [BAD] * 40)
+    await world.answers(raw, DONE, [GOOD] * 40)
+    raised = [
+        SignalRaised(
+            signal_id=str(uuid4()),
+            rule="bad_moment",
+            touchpoint=raw,
+            occurred_at=each.event.interaction.occurred_at,  # type: ignore[attr-defined]
+            evidence=(Evidence(event_id=str(each.event_id)),),
+        )
+        for each in said[:30]
+    ]
+    for each in raised:
+        await world.append(f"signal-{each.signal_id}", each)
+    touchpoint = Touchpoint(touchpoint_id=here, name="Here")
+    rule = MappingRule(source="test", touchpoint=raw, touchpoint_id=here)
+    stage = Stage(stage_id="all", name="All", touchpoints=(touchpoint,))
+    map_ = JourneyMap(map_id=here, name="Shop", stages=(stage,), mapping_rules=(rule,))
+    await world.append(f"journeymap-{here}", JourneyMapPublished(map=map_, version=1, actor="maja"))
+    key = await world.improvement(None)
+    asked = {"target": action_pb2.Target(metric="bad_moments", touchpoint=here), "without_comparison": True}
+
+    async def counted() -> impact_pb2.Impact | None:
+        found = await world.impact(key, **asked)
+        return found if found.before.mean == 75 and found.after.count == 40 else None
+
+    before = await until(counted, 20)
+    everything = [item async for item in world.store.read_all(None)]
+    ids, streams = {each.event_id for each in said[:30]}, {f"signal-{each.signal_id}" for each in raised}
+    interactions = tuple(
+        AnonymousInteraction(
+            pseudonym="p",
+            position=str(item.position),
+            occurred_at=each.event.interaction.occurred_at,  # type: ignore[attr-defined]
+            source="test",
+            touchpoint=raw,
+        )
+        for each, item in zip(said, [item for item in everything if item.event_id in ids], strict=False)
+    )
+    signals = tuple(
+        AnonymousSignal(
+            pseudonym="p", position=str(item.position), occurred_at=each.occurred_at, touchpoint=raw, rule="bad_moment"
+        )
+        for each, item in zip(raised, [item for item in everything if item.stream in streams], strict=True)
+    )
+    gone = [
+        CustomerAnonymized(receipt_id=receipt, erased_positions=tuple(e.position for e in some), **{kind: some})
+        for kind, some in (("interactions", interactions), ("signals", signals))
+    ]
+    await world.append(f"erasure-{receipt}", *gone)
+    at = (await world.store.read(f"erasure-{receipt}"))[-1].position
+
+    async def erased() -> impact_pb2.Impact | None:
+        found = await world.impact(key, **asked)
+        return found if int(found.position) >= at else None
+
+    after = await until(erased, 20)
+    assert (after.before.count, after.before.mean) == (before.before.count, before.before.mean)
+
+
 async def test_verification_records_what_was_measured_and_refuses_what_got_worse(world: World) -> None:
     better, worse = unique("better"), unique("worse")
     for touchpoint, first, then in ((better, BAD, GOOD), (worse, GOOD, BAD)):

@@ -249,18 +249,31 @@ class MeasuresProjection:
         for heard in left:
             changes.count(heard.key, heard.sums)
         await _insert_heard(connection, left)
-        # Of whose moment it was there is nothing left but the name and the time, which are those of the interaction.
-        raws = {(each.touchpoint, each.occurred_at): _raw_of(each) for each in event.interactions}
+        # Of the interaction there is nothing left in a signal but whose, where and when. It may have been told of in an
+        # earlier part of the erasure.
+        raws = {(each.pseudonym, each.touchpoint, each.occurred_at): _raw_of(each) for each in event.interactions}
+        bad = [each for each in event.signals if each.rule == BAD_MOMENT]
+        hours = [_hour(each.occurred_at or each.recorded_at or fact.recorded.recorded_at) for each in bad]
+        rows = await connection.fetch(
+            """SELECT DISTINCT customer, hour, touchpoint FROM heard
+               WHERE event_id IS NULL AND customer = ANY($1::bigint[]) AND hour = ANY($2::timestamptz[])""",
+            [_customer(each.pseudonym) for each in bad],
+            hours,
+        )
+        elsewhere = {
+            (row["customer"], row["hour"], json.loads(row["touchpoint"])[1]): row["touchpoint"] for row in rows
+        }
         signals = [
             (
                 position_of(each.position),
                 _customer(each.pseudonym),
-                _hour(each.occurred_at or each.recorded_at or fact.recorded.recorded_at),
-                raws.get((each.touchpoint, each.occurred_at)) or _raw("", each.touchpoint),
+                hour,
+                raws.get((each.pseudonym, each.touchpoint, each.occurred_at))
+                or elsewhere.get((_customer(each.pseudonym), hour, storable(each.touchpoint)))
+                or _raw("", each.touchpoint),
                 storable(each.need_path),
             )
-            for each in event.signals
-            if each.rule == BAD_MOMENT
+            for each, hour in zip(bad, hours, strict=True)
         ]
         await _insert_bad_moments(connection, changes, signals)
         await _write(connection, changes)
