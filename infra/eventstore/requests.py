@@ -7,6 +7,7 @@ for a failure: UNAVAILABLE, by chance, when the machine is busy. KurrentDB, as e
 the end of the request; so does this node.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -68,5 +69,9 @@ async def _only(requests: AsyncIterator[Any], context: Context) -> Any:
         if len(received) > 1:
             break
     if len(received) != 1:
-        await context.abort(grpc.StatusCode.INTERNAL, "exactly one request message is expected")
+        try:
+            await context.abort(grpc.StatusCode.INTERNAL, "exactly one request message is expected")
+        except grpc.aio.InternalError:
+            # The call is over, as gRPC ends one whose message is too large: there is nobody to tell.
+            raise asyncio.CancelledError from None
     return received[0]

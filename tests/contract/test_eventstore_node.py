@@ -17,6 +17,7 @@ from kurrentdbclient import AsyncKurrentDBClient, KurrentDBClient, NewEvent, Str
 from kurrentdbclient import exceptions as refusals
 from kurrentdbclient.protos.v1 import shared_pb2, streams_pb2
 
+from infra.eventstore.limits import Limits
 from tests.support import eventstore
 
 ANY = StreamState.ANY
@@ -95,6 +96,28 @@ async def test_a_call_is_answered_when_its_request_has_ended(node: eventstore.No
         await twice.write(request)
         await twice.write(request)
         assert await twice.code() == grpc.StatusCode.INTERNAL
+
+
+@pytest.mark.parametrize(
+    "method", ["event_store.client.streams.Streams/Read", "kurrentdb.protocol.v2.streams.StreamsService/AppendRecords"]
+)
+def test_a_message_that_is_too_large_is_refused_and_no_fault_of_the_node(tmp_path: Path, method: str) -> None:
+    told = tmp_path / "stderr"
+    with told.open("wb") as stderr:
+        process = subprocess.Popen(
+            eventstore.command(tmp_path / "data"), stdout=subprocess.PIPE, stderr=stderr, text=True
+        )
+    assert process.stdout is not None
+    ready = eventstore.READY.match(process.stdout.readline())
+    assert ready
+    node = eventstore.Node(process, ready["address"], tmp_path)
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(node.address, options) as channel:
+        with pytest.raises(grpc.RpcError) as refused:
+            list(channel.unary_stream(f"/{method}")(b"\x0a" * (Limits().max_message_bytes + 1)))
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert node.stop() == 0
+    assert told.read_text() == ""
 
 
 def test_what_is_not_there_says_so(node: eventstore.Node) -> None:
