@@ -53,11 +53,16 @@ class Console:
         if text and text == last:
             self._last[name] = (last, again + 1)
             return
+        self.end(name)
         self._last[name] = (text, 0)
-        colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
+        self._print(name, text, self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)]))
+
+    def end(self, name: str) -> None:
+        """Tell how often a part repeated what it said last; what it says next is printed, the same or not."""
+        last, again = self._last.pop(name, ("", 0))
         if again:
-            self._print(name, f"… and {again} times more: {last}", colour)
-        self._print(name, text, colour)
+            times = "once" if again == 1 else f"{again} times"
+            self._print(name, f"… and {times} more: {last}", self._colours[name])
 
     def say(self, text: str) -> None:
         self._print("recorrido", text, 1)
@@ -108,13 +113,18 @@ class PartLog:
             self.flush()
 
     def flush(self) -> None:
-        """Pass on a line without an end, as a part that died may leave."""
+        """Pass on a line without an end."""
         if self._rest:
             self._write(self._rest)
             self._rest = b""
 
-    def close(self) -> None:
+    def end(self) -> None:
+        """Pass on what is left of a part that ended."""
         self.flush()
+        self._console.end(self._name)
+
+    def close(self) -> None:
+        self.end()
         self._file.close()
 
     def _write(self, line: bytes) -> None:

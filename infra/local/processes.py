@@ -136,7 +136,7 @@ class Process:
         os.killpg(self.pid, SIGKILL)
         while self._read():
             pass
-        self._log.flush()
+        self._log.end()
         loop.remove_reader(self._output)
         self._program.wait()
         assert self._program.stdout is not None

@@ -284,7 +284,9 @@ def test_what_a_part_repeats_is_shown_once_and_counted(tmp_path: Path) -> None:
     log = PartLog("store", tmp_path, console)
     log.feed(b"lost\n" * 3)
     console.part("other", "still here")
-    log.feed(b"lost\nback\nback again\n")
+    log.feed(b"lost\nback\nback again\nback again\n")
+    log.end()
+    log.feed(b"back again\n" * 3)
     log.close()
     assert out.getvalue().splitlines() == [
         "store | lost",
@@ -292,6 +294,9 @@ def test_what_a_part_repeats_is_shown_once_and_counted(tmp_path: Path) -> None:
         "store | … and 3 times more: lost",
         "store | back",
         "store | back again",
+        "store | … and once more: back again",
+        "store | back again",
+        "store | … and 2 times more: back again",
     ]
     assert (tmp_path / "store.log").read_bytes().count(b"lost") == 4, "the file has everything"
 
