@@ -31,17 +31,18 @@ def advice(part: str, address: str, elsewhere: str, detail: str = "") -> str:
     Args:
         part: as services or the supervisor call it.
         address: `host:port` of it, or of the service that needs it.
-        elsewhere: how to tell where it is, if it is not on this machine; empty where that is not told to us.
+        elsewhere: how to tell where it is, if it is not on this machine; empty where a service that runs told of it.
         detail: what is told of the failure, which says nothing new of a part that is known not to run.
     """
     run = _status()
     more = f" ({detail})" if detail else ""
     parts = {each["name"]: each for each in run.get("parts", [])}
-    if not any(address in each["addresses"].values() for each in parts.values()):
-        return f"start the services with 'recorrido run'{f', or {elsewhere}' if elsewhere else ''}{more}"
+    here = any(address in each["addresses"].values() for each in parts.values())
+    if elsewhere and not here:
+        return f"start the services with 'recorrido run', or {elsewhere}{more}"
     name = _NAMES.get(part, part)
-    if name not in parts:
-        # It runs elsewhere, or is part of a service, as a read model is.
+    if not here or name not in parts:
+        # It runs elsewhere, as what told of it does, or is part of a service, as a read model is.
         return f"try again in some seconds{more}"
     if (state := parts[name]["state"]) == "ready":
         return f"it runs, so try again; {run['data']}/log/{name}.log tells more{more}"

@@ -803,6 +803,7 @@ async def test_advice_is_as_the_supervisor_tells(
         assert machine.advice("journey", "10.0.0.1:2", "look elsewhere") == elsewhere
         # Of what the supervisor does not run there is no state, and no log.
         assert machine.advice("read model", "127.0.0.1:2", "", "is behind") == "try again in some seconds (is behind)"
+        assert machine.advice("PostgreSQL", "10.0.0.1:2", "", "refused") == "try again in some seconds (refused)"
 
 
 async def test_addresses_can_be_told_one_by_one(cluster: Cluster) -> None:
