@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from recorrido.actions.v1.events import ActionCompleted, ActionOpened
@@ -15,6 +14,7 @@ from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Recorded, R
 from services.foundation.eventstore import EventStore
 from services.foundation.execute import Executor, Intent
 from services.journey.domain.finding import Finding, watched
+from services.journey.domain.history import microseconds
 from services.journey.domain.mapcheck import ID
 from services.journey.domain.maps import Maps, PublishedMap, PublishJourneyMap
 from services.journey.domain.reading import Reading
@@ -70,7 +70,6 @@ def _map_stream(map_id: str) -> str:
 
 #: Events read at once, looking back from an analysis for its interaction; each further look takes four times as many.
 FIRST_LOOK = 64
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Signals that one look at the whole history may raise; what is left comes with the next.
 MAX_RAISED = 500
 
@@ -215,7 +214,7 @@ class WatchHandlers:
     async def _at(self, position: int, recorded_us: int) -> Seen | None:
         """Return the interaction at a position of the store; None where it was erased, or another store has another."""
         async for recorded in self._store.read_all(position, self._registry.type_names, limit=1):
-            same = (recorded.recorded_at - _EPOCH) // timedelta(microseconds=1) == recorded_us
+            same = microseconds(recorded.recorded_at) == recorded_us
             if recorded.position == position and same and (event := self._registry.read(recorded)) is not None:
                 return _seen(event, recorded)
         return None

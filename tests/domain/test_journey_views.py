@@ -30,7 +30,7 @@ from recorrido.journey.v1.events import (
 from services.foundation.errors import InvalidError
 from services.journey.domain import intervals
 from services.journey.domain.experience import experience
-from services.journey.domain.history import DAY_US, History, Scale, stable_order
+from services.journey.domain.history import DAY_US, History, Scale, microseconds, stable_order
 from services.journey.domain.intervals import Sample
 from services.journey.domain.loyalty import DEFAULT_RULES, levels, loyalty, standing
 from services.journey.domain.placement import Placements
@@ -45,7 +45,7 @@ from services.journey.views.points import KINDS, points
 from services.journey.views.preview import preview
 from services.journey.views.scores import Grouping, Period, grouped, period_number, period_start, scores
 from services.journey.views.selection import Selection
-from services.journey.views.snapshot import MapInForce, microseconds
+from services.journey.views.snapshot import MapInForce
 from tests.support.histories import START, Happened, Linked, at, history, random_events
 
 MAP = JourneyMap(

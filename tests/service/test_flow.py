@@ -32,12 +32,12 @@ from recorrido.journey.v1.events import (
 )
 from services.foundation.errors import InvalidError
 from services.foundation.events import Recorded
+from services.journey.domain.history import microseconds
 from services.journey.domain.placement import Placements
 from services.journey.domain.reading import Reading
 from services.journey.views.coverage import Hearing, coverage
 from services.journey.views.flow import CaseOf, Cases, Ending, Flow, FlowFilter, Level, changes, flow
 from services.journey.views.selection import Selection
-from services.journey.views.snapshot import microseconds
 from tests.service.test_journey_views import START, Known, known, postgres, project, random_history
 
 REST = timedelta(hours=12)

@@ -33,6 +33,7 @@ from recorrido.journey.v1.events import JourneyMap, JourneyMapPublished, Stage, 
 from services.foundation import projection as foundation
 from services.foundation.events import Event, Recorded, encode
 from services.foundation.sharing import SharedRunner
+from services.journey.domain.history import microseconds
 from services.journey.views.coverage import coverage
 from services.journey.views.flow import CaseOf, Cases, Flow, FlowFilter, Level, flow
 from services.journey.views.ladder import ladder
@@ -40,7 +41,7 @@ from services.journey.views.points import KINDS, points
 from services.journey.views.projection import JourneyProjection
 from services.journey.views.scores import EventRange, Grouping, Period, grouped, scores
 from services.journey.views.selection import Selection
-from services.journey.views.snapshot import ReadModel, Snapshot, microseconds
+from services.journey.views.snapshot import ReadModel, Snapshot
 from services.journey.views.timeline import MAX_PARTS, customer_journey
 from tests.support.cluster import running
 

@@ -62,6 +62,7 @@ from services.foundation.errors import InvalidError, NotFoundError
 from services.foundation.events import Recorded, Registry, encode
 from services.foundation.placement import place
 from services.foundation.projection import ProjectionRunner
+from services.journey.domain.history import microseconds
 from services.journey.views import columns
 from services.journey.views.overview import overview
 from services.journey.views.points import KINDS, points, words
@@ -69,7 +70,7 @@ from services.journey.views.projection import JourneyProjection
 from services.journey.views.scores import MAX_UNCOVERED, Scores, scores
 from services.journey.views.selection import Selection
 from services.journey.views.signals import signals
-from services.journey.views.snapshot import ReadModel, Snapshot, microseconds
+from services.journey.views.snapshot import ReadModel, Snapshot
 from services.journey.views.timeline import customer_journey
 from tests.support.cluster import running
 from tests.support.tables import dump

@@ -20,8 +20,8 @@ from services.journey.domain.history import (
     Scale,
     Table,
     Vocabulary,
+    microseconds,
 )
-from services.journey.views.snapshot import microseconds
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 EUR = (4 * 26 + 20) * 26 + 17 + 1

@@ -8,6 +8,7 @@ Times are microseconds since 1970 (UTC), -1 or 0 stand for "none" where it says 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any, Self
 
@@ -26,9 +27,20 @@ Flags = NDArray[np.bool_]
 
 DAY_US = 86_400_000_000
 HOUR_US = 3_600_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 #: What a moment is worth that nothing but its outcome tells of, on the scale from -1 to 1.
 BAD_OUTCOMES = {Outcome.FAILED: -1.0, Outcome.ABANDONED: -0.5, Outcome.LATE: -0.5}
+
+
+def microseconds(moment: datetime) -> int:
+    """Return a time as the columns hold it."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def moment_of(value: int) -> datetime:
+    """Return a time that the columns hold."""
+    return _EPOCH + timedelta(microseconds=int(value))
 
 
 def stable_order(keys: NDArray[np.integer[Any]]) -> Ints:

@@ -9,7 +9,6 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -32,6 +31,7 @@ from services.journey.domain.history import (
     Scale,
     Table,
     Vocabulary,
+    microseconds,
 )
 from services.journey.domain.maps import PublishedMap
 from services.journey.views.names import Kind, texts_of
@@ -44,7 +44,6 @@ _TABLES = ("_interactions", "_analyses", "_ratings", "_links", "_signals", "_act
 KEPT_HISTORIES = 4
 
 _EPOCH_US = 946_684_800_000_000  # PostgreSQL counts from 2000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 TableT = TypeVar("TableT", bound=Table)
 ResultT = TypeVar("ResultT")
@@ -396,7 +395,7 @@ class Columns:
         )
         for row in rows:
             published = PublishedMap(_DECODE_MAP(row["body"]), row["version"], row["recorded_at"], row["actor"])
-            recorded = (row["recorded_at"] - _EPOCH) // timedelta(microseconds=1)
+            recorded = microseconds(row["recorded_at"])
             self.maps.append(MapVersion(row["position"], recorded, published))
 
     def cut(self, moment: int | None) -> int:

@@ -29,11 +29,10 @@ from services.journey.domain.charted import (
     series,
 )
 from services.journey.domain.charts import course
-from services.journey.domain.history import DAY_US
+from services.journey.domain.history import DAY_US, moment_of
 from services.journey.domain.naming import unknown
 from services.journey.domain.reading import Reading
 from services.journey.domain.shifts import by_chart, run_end, signals_of
-from services.journey.views.snapshot import moment_of
 
 #: Of what is charted here: chart, subgroups, baseline.
 METHOD = "ewma-self-starting/1"

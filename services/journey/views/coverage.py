@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from recorrido.ingest.v1.events import Channel
 from recorrido.journey.v1.events import Stage, Touchpoint
 from services.journey.domain.expectations import Expected
-from services.journey.domain.history import Flags, History, Ints
+from services.journey.domain.history import Flags, History, Ints, microseconds, moment_of
 from services.journey.domain.reading import Reading
 from services.journey.views.scores import distinct, tally
 from services.journey.views.selection import Selection
-from services.journey.views.snapshot import microseconds, moment_of
 
 _NEVER = np.iinfo(np.int64).min
 

@@ -18,13 +18,12 @@ from recorrido.ingest.v1.events import Outcome
 from recorrido.journey.v1.events import EpisodeRules
 from services.foundation.errors import InvalidError, Violation
 from services.journey.domain import intervals
-from services.journey.domain.history import HOUR_US, Flags, Floats, Ints, stable_order
+from services.journey.domain.history import HOUR_US, Flags, Floats, Ints, microseconds, stable_order
 from services.journey.domain.intervals import Interval
 from services.journey.domain.naming import unknown
 from services.journey.domain.reading import DEFAULT_INACTIVITY_HOURS, Reading
 from services.journey.views.scores import EventRange
 from services.journey.views.selection import Selection
-from services.journey.views.snapshot import microseconds
 
 OFF_MAP = "not on the map"
 #: Where those who came back began: the most frequent ones.

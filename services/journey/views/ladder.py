@@ -11,14 +11,13 @@ from recorrido.ingest.v1.events import ReferralDirection
 from recorrido.journey.v1.events import LoyaltyLevel
 from services.foundation.errors import InvalidError, Violation
 from services.journey.domain import intervals
-from services.journey.domain.history import HOUR_US, Flags, History, Ints, Told
+from services.journey.domain.history import HOUR_US, Flags, History, Ints, Told, microseconds, moment_of
 from services.journey.domain.intervals import Interval
 from services.journey.domain.loyalty import levels, rules_of, standing
 from services.journey.domain.naming import unknown
 from services.journey.domain.reading import Reading
 from services.journey.views.money import YEAR_US
 from services.journey.views.scores import Period, period_number, period_start
-from services.journey.views.snapshot import microseconds, moment_of
 
 #: Periods of one answer.
 MAX_PERIODS = 120

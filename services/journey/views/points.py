@@ -12,13 +12,12 @@ from recorrido.inference.v1.events import PointKind
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded, RatingMetric, Verbatim
 from services.foundation.masking import Masker, Pii
 from services.journey.domain import intervals
-from services.journey.domain.history import DAY_US, Flags, Index, Ints
+from services.journey.domain.history import DAY_US, Flags, Index, Ints, microseconds
 from services.journey.domain.intervals import Interval, Sample
 from services.journey.domain.reading import Reading
 from services.journey.views.money import YEAR_US, Amount, amount, spent
 from services.journey.views.scores import EventRange
 from services.journey.views.selection import Selection
-from services.journey.views.snapshot import microseconds
 
 KINDS = (PointKind.PAIN, PointKind.ITCH, PointKind.DELIGHT)
 DEFAULT_TREND_DAYS = 30

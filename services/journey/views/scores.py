@@ -17,7 +17,7 @@ from recorrido.journey.v1.events import Metric, Touchpoint
 from services.foundation.errors import InvalidError, Violation
 from services.foundation.scales import SCALES
 from services.journey.domain.expectations import Expected, held_against
-from services.journey.domain.history import DAY_US, Flags, History, Ints, Scale
+from services.journey.domain.history import DAY_US, Flags, History, Ints, Scale, moment_of
 from services.journey.domain.reading import Reading
 from services.journey.domain.scores import (
     MeanScore,
@@ -30,7 +30,6 @@ from services.journey.domain.scores import (
     satisfaction_score,
 )
 from services.journey.views.selection import Selection
-from services.journey.views.snapshot import moment_of
 
 #: Some rows, or all.
 Rows: TypeAlias = Ints | slice

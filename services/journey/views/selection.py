@@ -7,10 +7,9 @@ import numpy as np
 
 from recorrido.ingest.v1.events import Channel
 from services.foundation.errors import InvalidError, Violation
-from services.journey.domain.history import Flags
+from services.journey.domain.history import Flags, microseconds
 from services.journey.domain.naming import unknown
 from services.journey.domain.reading import Reading
-from services.journey.views.snapshot import microseconds
 
 
 @dataclass(frozen=True, slots=True)

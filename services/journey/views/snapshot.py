@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ import structlog
 from recorrido.journey.v1.events import JourneyMap, Stage, Touchpoint
 from services.foundation.errors import NotFoundError, UnavailableError
 from services.foundation.projection import answerable
-from services.journey.domain.history import History
+from services.journey.domain.history import History, microseconds, moment_of
 from services.journey.domain.maps import PublishedMap
 from services.journey.domain.placement import Placements
 from services.journey.domain.reading import Reading
@@ -28,17 +28,6 @@ NOW = datetime(9999, 1, 1, tzinfo=UTC)
 
 #: Readings kept, with what was derived of them: those asked for last.
 _KEPT_READINGS = 4
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def microseconds(moment: datetime) -> int:
-    """Return a time as the columns hold it."""
-    return (moment - _EPOCH) // timedelta(microseconds=1)
-
-
-def moment_of(value: int) -> datetime:
-    """Return a time that the columns hold."""
-    return _EPOCH + timedelta(microseconds=int(value))
 
 
 @dataclass(frozen=True)

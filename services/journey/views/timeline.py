@@ -17,14 +17,14 @@ from recorrido.journey.v1.events import Persona
 from services.foundation.errors import NotFoundError
 from services.foundation.paging import read_token, write_token
 from services.journey.domain.experience import Experience, experience
-from services.journey.domain.history import History, Index, Ints
+from services.journey.domain.history import History, Index, Ints, microseconds, moment_of
 from services.journey.domain.loyalty import Loyalty, loyalty, rules_of
 from services.journey.domain.reading import Reading
 from services.journey.views.money import Amount, ShareOfWallet, amount, share_of_wallet, spent
 from services.journey.views.names import Kind, texts_of
 from services.journey.views.points import KINDS
 from services.journey.views.signals import Signal, signals_at
-from services.journey.views.snapshot import NOW, MapInForce, Snapshot, microseconds, moment_of
+from services.journey.views.snapshot import NOW, MapInForce, Snapshot
 
 _DECODE_INTERACTION = msgspec.json.Decoder(InteractionRecorded).decode
 _DECODE_ANALYSIS = msgspec.json.Decoder(Analysis).decode
