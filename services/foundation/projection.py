@@ -369,7 +369,7 @@ class ProjectionRunner:
     def _pass_over(self, recorded: Recorded, error: Exception) -> None:
         """Somebody wrote what is no event of ours under its name. It stays in the history, and means nothing."""
         event_id = str(recorded.event_id)
-        LOG.error("poison event passed over", projection=self._schema, event_id=event_id, error=repr(error)[:500])
+        LOG.error("poison event passed over", projection=self._schema, event_id=event_id, error=kind_of(error))
         self._passed_over.add(1, {"projection": self._schema})
 
     async def write(self, batch: Sequence[Recorded | CaughtUp | Checkpoint]) -> None:
