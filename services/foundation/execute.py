@@ -304,6 +304,7 @@ class Executor(Generic[StateT]):
                     LOG.error("poison event passed over", event_id=event_id, error=str(error))  # noqa: TRY400 - the text says it all
                 else:
                     state = self._decider.evolve(state, event)
+        self._reached = max([self._reached, *(recorded.position for recorded in news[-1:])])
         return Folded(state, news[-1].revision, news[-1].event_id) if news else known
 
     def _presumed(self, intents: Sequence[Intent]) -> dict[str, Folded[StateT]]:

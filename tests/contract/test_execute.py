@@ -529,3 +529,22 @@ async def test_what_is_remembered_does_not_count_where_a_backup_has_another_even
         assert len(await other.read("tally-restored")) == 2
         for each in (store, other):
             await each.close()
+
+
+async def test_what_was_read_does_not_count_where_a_backup_holds_less(tmp_path: Path) -> None:
+    """The stream came to the revision that is remembered by other events, and nothing of it was ever appended by us."""
+    with eventstore.running(tmp_path / "later") as node:
+        store = await EventStore.connect(node.uri)
+        for number in range(5):
+            await rival(store, f"tally-{number}", "x")
+        await rival(store, "tally-restored", "a")
+        one = executor(store)
+        assert (await one.load("tally-restored")).revision == 0
+        node.stop()
+    with eventstore.running(tmp_path / "backup", node.address) as node:
+        other = await EventStore.connect(node.uri)
+        await rival(other, "tally-restored", "b")
+        (done,) = await one.execute_all([Intent("tally-restored", Count("b"))])
+        assert (list(done.events), done.state, await causes(other, "tally-restored")) == ([], {"b"}, ["b"])
+        for each in (store, other):
+            await each.close()
