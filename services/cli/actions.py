@@ -124,7 +124,9 @@ def _message(made: type[MessageT], **fields: Any) -> MessageT:
 
 
 def _table(found: pb.ListActionsResponse) -> Table:
-    lines = show.table("opened (UTC)", "kind", "state", "customer~", "title~", "owner", "due (UTC)", "result", "id")
+    lines = show.table(
+        "opened (UTC)", "kind", "state", "customer~", "title~", "owner", "next due (UTC)", "result", "id"
+    )
     for each in found.actions:
         lines.add_row(
             show.when(each.opened_at),

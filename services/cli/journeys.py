@@ -4,6 +4,7 @@ import itertools
 from enum import StrEnum
 from typing import Annotated, Any
 
+import grpc
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.table import Table
@@ -103,7 +104,7 @@ def _about(found: pb.GetCustomerJourneyResponse) -> Table:
 
 
 def _loyalty(found: pb.Loyalty) -> str:
-    level = show.name(LoyaltyLevel.DESCRIPTOR, found.level).removeprefix("loyalty level ") or "nothing tells"
+    level = show.name(LoyaltyLevel.DESCRIPTOR, found.level).removeprefix("loyalty level ") or "no rule applies"
     return f"{level}: {'; '.join(found.reasons)}" if found.reasons else level
 
 
@@ -122,6 +123,17 @@ async def _watch(request: pb.WatchCustomerJourneyRequest, count: int, *, as_json
     out = show.console()
     updates = 0
     async with clients.journey(Addresses.configured()) as journey:
+        known = pb.GetCustomerJourneyRequest(customer_id=request.customer_id, map_id=request.map_id, page_size=1)
+        try:
+            await journey.GetCustomerJourney(known)
+        except grpc.aio.AioRpcError as error:
+            if error.code() != grpc.StatusCode.NOT_FOUND:
+                raise
+            # One who is still to come may be watched too; but a misspelt id must not look like silence.
+            show.console(stderr=True).print(
+                f"note: nothing is known of {request.customer_id!r} yet; waiting for what comes, Ctrl-C stops",
+                soft_wrap=True,
+            )
         async for update in journey.WatchCustomerJourney(request):
             if as_json:
                 show.print_json(update)
@@ -511,7 +523,7 @@ async def _ladder(request: pb.GetLoyaltyLadderRequest, *, as_json: bool) -> None
     for each in reversed(found.levels):
         course = [period.levels[each.level].customers for period in periods]
         lines.add_row(
-            show.name(LoyaltyLevel.DESCRIPTOR, each.level) or "nothing tells",
+            show.name(LoyaltyLevel.DESCRIPTOR, each.level) or "no rule applies",
             show.count(each.customers),
             f"{100 * each.share:.1f} %" if each.level else "",
             show.sparkline(course, 0, max([*course, 1])),

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from signal import SIGCONT, SIGSTOP
 from uuid import uuid4
 
 import nats
@@ -238,3 +240,19 @@ async def test_burying_waits_until_the_store_can_tell_whether_it_holds_the_event
         async with reacting(bus, handle, held):
             await until(buried, 20)
     assert asked >= 2
+
+
+async def test_a_server_that_stood_still_is_told_and_its_late_answer_does_no_harm(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with connected(cluster) as bus:
+
+        async def silent() -> bool:
+            return not await bus.ping()
+
+        assert await bus.ping()
+        cluster.kill("nats", SIGSTOP)
+        assert await until(silent, 20)
+        cluster.kill("nats", SIGCONT)
+        assert await until(bus.ping, 20)
+    assert not [each for each in caplog.records if each.name.startswith("nats") and each.levelno >= logging.ERROR]

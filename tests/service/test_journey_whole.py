@@ -42,7 +42,7 @@ from recorrido.journey.v1 import journey_service_pb2 as pb
 from recorrido.journey.v1.journey_service_pb2_grpc import JourneyServiceStub
 from services.foundation.events import Event, Pending, derived_id, stream_name
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
-from tests.support.cli import answer, recorrido
+from tests.support.cli import answer, environment, recorrido, start
 from tests.support.cluster import Cluster, running
 from tests.support.rpc_errors import violations
 from tests.support.tables import dump
@@ -425,6 +425,14 @@ async def test_the_command_shows_it(shared: Company, tmp_path: Path) -> None:
     assert "service recovery:" in text
     text = (await recorrido(c.cluster, "watch", "flo", "--count", "1")).out
     assert "Checkout" in text
+    # One who is still to come can be watched; but silence would hide that an id is misspelt.
+    waiting = await start(("watch", "fol", "--count", "1"), environment(c.cluster.ports))
+    try:
+        assert waiting.stderr is not None
+        assert b"nothing is known of 'fol' yet" in await asyncio.wait_for(waiting.stderr.readline(), 60)
+    finally:
+        waiting.terminate()
+        await waiting.communicate()
     text = (await recorrido(c.cluster, "rebuild", "journey")).out
     assert text.startswith("rebuilt from ")
     draft = tmp_path / "draft.yaml"
