@@ -86,6 +86,10 @@ def apply(model: Model, write: Append | Delete) -> bool:
     fresh = {p.stream: model[p.stream].fresh(p.expected, [event.id for event in p.events]) for p in write.parts}
     if None in fresh.values() or not all(model[check.stream].meets(check.expected) for check in write.checks):
         return False
+    # Only a whole append can be a repeat: beside what is new, a part that was there already is refused.
+    repeated = any(p.events and not fresh[p.stream] and p.expected not in (ANY, EXISTS) for p in write.parts)
+    if repeated and any(fresh.values()):
+        return False
     for name, new in fresh.items():
         stream = model[name]
         if new and stream.deleted:

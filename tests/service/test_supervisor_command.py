@@ -231,7 +231,7 @@ async def test_status_says_what_runs_and_where(machine: Machine) -> None:
     assert f"127.0.0.1:{machine.ports.nats}  monitor 127.0.0.1:{machine.ports.nats_monitor}" in text
     command.process.send_signal(SIGTERM)
     await command.ended()
-    assert (await machine.status()) == {"ready": False}
+    assert (await machine.status()) == {"ready": False, "data": str(machine.data)}
 
 
 async def test_everything_listens_on_loopback_only(machine: Machine) -> None:
