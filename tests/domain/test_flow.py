@@ -25,8 +25,6 @@ async def test_work_that_ends_while_somebody_is_busy_with_a_report_owes_them_the
         reported.set()
         # Who takes a report takes their time; the work ends meanwhile.
         await done.wait()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
     assert seen == [False, True]
 
 

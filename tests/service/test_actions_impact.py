@@ -327,19 +327,21 @@ async def test_a_touchpoint_that_is_renamed_in_between_is_measured_as_one(world:
     await until(counted, 20)
 
 
+def bad_moment(said: Pending, touchpoint: str, *evidence: Evidence) -> SignalRaised:
+    return SignalRaised(
+        signal_id=str(uuid4()),
+        rule="bad_moment",
+        touchpoint=touchpoint,
+        occurred_at=said.event.interaction.occurred_at,  # type: ignore[attr-defined]
+        evidence=evidence,
+    )
+
+
 async def test_bad_moments_and_the_erased_stay_in_the_sums(world: World) -> None:
     here, receipt = unique("here"), str(uuid4())
     said = await world.answers(here, BEGAN - 4 * DAY, [BAD] * 40)
     await world.answers(here, DONE, [GOOD] * 40)
-    raised = [
-        SignalRaised(
-            signal_id=str(uuid4()),
-            rule="bad_moment",
-            touchpoint=here,
-            occurred_at=each.event.interaction.occurred_at,  # type: ignore[attr-defined]
-        )
-        for each in said[:30]
-    ]
+    raised = [bad_moment(each, here) for each in said[:30]]
     for each in raised:
         await world.append(f"signal-{each.signal_id}", each)
     key = await world.improvement(None)
@@ -403,16 +405,7 @@ async def test_a_bad_moment_of_the_erased_stays_where_a_rule_places_it(world: Wo
     raw, here, receipt = unique("raw"), unique("here"), str(uuid4())
     said = await world.answers(raw, BEGAN - 4 * DAY, [BAD] * 40)
     await world.answers(raw, DONE, [GOOD] * 40)
-    raised = [
-        SignalRaised(
-            signal_id=str(uuid4()),
-            rule="bad_moment",
-            touchpoint=raw,
-            occurred_at=each.event.interaction.occurred_at,  # type: ignore[attr-defined]
-            evidence=(Evidence(event_id=str(each.event_id)),),
-        )
-        for each in said[:30]
-    ]
+    raised = [bad_moment(each, raw, Evidence(event_id=str(each.event_id))) for each in said[:30]]
     for each in raised:
         await world.append(f"signal-{each.signal_id}", each)
     touchpoint = Touchpoint(touchpoint_id=here, name="Here")
