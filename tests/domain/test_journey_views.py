@@ -149,6 +149,27 @@ def month_of(event: Happened) -> datetime:
 
 
 @SEEDS
+def test_scores_in_total_are_the_same_to_the_last_digit_whatever_map_groups_them(seed: int) -> None:
+    dice = random.Random(seed)
+    scale = Scale("mood", 0, 10)
+    happened = [
+        Happened(
+            f"c{dice.randrange(9)}",
+            dice.randrange(90),
+            dice.choice(["checkout", "parcel", "hotline", "stand", "post"]),
+            words=(dice.randrange(-10_000, 10_001) / 1e4, PointKind.NONE, ""),
+            mood=(scale, dice.randrange(101) / 10),
+        )
+        for _ in range(200)
+    ]
+    mapped, unmapped = (scores(reading(history(*happened), each), Selection())[0] for each in (MAP, JourneyMap()))
+    assert mapped.mean_sentiment is not None
+    assert mapped == unmapped
+    exact = math.fsum(each.words[0] for each in happened if each.words) / 200
+    assert mapped.mean_sentiment.value == pytest.approx(exact, abs=1e-12)
+
+
+@SEEDS
 def test_scores_by_any_grouping_are_those_of_the_events_in_each_group(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from services.journey.domain.history import HOUR_US, Flags, Floats, Ints, micros
 from services.journey.domain.intervals import Interval
 from services.journey.domain.naming import unknown
 from services.journey.domain.reading import DEFAULT_INACTIVITY_HOURS, Reading
-from services.journey.views.scores import EventRange
+from services.journey.views.scores import UNITS, EventRange, added
 from services.journey.views.selection import Selection
 
 OFF_MAP = "not on the map"
@@ -433,8 +433,7 @@ class _Felt:
         telling = ~np.isnan(felt)
         value, case, code = felt[telling], case[telling], code[telling]
         self._counts = np.bincount(code, minlength=size)
-        self._totals = np.bincount(code, value, minlength=size)
-        self._squares = np.bincount(code, value * value, minlength=size)
+        self._totals, self._squares = added(code, value, size)
         # Of several moments of a case the last one assigned stays: that is the later one.
         last = np.full(total, -1, np.int64)
         last[case] = np.arange(len(value))
@@ -449,10 +448,10 @@ class _Felt:
         self.lasting = float((value[peak[heard]] + value[last[heard]]).mean() / 2) if len(heard) else None
 
     def at(self, n: int) -> StepExperience | None:
-        count, total = int(self._counts[n]), float(self._totals[n])
+        count, total, squares = int(self._counts[n]), float(self._totals[n] / UNITS), float(self._squares[n] / UNITS)
         if not count:
             return None
-        interval = intervals.mean(count, total, float(self._squares[n]), lowest=-1.0, highest=1.0)
+        interval = intervals.mean(count, total, squares, lowest=-1.0, highest=1.0)
         return StepExperience(total / count, count, interval, int(self._peaks[n]), int(self._ends[n]))
 
 

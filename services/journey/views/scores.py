@@ -33,6 +33,10 @@ from services.journey.views.selection import Selection
 
 #: Some rows, or all.
 Rows: TypeAlias = Ints | slice
+#: Sums of values are kept in parts of this size, each a whole number: a sentiment has four decimals, its square eight.
+UNITS = 1e8
+#: As many parts, for each group.
+Units: TypeAlias = NDArray[Any]
 #: Touchpoints on no map that one answer names.
 MAX_UNCOVERED = 100
 #: Where there may be more combinations than this, those that occur are found by sorting.
@@ -128,31 +132,31 @@ class _Sums:
     counts: Ints
     answers: Mapping[RatingMetric, Ints]
     heard: Ints
-    felt: NDArray[Any]
-    squares: NDArray[Any]
+    felt: Units
+    squares: Units
     tones: Ints
     first: Ints
     last: Ints
-    custom: tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+    custom: tuple[Ints, Units, Units]
 
     def together(self) -> "_Sums":
         """Return those of all groups as one."""
 
-        def added(of: NDArray[Any]) -> NDArray[Any]:
-            total: NDArray[Any] = np.sum(of, axis=0, keepdims=True)
-            return total
+        def total(of: NDArray[Any]) -> NDArray[Any]:
+            found: NDArray[Any] = np.sum(of, axis=0, keepdims=True)
+            return found
 
         there = self.counts > 0
         return _Sums(
-            added(self.counts),
-            {metric: added(each) for metric, each in self.answers.items()},
-            added(self.heard),
-            added(self.felt),
-            added(self.squares),
-            added(self.tones),
+            total(self.counts),
+            {metric: total(each) for metric, each in self.answers.items()},
+            total(self.heard),
+            total(self.felt),
+            total(self.squares),
+            total(self.tones),
             np.array([self.first[there].min(initial=np.iinfo(np.int64).max)]),
             np.array([self.last.max(initial=0)]),
-            (added(self.custom[0]), added(self.custom[1]), added(self.custom[2])),
+            (total(self.custom[0]), total(self.custom[1]), total(self.custom[2])),
         )
 
     def scores(self, customers: Ints, scales: Sequence[Scale]) -> list[Scores]:
@@ -161,7 +165,8 @@ class _Sums:
         nps = self.answers[RatingMetric.NPS].tolist()
         csat, ces = (self.answers[metric].tolist() for metric in (RatingMetric.CSAT, RatingMetric.CES))
         tones = self.tones[:, [Sentiment.NEGATIVE.number, Sentiment.NEUTRAL.number, Sentiment.POSITIVE.number]].tolist()
-        heard, felt, squares = self.heard.tolist(), self.felt.tolist(), self.squares.tolist()
+        heard = self.heard.tolist()
+        felt, squares = (self.felt / UNITS).tolist(), (self.squares / UNITS).tolist()
         first, last, several = self.first.tolist(), self.last.tolist(), customers.tolist()
         custom = self._custom(scales)
         return [
@@ -190,8 +195,8 @@ class _Sums:
             scale = scales[at]
             mean = mean_score(
                 int(counts[n, at]),
-                float(totals[n, at]),
-                float(squares[n, at]),
+                float(totals[n, at] / UNITS),
+                float(squares[n, at] / UNITS),
                 lowest=scale.lowest,
                 highest=scale.highest,
             )
@@ -227,12 +232,22 @@ def _sums(history: History, rows: Rows, code: NDArray[Any], groups: int) -> _Sum
             for metric, column in history.answers.items()
         },
         np.bincount(group, minlength=groups),
-        np.bincount(group, felt, minlength=groups),
-        np.bincount(group, felt * felt, minlength=groups),
+        *added(group, felt, groups),
         np.bincount(group * tones + history.analyses.sentiment[of], minlength=groups * tones).reshape(groups, tones),
         *_ranges(history.interactions.position[rows], code, history.analyses.position[of], group, groups),
         _custom(history, rows, code, groups),
     )
+
+
+def added(code: NDArray[Any], value: NDArray[Any], groups: int) -> tuple[Units, Units]:
+    """Return the sum of each group's values, and that of their squares, both in parts of `UNITS`.
+
+    Whole numbers add up to the same in any order and any partition, where fractions differ in the last digit: the same
+    question about the same facts has one answer, whichever map groups them. Exact up to 9e7 in sum.
+    """
+    totals: Units = np.bincount(code, np.rint(value * UNITS), minlength=groups)
+    squares: Units = np.bincount(code, np.rint(value * value * UNITS), minlength=groups)
+    return totals, squares
 
 
 def distinct(code: NDArray[Any], customer: NDArray[np.int32], groups: int, customers: int) -> Ints:
@@ -270,9 +285,9 @@ def _custom(
     chosen = groups_of >= 0
     cell = groups_of[chosen] * scales + ratings.scale[chosen]
     value = ratings.value[chosen]
-    sums = (np.bincount(cell, weights, minlength=groups * scales) for weights in (None, value, value * value))
-    counts, totals, squares = (each.reshape(shape) for each in sums)
-    return counts, totals, squares
+    counts = np.bincount(cell, minlength=groups * scales)
+    totals, squares = added(cell, value, groups * scales)
+    return counts.reshape(shape), totals.reshape(shape), squares.reshape(shape)
 
 
 def scores(reading: Reading, selection: Selection) -> tuple[Scores, Sequence[TouchpointScores]]:
