@@ -33,6 +33,7 @@ class Ending(StrEnum):
     GOAL = "goal"
     DROPPED_OFF = "dropped_off"
     OPEN = "open"
+    NO_GOAL = "no_goal"
 
 
 def flow(
@@ -104,10 +105,13 @@ def _print_flow(found: pb.GetFlowResponse) -> None:
     out.print(
         f"{show.count(flow_.cases)} cases of {show.count(flow_.customers)} customers:"
         f" {_part(flow_.reached_goal, flow_.cases)} reached a goal,"
-        f" {_part(flow_.dropped_off, flow_.cases)} dropped off, {_part(flow_.open, flow_.cases)} may go on"
+        f" {_part(flow_.dropped_off, flow_.cases)} set out for one and dropped off,"
+        f" {_part(flow_.no_goal, flow_.cases)} were about none, {_part(flow_.open, flow_.cases)} may go on"
     )
     if not flow_.cases:
         return
+    if flow_.HasField("drop_off_rate"):
+        out.print(f"{show.percent(flow_.drop_off_rate)} of those that set out for a goal and are over dropped off")
     out.print(f"half of them take {show.hours(flow_.median_hours)}, nine of ten at most {show.hours(flow_.p90_hours)}")
     out.print(_steps(flow_))
     out.print(_edges(flow_))

@@ -294,6 +294,19 @@ AGE = PersonaCondition(attribute="age", values=("2*",))
         ({}, set()),
         ({"goals": (Goal(goal_id="have-it", name="x", touchpoint_ids=("none",)),)}, {"goals[0].touchpoint_ids[0]"}),
         ({"goals": (Goal(goal_id="have-it", name="x"),)}, {"goals[0].touchpoint_ids"}),
+        (
+            {
+                "goals": (
+                    Goal(
+                        goal_id="have-it",
+                        name="x",
+                        touchpoint_ids=("delivery",),
+                        begins_at_touchpoint_ids=("delivery", "none"),
+                    ),
+                )
+            },
+            {"goals[0].begins_at_touchpoint_ids[1]"},
+        ),
         ({"goals": ()}, {"personas[0].goal_ids[0]", "episodes.goal_ids[0]"}),
         ({"personas": (persona("a"), persona("b", AGE))}, {"personas[1]"}),
         ({"personas": (persona("a", AGE), persona("a", PersonaCondition(attribute="age", values=("25",))))},

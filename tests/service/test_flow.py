@@ -72,7 +72,7 @@ MAP = JourneyMap(
         ),
         Persona(persona_id="old", name="Old", conditions=(PersonaCondition(attribute="segment", values=("old",)),)),
     ),
-    goals=(Goal(goal_id="bought", name="Bought", touchpoint_ids=("paid",)),),
+    goals=(Goal(goal_id="bought", name="Bought", touchpoint_ids=("paid",), begins_at_touchpoint_ids=("placed",)),),
     episodes=EpisodeRules(goal_ids=("bought",), inactivity_hours=12),
 )
 STAGES = {"placed": "buy", "paid": "buy", "help": "care", "": ""}
@@ -115,7 +115,9 @@ class Case:
     def ending(self, moment: datetime) -> Ending:
         if self.reached:
             return Ending.GOAL
-        return Ending.OPEN if moment - self.ended <= REST else Ending.DROPPED_OFF
+        if moment - self.ended <= REST:
+            return Ending.OPEN
+        return Ending.DROPPED_OFF if {"placed", "paid"} & {at(i) for _, i in self.told} else Ending.NO_GOAL
 
 
 def at(interaction: Interaction) -> str:
@@ -191,7 +193,9 @@ def compare_with_counting(found: Flow, cases: Sequence[Case], every: Sequence[Ca
     assert (found.cases, found.interactions) == (len(cases), sum(len(case.told) for case in cases))
     assert found.customers == len({case.customer for case in cases})
     endings = Counter(case.ending(moment) for case in cases)
-    assert (found.reached_goal, found.dropped_off, found.open) == tuple(endings[each] for each in Ending)
+    assert (found.reached_goal, found.dropped_off, found.open, found.no_goal) == tuple(endings[each] for each in Ending)
+    sought = endings[Ending.GOAL] + endings[Ending.DROPPED_OFF]
+    assert found.drop_off_rate == (endings[Ending.DROPPED_OFF] / sought if sought else None)
     hours: dict[Any, list[float]] = defaultdict(list)
     by: dict[Any, set[int]] = defaultdict(set)
     for n, walk in enumerate(walks):
@@ -279,6 +283,7 @@ async def test_whole_cases_are_filtered_and_compared(tmp_path: Path) -> None:
         ],
         FlowFilter(goal_id="bought"): [c for c in every if c.reached],
         FlowFilter(ending=Ending.DROPPED_OFF): [c for c in every if c.ending(moment) is Ending.DROPPED_OFF],
+        FlowFilter(ending=Ending.NO_GOAL): [c for c in every if c.ending(moment) is Ending.NO_GOAL],
         FlowFilter(ending=Ending.OPEN): [c for c in every if c.ending(moment) is Ending.OPEN],
     }
     # Most of them tell some cases from others, whatever the dice said.

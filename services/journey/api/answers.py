@@ -460,6 +460,8 @@ def flow(found: Flow) -> pb.Flow:
         p90_hours=found.p90_hours,
         lasting_impression=found.lasting_impression,
         events=_events(found.events),
+        no_goal=found.no_goal,
+        drop_off_rate=found.drop_off_rate,
     )
 
 

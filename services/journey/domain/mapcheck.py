@@ -236,7 +236,8 @@ def _goals(map_: JourneyMap, touchpoint_ids: set[str]) -> Iterator[Violation]:
         yield from _name(f"{path}.name", goal.name)
         if not goal.touchpoint_ids:
             yield Violation(f"{path}.touchpoint_ids", "at least one touchpoint, or nothing can reach the goal")
-        yield from _references(f"{path}.touchpoint_ids", goal.touchpoint_ids, touchpoint_ids, "touchpoint")
+        for name in ("touchpoint_ids", "begins_at_touchpoint_ids"):
+            yield from _references(f"{path}.{name}", getattr(goal, name), touchpoint_ids, "touchpoint")
 
 
 def _personas(map_: JourneyMap) -> Iterator[Violation]:

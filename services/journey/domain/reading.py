@@ -86,14 +86,24 @@ class Reading:
     @cached_property
     def goals(self) -> Ints:
         """Return which goals each interaction reached, as bits in the order of the map."""
-        reached = np.zeros(len(self.touchpoints) + 1, np.int64)
-        for number, goal in enumerate(self.map_.goals):
-            for n, (_, touchpoint) in enumerate(self.touchpoints):
-                if touchpoint.touchpoint_id in goal.touchpoint_ids:
-                    reached[n] |= 1 << number
         outcome = self.history.interactions.outcome
         missed = (outcome == Outcome.FAILED.number) | (outcome == Outcome.ABANDONED.number)
-        return np.where(missed, 0, reached[self.place])
+        return np.where(missed, 0, self._at([goal.touchpoint_ids for goal in self.map_.goals]))
+
+    @cached_property
+    def sought(self) -> Ints:
+        """Return which goals each interaction set out for, or tried to reach, as bits in the order of the map."""
+        return self._at([(*goal.begins_at_touchpoint_ids, *goal.touchpoint_ids) for goal in self.map_.goals])
+
+    def _at(self, several: Sequence[Sequence[str]]) -> Ints:
+        """Return at which of several lists of touchpoint ids each interaction was, as bits in their order."""
+        # The last one stands for "no touchpoint", which is where -1 leads.
+        bits = np.zeros(len(self.touchpoints) + 1, np.int64)
+        for number, touchpoint_ids in enumerate(several):
+            for n, (_, touchpoint) in enumerate(self.touchpoints):
+                if touchpoint.touchpoint_id in touchpoint_ids:
+                    bits[n] |= 1 << number
+        return bits[self.place]
 
     @cached_property
     def episode(self) -> Ints:

@@ -45,11 +45,15 @@ class CaseOf(Enum):
 
 
 class Ending(Enum):
-    """A case that reached no goal is open while its episode may go on, and dropped off afterwards."""
+    """A case that reached no goal is open while it may go on; afterwards it dropped off where it set out for one.
+
+    As in a funnel, where only who took its first step can abandon it; see docs/flow.md.
+    """
 
     GOAL = 1
     DROPPED_OFF = 2
     OPEN = 3
+    NO_GOAL = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class DropOff:
-    """Cases that ended at a step without a goal; hours are until the customer's next case."""
+    """Cases that set out for a goal and ended at a step without one; hours are until the customer's next case."""
 
     cases: int
     share: float
@@ -142,6 +146,7 @@ class Flow:
     reached_goal: int = 0
     dropped_off: int = 0
     open: int = 0
+    no_goal: int = 0
     steps: Sequence[Step] = ()
     edges: Sequence[Edge] = ()
     variants: Sequence[Variant] = ()
@@ -150,6 +155,12 @@ class Flow:
     p90_hours: float = 0.0
     lasting_impression: float | None = None
     events: EventRange = field(default_factory=EventRange)
+
+    @property
+    def drop_off_rate(self) -> float | None:
+        """Of the cases that set out for a goal and are over, the part that dropped off, 0 to 1; None: there is none."""
+        over = self.reached_goal + self.dropped_off
+        return self.dropped_off / over if over else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +199,14 @@ class Cases:
         self.started = occurred[order[self.begins]]
         self.ended = occurred[order[self.last]]
         self.customer = history.customer[order[self.begins]]
-        self.goals = np.bitwise_or.reduceat(reading.goals[order], self.begins) if len(order) else np.empty(0, np.int64)
+        self.goals, sought = (
+            np.bitwise_or.reduceat(bits[order], self.begins) if len(order) else np.empty(0, np.int64)
+            for bits in (reading.goals, reading.sought)
+        )
         rest = ((reading.map_.episodes or EpisodeRules()).inactivity_hours or DEFAULT_INACTIVITY_HOURS) * HOUR_US
         self.open: Flags = (self.goals == 0) & (moment - self.ended <= rest)
-        self.dropped: Flags = (self.goals == 0) & ~self.open
+        self.dropped: Flags = (self.goals == 0) & (sought != 0) & ~self.open
+        self.aimless: Flags = (self.goals == 0) & (sought == 0) & ~self.open
         # Names of the steps; the last stands for "on no map", which is where -1 leads.
         if level is Level.STAGE:
             known = [(stage.stage_id, stage.name) for stage in reading.map_.stages]
@@ -219,7 +234,12 @@ class Cases:
             meant &= self.started >= microseconds(selection.since)
         if selection.until is not None:
             meant &= self.started < microseconds(selection.until)
-        endings = {Ending.GOAL: self.goals != 0, Ending.DROPPED_OFF: self.dropped, Ending.OPEN: self.open}
+        endings = {
+            Ending.GOAL: self.goals != 0,
+            Ending.DROPPED_OFF: self.dropped,
+            Ending.OPEN: self.open,
+            Ending.NO_GOAL: self.aimless,
+        }
         return meant if filter_.ending is None else meant & endings[filter_.ending]
 
     def _reached(self, goal_id: str, place: str) -> Flags:
@@ -265,6 +285,7 @@ def flow(cases: Cases, meant: Flags, variants: int) -> Flow:
         reached_goal=int((cases.goals[mine] != 0).sum()),
         dropped_off=int(cases.dropped[mine].sum()),
         open=int(cases.open[mine].sum()),
+        no_goal=int(cases.aimless[mine].sum()),
         steps=_steps(cases, steps, mine, felt),
         edges=_edges(cases, steps, total),
         variants=ways,

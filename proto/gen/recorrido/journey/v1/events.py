@@ -247,13 +247,16 @@ class Persona(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="cam
 
 
 class Goal(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel", gc=False):
-    """Reached by an interaction at one of the touchpoints that did not fail."""
+    """Reached by an interaction at one of the touchpoints that neither failed nor was abandoned."""
 
     type_name: ClassVar[str] = "recorrido.journey.v1.Goal"
 
     goal_id: str = ""
     name: str = ""
     touchpoint_ids: tuple[str, ...] = ()
+    begins_at_touchpoint_ids: tuple[str, ...] = ()
+    """Where customers set out for it, such as the checkout for having it delivered. Whoever tries at one of touchpoint_ids
+    in vain set out for it, too. Who set out and reached no goal dropped off."""
 
     @classmethod
     def from_proto(cls, message: journey_map_pb2.Goal) -> Self:
@@ -261,6 +264,7 @@ class Goal(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"
             goal_id=message.goal_id,
             name=message.name,
             touchpoint_ids=tuple(message.touchpoint_ids),
+            begins_at_touchpoint_ids=tuple(message.begins_at_touchpoint_ids),
         )
 
     def to_proto(self) -> journey_map_pb2.Goal:
@@ -268,6 +272,7 @@ class Goal(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"
             goal_id=self.goal_id,
             name=self.name,
             touchpoint_ids=self.touchpoint_ids,
+            begins_at_touchpoint_ids=self.begins_at_touchpoint_ids,
         )
         return message
 

@@ -336,27 +336,35 @@ Global___PersonaCondition: _TypeAlias = PersonaCondition  # noqa: Y015
 
 @_typing.final
 class Goal(_message.Message):
-    """Reached by an interaction at one of the touchpoints that did not fail."""
+    """Reached by an interaction at one of the touchpoints that neither failed nor was abandoned."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     GOAL_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     TOUCHPOINT_IDS_FIELD_NUMBER: _builtins.int
+    BEGINS_AT_TOUCHPOINT_IDS_FIELD_NUMBER: _builtins.int
     goal_id: _builtins.str
     name: _builtins.str
     @_builtins.property
     def touchpoint_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def begins_at_touchpoint_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where customers set out for it, such as the checkout for having it delivered. Whoever tries at one of touchpoint_ids
+        in vain set out for it, too. Who set out and reached no goal dropped off.
+        """
+
     def __init__(
         self,
         *,
         goal_id: _builtins.str = ...,
         name: _builtins.str = ...,
         touchpoint_ids: _abc.Iterable[_builtins.str] | None = ...,
+        begins_at_touchpoint_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["goal_id", b"goal_id", "name", b"name", "touchpoint_ids", b"touchpoint_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begins_at_touchpoint_ids", b"begins_at_touchpoint_ids", "goal_id", b"goal_id", "name", b"name", "touchpoint_ids", b"touchpoint_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

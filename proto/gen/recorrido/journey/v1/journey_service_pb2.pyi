@@ -185,9 +185,11 @@ class _FlowEndingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FlowEnding
     FLOW_ENDING_GOAL: _FlowEnding.ValueType  # 1
     """It reached a goal of the map."""
     FLOW_ENDING_DROPPED_OFF: _FlowEnding.ValueType  # 2
-    """It reached none, and nothing has happened for longer than the map's episodes may rest."""
+    """It set out for one and reached none, and nothing has happened for longer than the map's episodes may rest."""
     FLOW_ENDING_OPEN: _FlowEnding.ValueType  # 3
     """It reached none yet, and may go on."""
+    FLOW_ENDING_NO_GOAL: _FlowEnding.ValueType  # 4
+    """It is over, as one that dropped off is, and had set out for no goal: an advert seen, a survey answered."""
 
 class FlowEnding(_FlowEnding, metaclass=_FlowEndingEnumTypeWrapper):
     """How a case ended, as far as it is known."""
@@ -197,9 +199,11 @@ FLOW_ENDING_UNSPECIFIED: FlowEnding.ValueType  # 0
 FLOW_ENDING_GOAL: FlowEnding.ValueType  # 1
 """It reached a goal of the map."""
 FLOW_ENDING_DROPPED_OFF: FlowEnding.ValueType  # 2
-"""It reached none, and nothing has happened for longer than the map's episodes may rest."""
+"""It set out for one and reached none, and nothing has happened for longer than the map's episodes may rest."""
 FLOW_ENDING_OPEN: FlowEnding.ValueType  # 3
 """It reached none yet, and may go on."""
+FLOW_ENDING_NO_GOAL: FlowEnding.ValueType  # 4
+"""It is over, as one that dropped off is, and had set out for no goal: an advert seen, a survey answered."""
 Global___FlowEnding: _TypeAlias = FlowEnding  # noqa: Y015
 
 class _Hearing:
@@ -2774,6 +2778,8 @@ class Flow(_message.Message):
     P90_HOURS_FIELD_NUMBER: _builtins.int
     LASTING_IMPRESSION_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    NO_GOAL_FIELD_NUMBER: _builtins.int
+    DROP_OFF_RATE_FIELD_NUMBER: _builtins.int
     cases: _builtins.int
     customers: _builtins.int
     interactions: _builtins.int
@@ -2788,6 +2794,12 @@ class Flow(_message.Message):
     p90_hours: _builtins.float
     lasting_impression: _builtins.float
     """Mean over the cases in which anything told how it felt; -1 to 1 (see Experience)."""
+    no_goal: _builtins.int
+    """Cases that are over and had set out for no goal."""
+    drop_off_rate: _builtins.float
+    """Of those that set out for a goal and are over (reached_goal and dropped_off), the part that dropped off, 0 to 1: the
+    abandonment rate of a funnel. Absent where there is none.
+    """
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___FlowStep]:
         """In the order of the map, then the one of interactions on no map (`id` empty); those that occur."""
@@ -2821,13 +2833,20 @@ class Flow(_message.Message):
         p90_hours: _builtins.float = ...,
         lasting_impression: _builtins.float | None = ...,
         events: Global___EventRange | None = ...,
+        no_goal: _builtins.int = ...,
+        drop_off_rate: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_lasting_impression", b"_lasting_impression", "events", b"events", "lasting_impression", b"lasting_impression"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_drop_off_rate", b"_drop_off_rate", "_lasting_impression", b"_lasting_impression", "drop_off_rate", b"drop_off_rate", "events", b"events", "lasting_impression", b"lasting_impression"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lasting_impression", b"_lasting_impression", "cases", b"cases", "customers", b"customers", "different_variants", b"different_variants", "dropped_off", b"dropped_off", "edges", b"edges", "events", b"events", "interactions", b"interactions", "lasting_impression", b"lasting_impression", "median_hours", b"median_hours", "open", b"open", "p90_hours", b"p90_hours", "reached_goal", b"reached_goal", "steps", b"steps", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drop_off_rate", b"_drop_off_rate", "_lasting_impression", b"_lasting_impression", "cases", b"cases", "customers", b"customers", "different_variants", b"different_variants", "drop_off_rate", b"drop_off_rate", "dropped_off", b"dropped_off", "edges", b"edges", "events", b"events", "interactions", b"interactions", "lasting_impression", b"lasting_impression", "median_hours", b"median_hours", "no_goal", b"no_goal", "open", b"open", "p90_hours", b"p90_hours", "reached_goal", b"reached_goal", "steps", b"steps", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__drop_off_rate: _TypeAlias = _typing.Literal["drop_off_rate"]  # noqa: Y015
+    _WhichOneofArgType__drop_off_rate: _TypeAlias = _typing.Literal["_drop_off_rate", b"_drop_off_rate"]  # noqa: Y015
     _WhichOneofReturnType__lasting_impression: _TypeAlias = _typing.Literal["lasting_impression"]  # noqa: Y015
     _WhichOneofArgType__lasting_impression: _TypeAlias = _typing.Literal["_lasting_impression", b"_lasting_impression"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__drop_off_rate) -> _WhichOneofReturnType__drop_off_rate | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lasting_impression) -> _WhichOneofReturnType__lasting_impression | None: ...
 
 Global___Flow: _TypeAlias = Flow  # noqa: Y015
@@ -2895,7 +2914,7 @@ Global___FlowStep: _TypeAlias = FlowStep  # noqa: Y015
 
 @_typing.final
 class DropOff(_message.Message):
-    """Cases that ended here without a goal."""
+    """Cases that set out for a goal and ended here without one."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
