@@ -221,15 +221,39 @@ def _wrapped(method: str, handler: Any) -> Any:
 
 
 def _kind(handler: Any) -> tuple[Any, Callable[[], float], Callable[..., Any]]:
-    """Return the function that answers, what tells the longest it may take, and what makes a handler of it."""
+    """Return the function that answers, what tells the longest it may take, and what makes a handler of it.
+
+    To gRPC every request is a stream: only so can it be read to its end (see `_ended`).
+    """
     if handler.request_streaming and handler.response_streaming:
         # Lasts as long as both sides like.
         return _written(handler.stream_stream), lambda: math.inf, grpc.stream_stream_rpc_method_handler
     if handler.request_streaming:
         return handler.stream_unary, lambda: STREAM_DEADLINE_S, grpc.stream_unary_rpc_method_handler
     if handler.response_streaming:
-        return _written(handler.unary_stream), lambda: STREAM_DEADLINE_S, grpc.unary_stream_rpc_method_handler
-    return handler.unary_unary, lambda: DEFAULT_DEADLINE_S, grpc.unary_unary_rpc_method_handler
+        answer = _written(handler.unary_stream)
+        return _ended(answer), lambda: STREAM_DEADLINE_S, grpc.stream_stream_rpc_method_handler
+    return _ended(handler.unary_unary), lambda: DEFAULT_DEADLINE_S, grpc.stream_unary_rpc_method_handler
+
+
+def _ended(inner: Any) -> Any:
+    """Return a handler that has `inner` answer the one message of a request when the request has ended.
+
+    gRPC calls the handler of such a method when the message is there, and when the answer is complete before the caller
+    has closed its side of the HTTP/2 stream, gRPC's C core resets the stream (RST_STREAM with NO_ERROR, RFC 9113,
+    section 8.1). A caller that closes its side in a frame of its own, as Rust's and Node.js's do, may take that for a
+    failure: UNAVAILABLE, by chance, of what was done.
+    """
+
+    async def call(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        request = await context.read()
+        if request is grpc.aio.EOF or await context.read() is not grpc.aio.EOF:
+            raise InvalidError([Violation("request", "exactly one message")])
+        if isinstance(request, InvalidError):
+            raise request
+        return await inner(request, context)
+
+    return call
 
 
 def _written(inner: Any) -> Any:
@@ -271,8 +295,6 @@ async def _call(
         try:
             context.set_trailing_metadata(((CORRELATION_HEADER, correlation),))
             async with deadline:
-                if isinstance(request, InvalidError):
-                    raise request  # noqa: TRY301 - it ends like every other refused call
                 reply = await inner(request, context)
             code = "OK"
             return reply  # noqa: TRY300 - an else would stand far from its call
@@ -293,7 +315,13 @@ async def _call(
     # Outside of the span, which would take the exception that ends the call for a failure of its own. Metadata given
     # here takes the place of what was set before.
     rich = rpc_status.to_status(status)
-    return await context.abort(rich.code, rich.details, (*rich.trailing_metadata, (CORRELATION_HEADER, correlation)))
+    try:
+        return await context.abort(
+            rich.code, rich.details, (*rich.trailing_metadata, (CORRELATION_HEADER, correlation))
+        )
+    except grpc.aio.InternalError:
+        # gRPC has ended the call itself, as one whose message is too large: there is nobody to tell.
+        raise asyncio.CancelledError from None
 
 
 class RpcServer:

@@ -60,6 +60,8 @@ class Served:
     stub: Any
     behaviour: Callable[[pb.GetActionRequest], Awaitable[pb.GetActionResponse]]
     spans: InMemorySpanExporter
+    channel: grpc.aio.Channel
+    server: rpc.RpcServer
 
     async def failure(self, **options: Any) -> grpc.aio.AioRpcError:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -90,7 +92,7 @@ async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
     )
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        served = Served(pb_grpc.ActionsServiceStub(channel), nothing, spans)
+        served = Served(pb_grpc.ActionsServiceStub(channel), nothing, spans, channel, server)
         yield served
     await server.stop(0)
 
@@ -183,18 +185,67 @@ async def test_the_callers_deadline_ends_the_work(served: Served) -> None:
         await ended.wait()
 
 
-async def test_a_message_too_large_is_refused_before_it_is_read(served: Served) -> None:
-    called = asyncio.Event()
+async def test_a_message_too_large_is_refused_before_it_is_read(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    called: list[int] = []
 
-    async def note(_: pb.GetActionRequest) -> pb.GetActionResponse:
-        called.set()
+    async def note(request: pb.GetActionRequest) -> pb.GetActionResponse:
+        called.append(len(request.action_id))
         return pb.GetActionResponse()
 
     served.behaviour = note
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await served.stub.GetAction(pb.GetActionRequest(action_id="x" * (rpc.MAX_MESSAGE_BYTES + 1)))
     assert caught.value.code() is StatusCode.RESOURCE_EXHAUSTED
-    assert not called.is_set()
+    await served.stub.GetAction(pb.GetActionRequest(action_id="a"))
+    assert called == [1]
+    await served.server.stop(5)
+    # It is no fault of ours.
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+# -- where a request ends ------------------------------------------------------------------------------------------
+
+
+async def held_open(call: Any, request: bytes, later: Callable[[], Awaitable[Any]]) -> bytes:
+    """Send a request without its end; return what answers it once it has ended, and nothing before."""
+    await call.write(request)
+    answer = asyncio.ensure_future(call.read())
+    # What the server sent before the end of a later call on the same connection is here then.
+    for _ in range(3):
+        await later()
+    assert not answer.done()
+    await call.done_writing()
+    first: bytes = await answer
+    return first
+
+
+async def test_a_call_is_answered_when_its_request_has_ended(served: Served) -> None:
+    """Who is answered before that has gRPC reset the stream, of which clients on Rust's HTTP/2 make UNAVAILABLE."""
+    method = "/recorrido.actions.v1.ActionsService/GetAction"
+    request = pb.GetActionRequest(action_id="a").SerializeToString()
+    open_ended = served.channel.stream_stream(method)
+    call = open_ended()
+    await held_open(call, request, lambda: served.stub.GetAction(pb.GetActionRequest()))
+    assert await call.read() == grpc.aio.EOF
+    assert await call.code() is StatusCode.OK
+    for messages in (0, 2):
+        call = open_ended()
+        for _ in range(messages):
+            await call.write(request)
+        await call.done_writing()
+        assert await call.code() is StatusCode.INVALID_ARGUMENT
+        assert await call.details() == "request: exactly one message"
+
+
+async def test_who_never_ends_a_request_is_held_to_the_deadline(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "DEFAULT_DEADLINE_S", 0.1)
+    call = served.channel.stream_stream("/recorrido.actions.v1.ActionsService/GetAction")()
+    await call.write(pb.GetActionRequest(action_id="a").SerializeToString())
+    assert await call.code() is StatusCode.DEADLINE_EXCEEDED
 
 
 # -- correlation and trace -----------------------------------------------------------------------------------------
@@ -283,6 +334,7 @@ class Streaming:
     stub: Any
     behaviour: Callable[[], AsyncIterator[relay_pb.RepublishResponse]]
     spans: InMemorySpanExporter
+    channel: grpc.aio.Channel
 
     def call(self, **options: Any) -> Any:
         return self.stub.Republish(relay_pb.RepublishRequest(replay_id="a"), **options)
@@ -315,7 +367,7 @@ async def streaming(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Streaming]
     )
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        streaming = Streaming(relay_pb_grpc.RelayServiceStub(channel), _replies, spans)
+        streaming = Streaming(relay_pb_grpc.RelayServiceStub(channel), _replies, spans, channel)
         yield streaming
     await server.stop(0)
 
@@ -345,6 +397,16 @@ async def test_a_stream_arrives_whole_with_its_correlation_id_and_in_one_span(st
     assert f"{span.context.trace_id:032x}" == trace_id
     assert inside["traceparent"] == f"00-{trace_id}-{span.context.span_id:016x}-01"
     assert span.status.is_ok
+
+
+async def test_a_stream_is_answered_when_its_request_has_ended(streaming: Streaming) -> None:
+    call = streaming.channel.stream_stream("/recorrido.relay.v1.RelayService/Republish")()
+
+    async def another() -> None:
+        assert [reply.messages async for reply in streaming.call()] == [1, 2, 3]
+
+    first = await held_open(call, relay_pb.RepublishRequest(replay_id="a").SerializeToString(), another)
+    assert relay_pb.RepublishResponse.FromString(first).messages == 1
 
 
 @pytest.mark.parametrize(("error", "code"), EXAMPLES, ids=lambda value: type(value).__name__)
