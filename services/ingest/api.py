@@ -38,6 +38,8 @@ STREAMS = 1_000
 STREAMS_PER_CLIENT = 100
 #: Bytes of all streams together that are read and not yet answered.
 STREAM_BYTES = 256 * 1024 * 1024
+#: The same of one client: more than this it does not hold, but for its last batch.
+STREAM_BYTES_PER_CLIENT = 64 * 1024 * 1024
 #: What a stream that finds no room is told to wait, in seconds.
 RETRY_AFTER_S = 1.0
 
@@ -45,12 +47,15 @@ RETRY_AFTER_S = 1.0
 class Room:
     """Bounds streams and what they hold: each may wait as long as it likes, but not beside any number of others."""
 
-    def __init__(self, most_streams: int, most_streams_per_client: int, most_bytes: int) -> None:
+    def __init__(
+        self, most_streams: int, most_streams_per_client: int, most_bytes: int, most_bytes_per_client: int
+    ) -> None:
         self._most_streams = most_streams
         self._most_streams_per_client = most_streams_per_client
         self._most_bytes = most_bytes
+        self._most_bytes_per_client = most_bytes_per_client
         self._streams: Counter[str] = Counter()
-        self._held_bytes = 0
+        self._held_bytes: Counter[str] = Counter()
 
     @contextlib.contextmanager
     def stream(self, client: str) -> Iterator[None]:
@@ -68,14 +73,23 @@ class Room:
             if not self._streams[client]:
                 del self._streams[client]
 
-    def take(self, size: int) -> None:
-        """Raises ExhaustedError (STREAMS_FULL). What is larger than all the room is taken while nobody holds any."""
-        if self._held_bytes and self._held_bytes + size > self._most_bytes:
-            raise ExhaustedError("STREAMS_FULL", f"streams hold {self._held_bytes} bytes already", RETRY_AFTER_S)
-        self._held_bytes += size
+    def is_full(self, client: str) -> bool:
+        """Whether the client's streams hold all that they may."""
+        return self._held_bytes[client] >= self._most_bytes_per_client
 
-    def give_back(self, size: int) -> None:
-        self._held_bytes -= size
+    def take(self, client: str, size: int) -> None:
+        """Raises ExhaustedError (STREAMS_FULL). What is larger than all the room is taken while nobody holds any."""
+        mine, all_ = self._held_bytes[client], self._held_bytes.total()
+        if self.is_full(client):
+            raise ExhaustedError("STREAMS_FULL", f"{client}'s streams hold {mine:,} bytes already", RETRY_AFTER_S)
+        if all_ and all_ + size > self._most_bytes:
+            raise ExhaustedError("STREAMS_FULL", f"streams hold {all_:,} bytes already", RETRY_AFTER_S)
+        self._held_bytes[client] += size
+
+    def give_back(self, client: str, size: int) -> None:
+        self._held_bytes[client] -= size
+        if not self._held_bytes[client]:
+            del self._held_bytes[client]
 
 
 class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
@@ -125,7 +139,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
     async def StreamInteractions(  # noqa: N802 - gRPC's name
         self, requests: AsyncIterator[pb.StreamInteractionsRequest | InvalidError], context: Any
     ) -> AsyncIterator[pb.StreamInteractionsResponse]:
-        """Read while fewer than STREAM_WINDOW batches are unanswered; answer in order."""
+        """Read while fewer than STREAM_WINDOW batches are unanswered and the client has room; answer in order."""
         client = rpc.client_of(context)
         with self._room.stream(client):
             async with contextlib.aclosing(self._stream(requests, client)) as answers:
@@ -139,35 +153,48 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         window = asyncio.Semaphore(STREAM_WINDOW)
         accepted: asyncio.Queue[tuple[int, Accepted | InvalidError] | None] = asyncio.Queue()
         sizes: deque[int] = deque()
+        answered = asyncio.Event()
 
         async def read() -> None:
             try:
-                async for request in until_set(requests, self._stopping):
-                    await window.acquire()
-                    sequence = 0 if isinstance(request, InvalidError) else request.sequence
-                    size = 0 if isinstance(request, InvalidError) else request.ByteSize()
-                    self._room.take(size)
-                    sizes.append(size)
-                    taken = await self._accept(request, client, metadata)
-                    if taken is None:
-                        return
-                    accepted.put_nowait((sequence, taken))
+                async with contextlib.aclosing(until_set(requests, self._stopping)) as incoming:
+                    await take_in(incoming)
             finally:
                 accepted.put_nowait(None)
+
+        async def take_in(incoming: AsyncIterator[pb.StreamInteractionsRequest | InvalidError]) -> None:
+            while True:
+                # What is read is held: so this comes first.
+                await window.acquire()
+                while sizes and self._room.is_full(client):
+                    answered.clear()
+                    await answered.wait()
+                request = await anext(incoming, None)
+                if request is None:
+                    return
+                sequence = 0 if isinstance(request, InvalidError) else request.sequence
+                size = 0 if isinstance(request, InvalidError) else request.ByteSize()
+                self._room.take(client, size)
+                sizes.append(size)
+                taken = await self._accept(request, client, metadata)
+                if taken is None:
+                    return
+                accepted.put_nowait((sequence, taken))
 
         reading = asyncio.create_task(read())
         try:
             while (batch := await accepted.get()) is not None:
                 sequence, taken = batch
                 yield await _answer(sequence, taken)
-                self._room.give_back(sizes.popleft())
+                self._room.give_back(client, sizes.popleft())
                 window.release()
+                answered.set()
             await reading
         finally:
             reading.cancel()
             with contextlib.suppress(asyncio.CancelledError, ExhaustedError):
                 await reading
-            self._room.give_back(sum(sizes))
+            self._room.give_back(client, sum(sizes))
         if self._stopping.is_set():
             raise UnavailableError("ingest", "stopping; what is not answered is not accepted")
 

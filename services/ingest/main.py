@@ -27,7 +27,14 @@ from services.foundation.outlines import Outlines
 from services.foundation.projection import ProjectionRunner
 from services.foundation.run import Process, run
 from services.ingest import masking
-from services.ingest.api import STREAM_BYTES, STREAMS, STREAMS_PER_CLIENT, IngestServicer, Room
+from services.ingest.api import (
+    STREAM_BYTES,
+    STREAM_BYTES_PER_CLIENT,
+    STREAMS,
+    STREAMS_PER_CLIENT,
+    IngestServicer,
+    Room,
+)
 from services.ingest.domain import History, Known
 from services.ingest.erasure import Erasures
 from services.ingest.handlers import Recorder, RejectionHandlers
@@ -78,6 +85,9 @@ class IngestSettings(ServiceSettings):
     stream_bytes: int = Field(
         STREAM_BYTES, gt=0, description="bytes that all streams hold of what is not answered; beyond it STREAMS_FULL"
     )
+    stream_bytes_per_client: int = Field(
+        STREAM_BYTES_PER_CLIENT, gt=0, description="the same of one client; beyond it its streams are not read"
+    )
 
 
 async def wire(settings: IngestSettings, process: Process) -> None:
@@ -105,7 +115,7 @@ def wire_front_door(
         GroupCommit(rejections, "rejections", max_items=settings.queue_items),
     )
     masker = Masker(masking.kinds_of(settings.mask_pii), masking.regions_of(settings.mask_phone_regions))
-    room = Room(settings.streams, settings.streams_per_client, settings.stream_bytes)
+    room = Room(settings.streams, settings.streams_per_client, settings.stream_bytes, settings.stream_bytes_per_client)
     limiter = RateLimiter(settings.rate_limit_per_client, settings.rate_limit_burst)
     process.server.register(
         ingest_service_pb2_grpc.add_IngestServiceServicer_to_server,

@@ -269,7 +269,12 @@ async def test_streams_are_counted_and_one_too_many_is_told_when_to_come_again(t
 
 
 async def test_one_client_cannot_hold_all_streams(tmp_path: Path) -> None:
-    async with front_door(tmp_path, {"RECORRIDO_STREAMS": "3", "RECORRIDO_STREAMS_PER_CLIENT": "2"}) as door:
+    limits = {
+        "RECORRIDO_STREAMS": "3",
+        "RECORRIDO_STREAMS_PER_CLIENT": "2",
+        "RECORRIDO_STREAM_BYTES_PER_CLIENT": "50000",
+    }
+    async with front_door(tmp_path, limits) as door:
 
         async def opened(client: str, number: int) -> Any:
             call = door.stub.StreamInteractions(metadata=(("x-client-id", client),))
@@ -290,14 +295,25 @@ async def test_one_client_cannot_hold_all_streams(tmp_path: Path) -> None:
                 held.append(await opened("another", 1))
         await held[0].done_writing()
         assert await held[0].read() == grpc.aio.EOF
-        await opened("greedy", 3)
+        last = await opened("greedy", 3)
+        for call in (held[1], held[2], last):
+            await call.done_writing()
+            assert await call.read() == grpc.aio.EOF
+        # One stream alone is not refused what is more than the client's share: it is read as it is answered.
+        batches = [batch(n, *(of("patient", n * 10 + i, text="x" * 15_000) for i in range(4))) for n in range(20)]
+        told = await streamed(door, batches, metadata=(("x-client-id", "patient"),))
+        assert [(a.sequence, [r.status for r in a.results]) for a in told] == [(n, [RECORDED] * 4) for n in range(20)]
 
 
 async def test_what_all_streams_hold_is_bounded_and_who_finds_no_room_is_told_when_to_come_again(
     tmp_path: Path,
 ) -> None:
     # A client's second batch waits for its rate for minutes, and is held all the time.
-    limits = {"RECORRIDO_STREAM_BYTES": "1000000", "RECORRIDO_RATE_LIMIT_PER_CLIENT": "0.1"}
+    limits = {
+        "RECORRIDO_STREAM_BYTES": "1000000",
+        "RECORRIDO_STREAM_BYTES_PER_CLIENT": "500000",
+        "RECORRIDO_RATE_LIMIT_PER_CLIENT": "0.1",
+    }
     words = "x" * 15_000
     async with front_door(tmp_path, limits) as door:
 
@@ -321,7 +337,16 @@ async def test_what_all_streams_hold_is_bounded_and_who_finds_no_room_is_told_wh
         name, error = await until(refused, deadline_s=20)
         assert (error.code(), info(error).reason) == (StatusCode.RESOURCE_EXHAUSTED, "STREAMS_FULL")
         assert detail(error, error_details_pb2.RetryInfo).retry_delay.ToSeconds() == 1
+        assert error.details() == f"streams hold {large(2, 'held').ByteSize():,} bytes already"
         assert await door.history(name) == []
+        # Who holds its share has no room for more, however small.
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await streamed(door, [batch(1, of("more"))], metadata=(("x-client-id", "waits"),))
+        error = caught.value
+        assert (error.code(), info(error).reason) == (StatusCode.RESOURCE_EXHAUSTED, "STREAMS_FULL")
+        assert error.details() == f"waits's streams hold {large(2, 'held').ByteSize():,} bytes already"
+        assert detail(error, error_details_pb2.RetryInfo).retry_delay.ToSeconds() == 1
+        assert await door.history("more") == []
         # Small ones find room beside it, and all do when the one that waits is gone.
         small = await streamed(door, [batch(1, of("beside"))], metadata=(("x-client-id", "small"),))
         assert [answer.results[0].status for answer in small] == [RECORDED]
