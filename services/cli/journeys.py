@@ -1,6 +1,7 @@
 """Where customers and touchpoints stand: `customer`, `watch`, `scores`, `points`, `ladder`, `signals`, `overview`."""
 
 import itertools
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -328,11 +329,12 @@ async def _points(request: pb.ListPointsRequest, kinds: list[Point], *, as_json:
         for kind in kinds:
             request.kind = numbers[kind.value]
             page = await journey.ListPoints(request, timeout=DEADLINE_S)
-            points = [*found.points, *page.points]
+            points, unknown = [*found.points, *page.points], [*found.unknown, *page.unknown]
             # All else is the same whatever the kind.
             found.CopyFrom(page)
-            del found.points[:]
+            del found.points[:], found.unknown[:]
             found.points.extend(points)
+            found.unknown.extend(unknown)
     if not found.points:
         await naming.check_selection(Addresses.configured(), request.selection, request.map_id)
     if as_json:
@@ -341,6 +343,8 @@ async def _points(request: pb.ListPointsRequest, kinds: list[Point], *, as_json:
     show.note_if_nothing_was_recorded(_as_of(request), anything=bool(found.points))
     out = show.console()
     out.print(show.filled(point_table(found)))
+    for line in unknown_needs(found):
+        out.print(line)
     if found.drivers:
         out.print(_driver_table(found))
 
@@ -378,7 +382,17 @@ def _trend(point: pb.Point) -> str:
     return f"{arrow}{100 * (trend.since - trend.before):+.1f}"
 
 
+def unknown_needs(found: pb.ListPointsResponse) -> Iterator[str]:
+    """Return, in words, how many told of something whose need is not known."""
+    for each in found.unknown:
+        mentions = f"{show.count(each.mentions)} mention{'s' if each.mentions != 1 else ''}"
+        kind = show.name(PointKind.DESCRIPTOR, each.kind)
+        told = f"{show.count(each.customers)} customers ({100 * each.share:.1f} %) in {mentions}"
+        yield f"{kind}, need not known: {told}"
+
+
 def point_table(found: pb.ListPointsResponse, title: str = "") -> Table:
+    """Return the points whose need is known, one a line."""
     lines = show.table(
         "point",
         "need~",
@@ -394,9 +408,11 @@ def point_table(found: pb.ListPointsResponse, title: str = "") -> Table:
         title=title,
     )
     for each in found.points:
+        if not each.need_path:
+            continue
         lines.add_row(
             show.point(each.kind),
-            each.need_path or "not known",
+            each.need_path,
             show.plain(each.touchpoint_name or each.touchpoint_id),
             each.touchpoint_id,
             show.count(each.customers),

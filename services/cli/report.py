@@ -13,13 +13,10 @@ from recorrido.inference.v1.analysis_pb2 import PointKind
 from recorrido.journey.v1 import journey_service_pb2 as pb
 from services.cli import clients, show
 from services.cli.clients import DEADLINE_S, Addresses
-from services.cli.journeys import overview_table, point_table
+from services.cli.journeys import overview_table, point_table, unknown_needs
 from services.cli.options import Json, run
 
 _POINTS = 8
-#: As many as the service gives at once: those whose need is not known are told apart here.
-_ASKED_POINTS = 1000
-_UNKNOWN_AT = 3
 _RECOVERIES = 5
 
 
@@ -41,7 +38,7 @@ async def read(addresses: Addresses) -> Report:
         overview = await journey.GetOverview(pb.GetOverviewRequest(), timeout=DEADLINE_S)
         scores = await journey.GetScores(pb.GetScoresRequest(), timeout=DEADLINE_S)
         pains = await journey.ListPoints(
-            pb.ListPointsRequest(kind=PointKind.POINT_KIND_PAIN, limit=_ASKED_POINTS), timeout=DEADLINE_S
+            pb.ListPointsRequest(kind=PointKind.POINT_KIND_PAIN, limit=_POINTS), timeout=DEADLINE_S
         )
     async with clients.actions(addresses) as actions:
         recoveries = await actions.ListActions(
@@ -63,10 +60,9 @@ def show_report(found: Report, addresses: Addresses, out: Console) -> None:
         if each.scores.nps.count or each.scores.csat.count or each.scores.ces.count:
             lines.add_row(show.plain(each.name), *show.scores(each.scores)[2:])
     out.print(lines)
-    known = [each for each in found.pains.points if each.need_path]
-    out.print(point_table(pb.ListPointsResponse(points=known[:_POINTS]), "Top pain points"))
-    if unknown := [each for each in found.pains.points if not each.need_path]:
-        out.print(f"need not known: {_customers(unknown)}")
+    out.print(point_table(found.pains, "Top pain points"))
+    for line in unknown_needs(found.pains):
+        out.print(line)
     total = show.count(found.recoveries.total)
     recoveries = show.table(
         "opened (UTC)", "customer", "what to make good~", title=f"Open recoveries: {total}, the newest"
@@ -75,16 +71,6 @@ def show_report(found: Report, addresses: Addresses, out: Console) -> None:
         recoveries.add_row(show.when(action.opened_at), show.plain(action.customer_id), show.plain(action.title))
     out.print(recoveries)
     show_addresses(addresses, out)
-
-
-def _customers(points: list[pb.Point]) -> str:
-    # One customer may be counted at several touchpoints, so there is no sum.
-    first = ", ".join(
-        f"{show.count(each.customers)} customers at {show.plain(each.touchpoint_name or each.touchpoint_id)}"
-        for each in points[:_UNKNOWN_AT]
-    )
-    rest = len(points) - _UNKNOWN_AT
-    return f"{first} and some at {rest} more touchpoints" if rest > 0 else first
 
 
 def show_addresses(addresses: Addresses, out: Console) -> None:
@@ -107,7 +93,6 @@ async def _report(*, as_json: bool) -> None:
     if not as_json:
         show_report(found, addresses, show.console())
         return
-    del found.pains.points[_POINTS:]
     parts: dict[str, Message] = {
         "overview": found.overview,
         "scores": found.scores,

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -472,7 +471,17 @@ async def compare_points(snapshot: Snapshot, truth: Known, map_id: str) -> None:
         )
         for p, said in zip(found, examples, strict=True)
     } == expected
-    assert all((a.customers, a.mentions) >= (b.customers, b.mentions) for a, b in pairwise(found))
+    ranks = [(not p.need_path, -p.customers, -p.mentions) for p in found]
+    assert ranks == sorted(ranks)
+    unknown = points(reading, Selection(), kinds=KINDS, limit=1, moment=0).unknown
+    without: dict[PointKind, list[str]] = defaultdict(list)
+    for (kind, need_path, *_), mentions in groups.items():
+        if not need_path:
+            without[kind] += [truth.customer(i) for _, i in mentions]
+    assert {u.kind: (u.customers, u.mentions, u.share) for u in unknown} == {
+        kind: (len(set(told)), len(told), pytest.approx(len(set(told)) / max(len(heard), len(set(told)))))
+        for kind, told in without.items()
+    }
     assert ask(limit=3) == found[:3]
     assert ask([PointKind.PAIN]) == [p for p in found if p.kind is PointKind.PAIN]
 

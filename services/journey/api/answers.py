@@ -28,7 +28,7 @@ from services.journey.views.flow import DropOff, Edge, Flow, Step, StepExperienc
 from services.journey.views.ladder import Ladder, LadderPeriod, LevelCount, ServiceRecovery, TouchpointCount
 from services.journey.views.money import Amount, ShareOfWallet
 from services.journey.views.overview import Overview
-from services.journey.views.points import Driver, Point, Trend
+from services.journey.views.points import Driver, Point, Trend, UnknownNeed
 from services.journey.views.preview import Preview
 from services.journey.views.scores import EventRange, Group, Scores, TouchpointScores
 from services.journey.views.signals import Signal
@@ -236,6 +236,15 @@ def _trend(trend: Trend) -> pb.Trend:
         interval=_interval(trend.interval),
         heard_before=trend.heard_before,
         heard_since=trend.heard_since,
+    )
+
+
+def unknown_need(found: UnknownNeed) -> pb.UnknownNeed:
+    return pb.UnknownNeed(
+        kind=analysis_pb2.PointKind.ValueType(found.kind.number),
+        customers=found.customers,
+        mentions=found.mentions,
+        share=found.share,
     )
 
 

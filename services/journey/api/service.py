@@ -242,6 +242,7 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
             map_version=in_force.version,
             customers_heard=found.heard,
             drivers=[answers.driver(each) for each in found.drivers],
+            unknown=[answers.unknown_need(each) for each in found.unknown],
             position=_known_to(snapshot),
         )
 

@@ -84,12 +84,26 @@ class Driver:
 
 
 @dataclass(frozen=True, slots=True)
+class UnknownNeed:
+    """What was told of needs that are not known, at all touchpoints together; `share` is as in Point."""
+
+    kind: PointKind
+    customers: int
+    mentions: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Points:
-    """Points, those of the most customers first; `heard` counts customers who said anything in words."""
+    """Points about a known need, those of the most customers first, then those about none that is known.
+
+    `heard` counts customers who said anything in words.
+    """
 
     points: Sequence[Point]
     drivers: Sequence[Driver]
     heard: int
+    unknown: Sequence[UnknownNeed]
 
 
 def points(
@@ -118,8 +132,9 @@ def points(
     ranked = []
     for key, members in groups:
         customers = np.unique(history.customer[members])
-        ranked.append((-len(customers), -len(members), key, members, customers))
-    ranked.sort(key=lambda each: each[:3])
+        # What nobody can act on stays behind what somebody can, however many told of it.
+        ranked.append(((not key[1], -len(customers), -len(members), key), members, customers))
+    ranked.sort(key=lambda each: each[0])
     found = [
         _point(
             reading,
@@ -131,9 +146,22 @@ def points(
             money=money,
             shown=members if quotable is None else members[quotable[table.customer[members]]],
         )
-        for _, _, key, members, customers in ranked[:limit]
+        for (*_, key), members, customers in ranked[:limit]
     ]
-    return Points(found, drivers(reading, chosen), len(heard))
+    return Points(found, drivers(reading, chosen), len(heard), _unknown(reading, rows, kinds, len(heard)))
+
+
+def _unknown(reading: Reading, rows: Ints, kinds: Sequence[PointKind], heard: int) -> list[UnknownNeed]:
+    history = reading.history
+    # The first need is the unknown one.
+    rows = rows[history.need[rows] == 0]
+    found = []
+    for kind in kinds:
+        members = rows[history.point[rows] == kind.number]
+        customers = len(np.unique(history.customer[members]))
+        if customers:
+            found.append(UnknownNeed(kind, customers, len(members), customers / max(heard, customers)))
+    return found
 
 
 _Key = tuple[int, str, str, str]

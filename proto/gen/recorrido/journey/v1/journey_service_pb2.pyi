@@ -1889,16 +1889,25 @@ class ListPointsResponse(_message.Message):
     CUSTOMERS_HEARD_FIELD_NUMBER: _builtins.int
     DRIVERS_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    UNKNOWN_FIELD_NUMBER: _builtins.int
     map_id: _builtins.str
     map_version: _builtins.int
     customers_heard: _builtins.int
     """Customers heard in words: what the shares are of."""
     position: _builtins.int
     @_builtins.property
-    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___Point]: ...
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___Point]:
+        """Those about a known need first, and of these those of most customers."""
+
     @_builtins.property
     def drivers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Driver]:
         """What moves the score, the strongest effect first."""
+
+    @_builtins.property
+    def unknown(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnknownNeed]:
+        """Of each kind asked for, what was told of needs that are not known, at all touchpoints together; absent where nothing
+        was.
+        """
 
     def __init__(
         self,
@@ -1909,14 +1918,44 @@ class ListPointsResponse(_message.Message):
         customers_heard: _builtins.int = ...,
         drivers: _abc.Iterable[Global___Driver] | None = ...,
         position: _builtins.int = ...,
+        unknown: _abc.Iterable[Global___UnknownNeed] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers_heard", b"customers_heard", "drivers", b"drivers", "map_id", b"map_id", "map_version", b"map_version", "points", b"points", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers_heard", b"customers_heard", "drivers", b"drivers", "map_id", b"map_id", "map_version", b"map_version", "points", b"points", "position", b"position", "unknown", b"unknown"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPointsResponse: _TypeAlias = ListPointsResponse  # noqa: Y015
+
+@_typing.final
+class UnknownNeed(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_FIELD_NUMBER: _builtins.int
+    MENTIONS_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    kind: _analysis_pb2.PointKind.ValueType
+    customers: _builtins.int
+    mentions: _builtins.int
+    share: _builtins.float
+    """Part of all customers heard in words, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        kind: _analysis_pb2.PointKind.ValueType = ...,
+        customers: _builtins.int = ...,
+        mentions: _builtins.int = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "kind", b"kind", "mentions", b"mentions", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnknownNeed: _TypeAlias = UnknownNeed  # noqa: Y015
 
 @_typing.final
 class Driver(_message.Message):
