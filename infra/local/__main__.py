@@ -25,11 +25,18 @@ _ASKED = {
     signal.SIGINT: "Ctrl-C (SIGINT)",
     signal.SIGTERM: "asked by SIGTERM",
     signal.SIGHUP: "the terminal was closed (SIGHUP)",
+    signal.SIGPIPE: "nobody reads what is told any more, as behind `head`",
 }
+#: What a shell tells of a program that SIGPIPE ended.
+READER_GONE = 128 + signal.SIGPIPE
 
 
 def main() -> int:
-    """0: stopped, or all are ready; 1: a part failed or nothing started; 2: a bad setting; 3: `status`, not ready."""
+    """Run a command.
+
+    0: stopped, or all are ready; 1: a part failed or nothing started; 2: a bad setting; 3: `status`, not ready;
+    141: whoever read the output went away.
+    """
     options = _options()
     data = Path(options.data or os.environ.get("RECORRIDO_DATA") or ROOT / "var").absolute()
     console = Console(quiet=getattr(options, "quiet", False))
@@ -37,6 +44,9 @@ def main() -> int:
         if options.command == "status":
             return status(data, as_json=options.json)
         return asyncio.run(up(options.part, data, console))
+    except BrokenPipeError:
+        _to_nobody()
+        return READER_GONE
     except (directory.UnusableError, port_numbers.BadPortError) as error:
         console.complain(str(error))
         return BAD_SETTING
@@ -53,6 +63,12 @@ async def up(parts: list[str], data: Path, console: Console) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, ask, number)
+
+    def reader_gone() -> None:
+        _to_nobody()
+        ask(signal.SIGPIPE)
+
+    console.reader_gone = reader_gone
     ports = port_numbers.from_environment(os.environ)
     try:
         began = time.monotonic()
@@ -69,7 +85,16 @@ async def up(parts: list[str], data: Path, console: Console) -> int:
         console.complain(str(error))
         return 1
     console.say(f"stopped in {time.monotonic() - stopping:.1f} s")
-    return 1 if failure else 0
+    if failure:
+        return 1
+    return READER_GONE if asked.result() is signal.SIGPIPE else 0
+
+
+def _to_nobody() -> None:
+    """Let go nowhere what is told from now on, and what waits to be written, of which Python would complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _kill(cluster: Cluster, number: signal.Signals, console: Console) -> None:
@@ -118,7 +143,7 @@ def status(data: Path, *, as_json: bool) -> int:
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    print(text, flush=True)  # noqa: T201 - a program's answer
 
 
 def _options() -> argparse.Namespace:

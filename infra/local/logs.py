@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -42,6 +42,8 @@ class Console:
         self._colour = wants_colour(stream or sys.stdout, os.environ)
         self._width = width
         self._quiet = quiet
+        #: Called once nobody reads it any more.
+        self.reader_gone: Callable[[], None] = lambda: None
         self._colours: dict[str, int] = {}
         #: Of each part: what it said last, and how often again.
         self._last: dict[str, tuple[str, int]] = {}
@@ -77,8 +79,10 @@ class Console:
             prefix = f"\x1b[{colour}m{prefix}\x1b[0m"
         try:
             print(prefix, text, file=self._stream, flush=True)
-        except (BrokenPipeError, ValueError):  # nobody reads us any more; the files still tell
+        except (OSError, ValueError) as error:  # what is told goes nowhere; the files still tell
             self._quiet = True
+            if isinstance(error, BrokenPipeError):
+                self.reader_gone()
 
 
 class PartLog:

@@ -4,7 +4,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -94,9 +94,15 @@ tbody th { font-weight: 500; min-width: 9rem; max-width: 24rem; white-space: nor
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 .late { color: var(--late); font-weight: 600; }
 .share { background: linear-gradient(to left, var(--bar) var(--part), transparent var(--part)); }
-@media (max-width: 40rem) { body { padding: .75rem; } table { font-size: .8rem; } th, td { padding: .3rem .25rem; }
-       thead th { white-space: normal; vertical-align: bottom; }
-       tbody th { min-width: 7.5rem; } }
+/* Where columns have no room beside each other, each line is a block, and each cell has its name before it. */
+@media screen and (max-width: 40rem) { body { padding: .75rem; }
+       table, caption, tbody, tr, th, td { display: block; }
+       thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+       tbody tr { padding: .4rem 0; border-bottom: 1px solid var(--line); }
+       tbody th, tbody td { border: 0; padding: .1rem 0; max-width: none; white-space: normal; }
+       tbody th { font-weight: 700; }
+       tbody td[data-name] { display: flex; justify-content: space-between; gap: 1rem; text-align: right; }
+       tbody td[data-name]::before { content: attr(data-name); color: var(--soft); font-weight: 400; } }
 @media print { :root { color-scheme: light; --ink: #000; --ground: #fff; --soft: #333; --line: #999; --bar: #c9dcf2;
        --late: #000; }
        body { max-width: none; padding: 0; font-size: 10pt; } .wide { overflow: visible; }
@@ -122,22 +128,23 @@ def html_page(found: pb.GetBoardResponse, late: pb.ListActionsResponse) -> str:
 
 def _dimension(title: str, lines: Sequence[pb.BoardLine]) -> str:
     largest = max((line.count for line in lines), default=1)
+    head = (_Column(title), _Column("Kind"), *map(_number, ("Actions", "Overdue", "Mean age", "Oldest")))
     rows = []
     for line in lines:
         number = getattr(ActionState, line.key, None) if title == "State" else None
         key = show.name(ActionState.DESCRIPTOR, number) if number else line.key
         part = f"--part: {100 * line.count / largest:.1f}%"
-        rows.append(
-            f'<tr><th scope="row">{_breakable(_text(key or "none"))}</th>'
-            f"<td>{show.name(ActionKind.DESCRIPTOR, line.kind)}</td>"
-            f'<td class="number share" style="{part}">{show.count(line.count)}</td>'
-            f'<td class="number{" late" if line.overdue else ""}">{show.count(line.overdue)}</td>'
-            f'<td class="number">{show.age(line.mean_age_s)}</td>'
-            f'<td class="number">{show.age(line.oldest_age_s)}</td></tr>\n'
-        )
+        cells = [
+            _Cell(_breakable(_text(key or "none"))),
+            _Cell(show.name(ActionKind.DESCRIPTOR, line.kind)),
+            _Cell(show.count(line.count), "share", part),
+            _Cell(show.count(line.overdue), "late" if line.overdue else ""),
+            _Cell(show.age(line.mean_age_s)),
+            _Cell(show.age(line.oldest_age_s)),
+        ]
+        rows.append(_row(head, cells))
     note = "" if title == "State" else ", of what is not closed"
-    head = [(title, ""), ("Kind", ""), ("Actions", "number"), ("Overdue", "number")]
-    return _table(f"By {title.lower()}{note}", [*head, ("Mean age", "number"), ("Oldest", "number")], rows)
+    return _table(f"By {title.lower()}{note}", head, rows)
 
 
 def _breakable(name: str) -> str:
@@ -146,26 +153,67 @@ def _breakable(name: str) -> str:
 
 
 def _late(late: pb.ListActionsResponse) -> str:
+    head = (*map(_Column, ("Action", "Kind", "State", "Priority", "Owner")), _number("Due (UTC)"))
     rows = [
-        f'<tr><th scope="row">{_text(each.title)}</th><td>{show.name(ActionKind.DESCRIPTOR, each.kind)}</td>'
-        f"<td>{show.name(ActionState.DESCRIPTOR, each.state)}</td>"
-        f"<td>{show.name(Priority.DESCRIPTOR, each.priority)}</td>"
-        f'<td>{_text(each.owner or "nobody")}</td><td class="number late">{show.when(each.due_at)}</td></tr>\n'
+        _row(
+            head,
+            [
+                _Cell(_text(each.title)),
+                _Cell(show.name(ActionKind.DESCRIPTOR, each.kind)),
+                _Cell(show.name(ActionState.DESCRIPTOR, each.state)),
+                _Cell(show.name(Priority.DESCRIPTOR, each.priority)),
+                _Cell(_text(each.owner or "nobody")),
+                _Cell(show.when(each.due_at), "late"),
+            ],
+        )
         for each in late.actions
     ]
     more = f" (the {len(rows)} due longest ago, of {show.count(late.total)})" if late.total > len(rows) else ""
-    head = [("Action", ""), ("Kind", ""), ("State", ""), ("Priority", ""), ("Owner", ""), ("Due (UTC)", "number")]
     return _table(f"Overdue{more}", head, rows)
 
 
-def _table(caption: str, head: Sequence[tuple[str, str]], rows: Iterable[str]) -> str:
-    body = "".join(rows) or f'<tr><td colspan="{len(head)}">nothing</td></tr>\n'
-    columns = "".join(f'<th scope="col"{f" class={kind}" if kind else ""}>{name}</th>' for name, kind in head)
+class _Column(NamedTuple):
+    name: str
+    kind: str = ""
+
+
+def _number(name: str) -> _Column:
+    return _Column(name, "number")
+
+
+class _Cell(NamedTuple):
+    """What stands in a cell, escaped; of which kinds it is beside its column's; and a style of its own."""
+
+    content: str
+    kind: str = ""
+    style: str = ""
+
+
+# A table that is shown as blocks is none any more to those who hear it, but for the roles that are told.
+
+
+def _row(head: Sequence[_Column], cells: Sequence[_Cell]) -> str:
+    name, *rest = cells
+    told = [f'<th scope="row" role="rowheader">{name.content}</th>']
+    for column, cell in zip(head[1:], rest, strict=True):
+        kinds = " ".join(filter(None, (column.kind, cell.kind)))
+        more = f' class="{kinds}"' if kinds else ""
+        more += f' style="{cell.style}"' if cell.style else ""
+        told.append(f'<td role="cell" data-name="{column.name}"{more}>{cell.content}</td>')
+    return f'<tr role="row">{"".join(told)}</tr>\n'
+
+
+def _table(caption: str, head: Sequence[_Column], rows: Iterable[str]) -> str:
+    body = "".join(rows) or f'<tr role="row"><td role="cell" colspan="{len(head)}">nothing</td></tr>\n'
+    columns = "".join(
+        f'<th scope="col" role="columnheader"{f" class={each.kind}" if each.kind else ""}>{each.name}</th>'
+        for each in head
+    )
     # What scrolls can be reached with the keyboard.
     return (
         f'<section><div class="wide" tabindex="0" role="region" aria-label="{caption}">'
-        f"<table>\n<caption>{caption}</caption>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
-        "</div></section>\n"
+        f'<table role="table">\n<caption>{caption}</caption>\n<thead role="rowgroup"><tr role="row">{columns}</tr>'
+        f'</thead>\n<tbody role="rowgroup">\n{body}</tbody>\n</table></div></section>\n'
     )
 
 

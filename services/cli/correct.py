@@ -77,7 +77,27 @@ async def _correct(request: pb.CorrectAnalysisRequest, *, as_json: bool) -> None
         show.print_json(done)
         return
     names = ", ".join(show.name(meaning.Aspect.DESCRIPTOR, aspect) for aspect in done.analysis.corrected)
-    show.console().print(f"Corrected {names}: event {done.event_id}.")
+    out = show.console()
+    out.print(f"Corrected {names}: event {done.event_id}.")
+    stays = _stays(request.correction, done.analysis)
+    told = ", ".join(f"{name} {value}" for name, value in stays.items())
+    out.print(f"Unchanged: {told}. Correct these too with {', '.join(f'--{name}' for name in stays)}.", soft_wrap=True)
+
+
+def _stays(correction: pb.Correction, now: meaning.Analysis) -> dict[str, str]:
+    """Return what holds still though it was not told, by its option: who is glad may still be told to be in pain."""
+    found = {
+        "sentiment": show.name(meaning.Sentiment.DESCRIPTOR, now.sentiment),
+        "point": show.name(meaning.PointKind.DESCRIPTOR, now.point),
+        "need": now.need_path or "none",
+        "emotion": show.name(meaning.Emotion.DESCRIPTOR, now.emotion),
+        "intent": show.name(meaning.Intent.DESCRIPTOR, now.intent),
+        "effort": show.name(meaning.Effort.DESCRIPTOR, now.effort),
+        "urgency": show.name(meaning.Urgency.DESCRIPTOR, now.urgency),
+        "language": now.language,
+    }
+    given = {field.name.removesuffix("_path") for field, _ in correction.ListFields()}
+    return {name: value for name, value in found.items() if value and name not in given}
 
 
 def analyses(

@@ -1,7 +1,7 @@
 """Where customers and touchpoints stand: `customer`, `watch`, `scores`, `points`, `ladder`, `signals`, `overview`."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -532,9 +532,12 @@ async def _ladder(request: pb.GetLoyaltyLadderRequest, *, as_json: bool) -> None
         return
     show.note_if_nothing_was_recorded(_as_of(request), anything=any(each.customers for each in found.levels))
     out = show.console()
-    # What was before anybody came is left out.
+    # What was before anybody came is left out, and what is since nobody came or moved unless it is asked for.
     empty = itertools.takewhile(lambda period: not any(each.customers for each in period.levels), found.periods)
-    periods = found.periods[len(list(empty)) :]
+    first, end = len(list(empty)), len(found.periods)
+    while end > first and not request.HasField("to") and not _anything_happened(found.periods, end - 1):
+        end -= 1
+    periods = found.periods[first:end]
     lines = show.table("level", "customers#", "share#", "over time")
     for each in reversed(found.levels):
         course = [period.levels[each.level].customers for period in periods]
@@ -555,7 +558,9 @@ async def _ladder(request: pb.GetLoyaltyLadderRequest, *, as_json: bool) -> None
         moves.add_row(
             since, until, show.count(period.rose), show.plain(risen), show.count(period.fell), show.plain(fallen)
         )
-    out.print(moves)
+    out.print(show.filled(moves))
+    if periods and end < len(found.periods):
+        out.print(f"nobody came or moved since {periods[-1].to.ToDatetime():%Y-%m-%d}; --to shows the time since")
     won = found.recovery
     if won.had_bad_moment:
         soon = f", half of them within {show.age(3600 * won.median_hours)}" if won.recovered else ""
@@ -569,6 +574,13 @@ async def _ladder(request: pb.GetLoyaltyLadderRequest, *, as_json: bool) -> None
         f"word of mouth: {show.count(words.given)} recommendations given by {show.count(words.recommending_customers)}"
         f" customers, {show.count(words.recommended_customers)} customers came by one"
     )
+
+
+def _anything_happened(periods: Sequence[pb.LadderPeriod], number: int) -> bool:
+    """Whether in a period anybody came, or moved to another level."""
+    now, before = periods[number], periods[number - 1] if number else pb.LadderPeriod()
+    standing, stood = (sum(each.customers for each in period.levels) for period in (now, before))
+    return bool(now.transitions) or standing != stood
 
 
 def rebuild(

@@ -113,8 +113,8 @@ async def _welcome(
     """When all is up: load the sample if it is wanted, and tell how things stand."""
     try:
         await _until_ready(supervisor, addresses)
-        if with_sample and await _wants_sample(addresses):
-            out.print("The store is empty: here is a sample company.", style="bold")
+        if with_sample and (why := await _why_sample(addresses)):
+            out.print(why, style="bold")
             await load_sample(addresses, sample.generate(), out, wait=True)
         if with_report:
             show_report(await read(addresses), addresses, out)
@@ -149,8 +149,12 @@ async def _serving(channel: grpc.aio.Channel) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-async def _wants_sample(addresses: Addresses) -> bool:
-    """Whether nothing was ever recorded, or the loading of the sample was cut off."""
+_EMPTY = "The store is empty: here is a sample company."
+_CUT_OFF = "The sample company is here in part, as its loading was cut off: here is the rest."
+
+
+async def _why_sample(addresses: Addresses) -> str:
+    """Why the sample is to be loaded: nothing was ever recorded, or its loading was cut off; else nothing."""
     from services.cli.bus import connect, messages_held  # noqa: PLC0415 - it takes long, and few commands need it
 
     client = await connect(addresses.nats_url)
@@ -161,7 +165,8 @@ async def _wants_sample(addresses: Addresses) -> bool:
         await client.close()
     async with clients.journey(addresses) as journey:
         if not events:
-            return (await journey.GetOverview(GetOverviewRequest(), timeout=DEADLINE_S)).interactions == 0
+            found = await journey.GetOverview(GetOverviewRequest(), timeout=DEADLINE_S)
+            return "" if found.interactions else _EMPTY
 
         async def known(number: int) -> Sequence[TimelineEntry]:
             request = GetCustomerJourneyRequest(customer_id=sample.customer_id(sample.SEED, number))
@@ -176,5 +181,5 @@ async def _wants_sample(addresses: Addresses) -> bool:
         first = next(iter(sample.generate(1)))[0]
         begun = (first.interaction_id, first.occurred_at)
         if begun not in [(each.interaction.interaction_id, each.occurred_at) for each in await known(0)]:
-            return False
-        return not await known(sample.CUSTOMERS - 1)
+            return ""
+        return "" if await known(sample.CUSTOMERS - 1) else _CUT_OFF

@@ -101,7 +101,7 @@ def _tree(answer: explanation_service_pb2.ExplainActionResponse) -> Tree:
     if opening.because_of:
         _causes(why, opening, events, {opening.event_id})
     else:
-        why.add(Text(f"{opening.details['actor']}, by hand", style="dim"))
+        why.add(_by_hand(opening))
     for title, role in (
         ("since then", ExplainedRole.EXPLAINED_ROLE_EFFECT),
         ("recoveries under it", ExplainedRole.EXPLAINED_ROLE_RECOVERY),
@@ -118,6 +118,13 @@ def _tree(answer: explanation_service_pb2.ExplainActionResponse) -> Tree:
     return root
 
 
+def _by_hand(opening: ExplainedEvent) -> Text:
+    reason = opening.details["reason"]
+    told = f"because: {reason}" if reason else "and told no reason"
+    when, who = show.when(opening.recorded_at), opening.details["actor"]
+    return show.plain(f"a person's decision, not a signal's: {who} opened it by hand on {when} UTC, {told}")
+
+
 def _causes(branch: Tree, event: ExplainedEvent, events: Mapping[str, ExplainedEvent], above: set[str]) -> None:
     for key in event.because_of:
         if key not in above:
@@ -127,6 +134,8 @@ def _causes(branch: Tree, event: ExplainedEvent, events: Mapping[str, ExplainedE
 def _line(event: ExplainedEvent) -> Text:
     role = show.name(ExplainedRole.DESCRIPTOR, event.role)
     line = Text.assemble((f"{role}: ", "bold"), show.plain(event.summary).plain)
+    if event.role == ExplainedRole.EXPLAINED_ROLE_EFFECT and event.details["reason"]:
+        line.append(f", because: {show.plain(event.details['reason']).plain}")
     versions = [f"{name} {event.details[name]}" for name in _VERSIONS if name in event.details]
     if versions:
         line.append(f"  {', '.join(versions)}", style="cyan")

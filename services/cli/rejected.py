@@ -242,11 +242,17 @@ async def _resubmit(request: pb.ResubmitRejectedRequest, *, as_json: bool) -> No
 def discard(
     rejection_id: RejectionId,
     *,
-    reason: Annotated[str, typer.Option(help="Why it will not be recorded.")],
+    reason: Annotated[
+        str | None, typer.Option(help="Why it will not be recorded; needed, and asked for on a terminal.")
+    ] = None,
     actor: Actor,
     as_json: Json = False,
 ) -> None:
-    """Say that it will not be recorded. It stays to be seen."""
+    """Say that it will not be recorded, and why. It stays to be seen."""
+    if reason is None and sys.stdin.isatty():
+        reason = typer.prompt("Why will it not be recorded?", err=True)
+    if not (reason or "").strip():
+        raise typer.BadParameter("tell why it will not be recorded", param_hint="--reason")
     request = pb.DiscardRejectedRequest(rejection_id=rejection_id, reason=reason, actor=actor)
     run(_discard(request, as_json=as_json))
 

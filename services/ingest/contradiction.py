@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import msgspec
 
@@ -12,7 +11,7 @@ from recorrido.ingest.v1.events import Interaction, InteractionRecorded
 from services.foundation.errors import DiffersError, UnavailableError
 from services.foundation.events import Registry
 from services.foundation.eventstore import NO_STREAM, EventStore
-from services.ingest.domain import RecordInteraction, key_of
+from services.ingest.domain import RecordInteraction, contradiction, key_of
 
 #: Contradictions of one batch that are looked into, events that are looked through for all of them, how many of those
 #: are read at once, and seconds that it may take: it is a courtesy, and who sends a thousand of them is told by the
@@ -63,8 +62,7 @@ async def explained(
 def _told(error: DiffersError, fields: Sequence[str]) -> DiffersError:
     if not fields:
         return error
-    details: dict[str, Any] = {**error.details, "fields": ",".join(fields)}
-    return DiffersError(error.reason, f"{error.message}; they differ in {', '.join(fields)}", details)
+    return contradiction(error.details["recorded_digest"], error.details["given_digest"], fields)
 
 
 async def _recorded(store: EventStore, stream: str, keys: set[str], most: int) -> tuple[Mapping[str, Interaction], int]:

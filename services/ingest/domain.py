@@ -242,6 +242,17 @@ def _attributes(interaction: Interaction) -> Iterator[Violation]:
 Known = Map[str, str]
 
 
+def contradiction(recorded: str, given: str, fields: Sequence[str] = ()) -> DiffersError:
+    """Return what to raise where content of digest `given` came under a key that `recorded` stands under.
+
+    The text begins with the fields that differ, where they are known: a person reads these, a program the digests.
+    """
+    what = f"{', '.join(fields)} {'differs' if len(fields) == 1 else 'differ'}" if fields else "the content differs"
+    details = {"recorded_digest": recorded, "given_digest": given, **({"fields": ",".join(fields)} if fields else {})}
+    told = "from what was recorded under this source and interaction_id"
+    return DiffersError("CONTENT_DIFFERS", f"{what} {told} (digest {recorded}, now {given})", details)
+
+
 class History:
     """Decides about one customer's stream."""
 
@@ -270,8 +281,4 @@ class History:
             return [InteractionRecorded(interaction=command.interaction, digest=command.digest)]
         if recorded in (command.digest, command.digest_unmasked):
             return []
-        raise DiffersError(
-            "CONTENT_DIFFERS",
-            f"this source and interaction_id were recorded with other content: digest {recorded}, now {command.digest}",
-            {"recorded_digest": recorded, "given_digest": command.digest},
-        )
+        raise contradiction(recorded, command.digest)

@@ -64,6 +64,7 @@ def test_a_contradiction_is_refused_with_both_digests() -> None:
         History().decide(second, given_(first))
     assert caught.value.reason == "CONTENT_DIFFERS"
     assert caught.value.details == {"recorded_digest": first.digest, "given_digest": second.digest}
+    assert caught.value.message.startswith("the content differs from what was recorded"), "a person reads words first"
     assert first.digest in caught.value.message
     assert second.digest in caught.value.message
 

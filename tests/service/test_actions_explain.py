@@ -145,10 +145,18 @@ async def test_the_erased_are_shown_as_erased(office: Office) -> None:
 
 
 async def test_what_was_opened_by_hand_has_no_causes(office: Office) -> None:
-    opened = await office.open(kind=IMPROVEMENT, customer_id="")
+    opened = await office.open(kind=IMPROVEMENT, customer_id="", reasons=["three calls about it"])
     (event,) = (await explain(office, opened.action_id)).events
     assert (event.role, list(event.because_of)) == (R.EXPLAINED_ROLE_OPENING, [])
-    assert "maja, by hand" in (await recorrido(office.cluster, "explain", opened.action_id)).out
+    when = f"{event.recorded_at.ToDatetime():%Y-%m-%d %H:%M}"
+    told = f"a person's decision, not a signal's: maja opened it by hand on {when} UTC"
+    tree = (await recorrido(office.cluster, "explain", opened.action_id)).out
+    assert f"{told}, because: three calls about it" in tree
+    silent = await office.open(kind=IMPROVEMENT, customer_id="")
+    await office.accept(silent.action_id, reason="it is mine")
+    tree = (await recorrido(office.cluster, "explain", silent.action_id)).out
+    assert "UTC, and told no reason" in tree
+    assert "luka accepted it, because: it is mine" in tree
     assert (await refusal(explain(office, "nothing"))).code() is grpc.StatusCode.NOT_FOUND
     assert (await refusal(explain(office, ""))).code() is grpc.StatusCode.INVALID_ARGUMENT
 

@@ -100,6 +100,19 @@ async def test_a_browser_shows_the_page(office: Office, tmp_path: Path) -> None:
                 assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
                 assert await page.evaluate(_CONTRAST) >= 4.5
             assert await page.evaluate(_NARROWEST) >= 120
+            # Nothing on it scrolls sideways: a line is a block, which names each of its numbers.
+            for width in (320, 360, 400):
+                await page.set_viewport_size({"width": width, "height": 800})
+                assert await page.evaluate(_SIDEWAYS) == []
+            late_row = page.get_by_role("row", name=late.title)
+            box = await late_row.bounding_box()
+            assert box is not None
+            assert box["height"] > 80, "stacked"
+            assert await late_row.get_by_role("cell").count() == 5, "and a table still to those who hear it"
+            name = "getComputedStyle(document.querySelector('td[data-name=Owner]'), '::before').content"
+            assert await page.evaluate(name) == '"Owner"'
+            await page.set_viewport_size({"width": 1200, "height": 800})
+            assert await page.evaluate(name) == "none"
             # On paper everything is light, though the screen is dark.
             await page.emulate_media(media="print", color_scheme="dark")
             bar = "getComputedStyle(document.documentElement).getPropertyValue('--bar').trim()"
@@ -129,5 +142,9 @@ _CONTRAST = """() => {
         return (Math.max(ink, ground) + 0.05) / (Math.min(ink, ground) + 0.05);
     }));
 }"""
+#: What is wider than the room that it has, but for what is there to be heard alone.
+_SIDEWAYS = """() => [...document.querySelectorAll('html, .wide, tbody *')]
+    .filter(each => each.scrollWidth > each.clientWidth + 1 && each.clientWidth)
+    .map(each => `${each.tagName} ${each.className} ${each.scrollWidth} > ${each.clientWidth}`)"""
 #: The width of the narrowest name of a line, pixels: wide enough to be read as words.
 _NARROWEST = "() => Math.min(...[...document.querySelectorAll('tbody th')].map(each => each.clientWidth))"

@@ -93,7 +93,8 @@ async def test_answers_are_as_of_a_time(cluster: Cluster, customer_id: str) -> N
 
 
 async def test_what_of_the_sample_is_not_there_yet_is_loaded_by_the_next_run(cluster: Cluster) -> None:
-    assert await local._wants_sample(Addresses.local(environment(cluster.ports)))
+    why = await local._why_sample(Addresses.local(environment(cluster.ports)))
+    assert "its loading was cut off" in why, "the store is not empty"
 
 
 async def test_the_ladder_begins_when_somebody_was_there(cluster: Cluster) -> None:
@@ -101,6 +102,17 @@ async def test_the_ladder_begins_when_somebody_was_there(cluster: Cluster) -> No
     months = re.findall(r"^ (\d{4}-\d\d)-01 ", text, re.MULTILINE)
     assert months[:2] == ["2026-07", "2026-08"]
     assert int((await answer(cluster, "ladder"))["periods"][0]["levels"][0]["customers"]) == 0
+
+
+async def test_the_ladder_ends_with_the_last_period_in_which_anything_happened(cluster: Cluster) -> None:
+    def months(text: str) -> list[str]:
+        return re.findall(r"^ (\d{4}-\d\d)-01 ", text, re.MULTILINE)
+
+    text = (await recorrido(cluster, "ladder", "--as-of", "2027-03-01")).out
+    assert months(text)[-1] == "2026-09"
+    assert "nobody came or moved since 2026-10-01; --to shows the time since" in text
+    asked = (await recorrido(cluster, "ladder", "--to", "2027-01-01")).out
+    assert (months(asked)[-1], "--to shows" in asked) == ("2026-12", False)
 
 
 async def test_scores_are_of_a_map_and_a_time(cluster: Cluster) -> None:

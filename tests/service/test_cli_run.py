@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from infra.local import directory, processes
 from infra.local import ports as port_numbers
 from infra.local.ports import Ports
 from services.cli import sample
+from services.cli.importing.recording import TOLD_EVERY_S
 from tests.support.cli import ROOT, environment, start
 from tests.support.wait import until
 
@@ -103,6 +105,12 @@ async def test_an_empty_store_offers_itself_with_the_sample_and_keeps_it(tmp_pat
         for part in ("ingest", "inference", "journey", "actions", "nats", "eventstore"):
             assert ports.of(part) in first.text
         assert "the playbook standard is published" in first.text
+        began = first.lines.index(
+            f"loading {len(told):,} interactions of {sample.CUSTOMERS} customers: they are recorded, placed, understood"
+        )
+        told_of = [line for line in first.lines[began:] if re.match(r"(recording|placing|understanding) \d", line)]
+        assert told_of, "whoever reads a pipe sees that it goes on"
+        assert len(told_of) <= 200 / TOLD_EVERY_S
         await what_a_newcomer_tries(environment(ports, RECORRIDO_DATA=str(tmp_path)))
         # A second run on the same data is refused, and does not disturb the first.
         other = await run(tmp_path, ports)

@@ -19,7 +19,7 @@ from recorrido.ingest.v1.events import (
 from services.foundation.errors import DiffersError
 from services.foundation.events import Pending, Recorded, derived_id
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
-from services.ingest import contradiction
+from services.ingest import contradiction, domain
 from services.ingest.domain import RecordInteraction
 from tests.support import eventstore as node
 
@@ -45,7 +45,8 @@ def said(customer_id: str, number: int) -> Interaction:
 
 def contradicting(customer_id: str, number: int) -> tuple[RecordInteraction, DiffersError]:
     other = structs.replace(said(customer_id, number), touchpoint="elsewhere")
-    return RecordInteraction.of(other, NOW), DiffersError("CONTENT_DIFFERS", "it differs")
+    command = RecordInteraction.of(other, NOW)
+    return command, domain.contradiction("recorded", command.digest)
 
 
 async def record(store: EventStore, customer_id: str, count: int) -> None:
@@ -74,6 +75,9 @@ async def test_a_customer_is_read_once_and_no_more_than_so_much_of_all(
     monkeypatch.setattr(contradiction, "READ", 20)
     found = await contradiction.explained(store, [contradicting("a", n) for n in (3, 17, 30, 45)])
     assert [error.details["fields"] for error in found] == ["touchpoint"] * 4
+    assert {error.message.split(" (")[0] for error in found} == {
+        "touchpoint differs from what was recorded under this source and interaction_id"
+    }
     assert read == [20, 20, 10]
 
     read.clear()

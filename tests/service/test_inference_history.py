@@ -520,6 +520,11 @@ async def test_people_correct_compare_and_reanalyse(company: Company, tmp_path: 
     )
     assert done.code == 0, done
     assert "sentiment, need" in done.out
+    unchanged = next(line for line in done.out.splitlines() if line.startswith("Unchanged: "))
+    assert unchanged.startswith("Unchanged: point "), "who is told to be glad may still be told to be in pain"
+    assert "--point, " in unchanged
+    assert "--sentiment" not in unchanged
+    assert "--need" not in unchanged
     listed = (await recorrido(company.cluster, "analyses", "ivy")).out
     assert "tester" in listed
     assert "feedback 5" in listed

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
-from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM, Signals
+from signal import SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGTERM, Signals
 from typing import Any
 
 import pytest
@@ -37,8 +37,9 @@ class Command:
         return code, "\n".join(self.lines)
 
     async def _read(self) -> None:
-        assert self.process.stdout is not None
-        async for line in self.process.stdout:
+        told = self.process.stdout or self.process.stderr
+        assert told is not None
+        async for line in told:
             self.lines.append(line.decode().rstrip())
 
 
@@ -50,14 +51,15 @@ class Machine:
         self.ports = ports
         self.commands: list[Command] = []
 
-    async def start(self, *arguments: str, **moved: str) -> Command:
+    async def start(self, *arguments: str, stdout: int = asyncio.subprocess.PIPE, **moved: str) -> Command:
+        """Start a command; where its output goes elsewhere, what it complains of is kept."""
         places = {port_numbers.variable(name): str(port) for name, port in asdict(self.ports).items()}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "infra.local", *arguments),
             cwd=ROOT,
             env={**os.environ, **places, "RECORRIDO_DATA": str(self.data), **moved},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stdout=stdout,
+            stderr=asyncio.subprocess.STDOUT if stdout == asyncio.subprocess.PIPE else asyncio.subprocess.PIPE,
         )
         command = Command(process)
         self.commands.append(command)
@@ -167,6 +169,18 @@ async def test_the_next_run_may_start_before_the_last_one_is_quite_gone(machine:
         command.process.kill()
         await command.process.wait()
     await machine.up("postgres", "nats")
+
+
+async def test_it_ends_in_order_when_nobody_reads_it_any_more(machine: Machine) -> None:
+    reader, writer = os.pipe()
+    command = await machine.start("up", "nats", stdout=writer)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as lines:
+        assert await asyncio.to_thread(lines.readline), "as `up | head -1` reads it"
+    code, text = await command.ended(STOPPED_WITHIN_S)
+    assert (code, text) == (128 + SIGPIPE, "")
+    assert machine.processes() == []
+    assert not (machine.data / "run.json").exists(), "all of it was stopped before"
 
 
 async def test_a_part_that_keeps_dying_ends_the_run_with_code_1(machine: Machine) -> None:

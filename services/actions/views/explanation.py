@@ -307,6 +307,7 @@ def _opening(opened: ActionOpened) -> dict[str, str]:
         "actor": opened.actor,
         "customer_id": opened.customer_id,
         "playbook_rule": opened.playbook_rule,
+        "reason": "; ".join(opened.reasons),
     }
 
 

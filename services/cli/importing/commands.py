@@ -20,10 +20,10 @@ from services.cli.importing.recording import (
     ACTOR,
     FIRST_ANSWER_S,
     Pause,
+    Steps,
     Summary,
     overview,
     patiently,
-    progress,
     record,
     settle,
 )
@@ -127,10 +127,12 @@ async def load(
             if await patiently(publish, Pause(FIRST_ANSWER_S)):
                 out.print(f"the journey map {each.map_id} is published")
         before = await overview(journey)
-    with progress(out) as bars:
-        recording = bars.add_task("recording", total=sum(len(each) for each in customers))
+    total = sum(len(each) for each in customers)
+    out.print(f"loading {total:,} interactions of {len(customers):,} customers: they are recorded, placed, understood")
+    with Steps(out) as bars:
+        recording = bars.add_task("recording", total=total)
         async with clients.ingest(addresses) as ingest:
-            summary = await record(ingest, _each(customers), lambda done: bars.advance(recording, len(done)))
+            summary = await record(ingest, _each(customers), lambda done: bars.update(recording, advance=len(done)))
         if wait:
             async with clients.journey(addresses) as journey:
                 await settle(journey, before, summary.recorded, bars)

@@ -5,14 +5,14 @@ import random
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import grpc
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import Progress, TaskID
 from rich.text import Text
 
 from recorrido.ingest.v1.ingest_service_pb2 import (
@@ -44,6 +44,8 @@ PATIENCE_S = 120.0
 #: Somebody who forgot to start the services should hear it soon.
 FIRST_ANSWER_S = 5.0
 POLL_S = 1.0
+#: How often a pipe is told how far it is.
+TOLD_EVERY_S = 10.0
 REJECTIONS_SHOWN = 5
 #: Who says what an import says.
 ACTOR = "recorrido import"
@@ -82,23 +84,29 @@ class Summary:
                 self.rejections.append((interaction.source, interaction.interaction_id, result.problem))
 
 
-class _Rate(ProgressColumn):
-    """Things per second, over the whole time."""
+class Steps(Progress):
+    """How far the steps are that are not done: on a terminal one line that changes, in a pipe a line now and then."""
 
-    def render(self, task: Task) -> Text:
-        elapsed = task.finished_time if task.finished else task.elapsed
-        return Text(f"{task.completed / elapsed:,.0f}/s" if elapsed else "")
+    def __init__(self, console: Console) -> None:
+        # It draws itself when it is made.
+        self._began = self._told = time.monotonic()
+        super().__init__(console=console, transient=True)
 
+    def get_renderables(self) -> Iterable[RenderableType]:
+        steps = [
+            f"{each.description} {each.completed:,.0f}{'' if each.total is None else f' of {each.total:,.0f}'}"
+            for each in self.tasks
+            if not each.finished
+        ]
+        yield Text(" · ".join([*steps, f"{time.monotonic() - self._began:.0f} s"]), no_wrap=True, overflow="ellipsis")
 
-def progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<13}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        console=console,
-    )
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """As it is in every `Progress`, and tell of it where nobody sees the line change."""
+        super().update(task_id, **changes)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self._told >= TOLD_EVERY_S:
+            self._told = now
+            self.console.print(*self.get_renderables())
 
 
 async def record(
