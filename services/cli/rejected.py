@@ -251,7 +251,7 @@ def discard(
     """Say that it will not be recorded, and why. It stays to be seen."""
     if reason is None and sys.stdin.isatty():
         reason = typer.prompt("Why will it not be recorded?", err=True)
-    if not (reason or "").strip():
+    if reason is None or not reason.strip():
         raise typer.BadParameter("tell why it will not be recorded", param_hint="--reason")
     request = pb.DiscardRejectedRequest(rejection_id=rejection_id, reason=reason, actor=actor)
     run(_discard(request, as_json=as_json))
