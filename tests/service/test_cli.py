@@ -128,16 +128,24 @@ async def test_scores_are_of_a_map_and_a_time(cluster: Cluster) -> None:
 
 
 async def test_points_and_signals_are_ranked_and_limited(cluster: Cluster) -> None:
-    points = (await answer(cluster, "points", "--kind", "pain", "--limit", "3"))["points"]
-    assert 0 < len(points) <= 3
-    assert {each["kind"] for each in points} == {"POINT_KIND_PAIN"}
-    customers = [int(each["customers"]) for each in points]
-    assert customers == sorted(customers, reverse=True)
+    pains = await answer(cluster, "points", "--kind", "pain", "--limit", "1000")
+    assert {each["kind"] for each in pains["points"]} == {"POINT_KIND_PAIN"}
+    ranks = [(not each["needPath"], -int(each["customers"])) for each in pains["points"]]
+    assert ranks == sorted(ranks)
+    assert (await answer(cluster, "points", "--kind", "pain", "--limit", "3"))["points"] == pains["points"][:3]
     shown = (await recorrido(cluster, "points", "--limit", "4")).out.splitlines()
-    kinds = [line.split()[0] for line in itertools.takewhile(lambda each: "What moves" not in each, shown[1:])]
+    told = itertools.takewhile(lambda each: "not known" not in each and "What moves" not in each, shown[1:])
+    kinds = [line.split()[0] for line in told]
     # What hurts is first, and is there however much delights.
     assert list(dict.fromkeys(kinds)) == ["pain", "itch", "delight"]
-    assert max(map(kinds.count, kinds)) == kinds.count("pain") == 4
+    assert kinds.count("pain") == min(4, [unknown for unknown, _ in ranks].count(False))
+    # What nobody knows the need of is a line of its own, for each kind.
+    everything = await answer(cluster, "points", "--limit", "1000")
+    assert everything["unknown"]
+    assert [line.split()[4] for line in shown if "need not known" in line] == [
+        each["customers"] for each in everything["unknown"]
+    ]
+    assert len(everything["unknown"]) == len({each["kind"] for each in everything["points"] if not each["needPath"]})
     signals = (await answer(cluster, "signals", "--limit", "3"))["signals"]
     assert len(signals) == 3
     of_one = (await answer(cluster, "signals", "--customer", signals[0]["customerId"]))["signals"]
