@@ -1,5 +1,6 @@
 """The life cycles of actions: given what happened, when somebody asks, then this is recorded or refused."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -74,6 +75,8 @@ from services.foundation.errors import (
     RefusedError,
     Violation,
 )
+from services.journey.views import projection, timeline
+from services.journey.views.projection import JourneyProjection
 
 NOW = datetime(2026, 3, 1, 9, 30, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
@@ -536,6 +539,30 @@ def test_any_sequence_of_commands_keeps_the_life_cycle(kind: ActionKind, sequenc
     assert len({event.request_id for event in events}) == len(events) == len(state.requests) - 1
     assert state == fold(events, first)
     assert allowed(kind, state.state)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([RECOVERY, IMPROVEMENT]), st.lists(changes, max_size=25))
+def test_a_journey_shows_an_action_in_the_state_that_it_is_in(kind: ActionKind, sequence: list[Change]) -> None:
+    events: list[Any] = [opening(kind=kind, customer_id="ana" if kind is RECOVERY else "").event()]
+    state = fold(events)
+    for command in sequence:
+        try:
+            decided = decide(command, state)
+        except RecorridoError:
+            continue
+        events += decided
+        state = fold(decided, state)
+    shown = timeline._action(
+        [
+            dict(zip(("action_id", "kind", "state", "result", "title", "signal_id"), row[1:], strict=True))
+            | {"recorded_at": NOW}
+            for event in events
+            if type(event) in JourneyProjection.types
+            for row in [projection._action_row(event, defaultdict(int))]
+        ]
+    )
+    assert (shown.kind, shown.state, shown.result) == (kind, state.state, state.result)
 
 
 anything = st.one_of(

@@ -142,6 +142,7 @@ CREATE TABLE signal_evidence (
 );
 
 -- What became of an action: a row per change. `customer` 0: of no single one; what a change does not tell is empty.
+-- `state` 0: it was opened again.
 CREATE TABLE action_change (
     position bigint PRIMARY KEY,
     recorded_at timestamptz NOT NULL,
@@ -162,7 +163,7 @@ BATCH = 4_000
 
 AMOUNT_UNITS = 10_000
 
-#: Where an action stands after each change of it.
+#: Where an action stands after each change of it; UNSPECIFIED: what it was before tells.
 ACTION_STATES: dict[type[Event], ActionState] = {
     ActionAccepted: ActionState.ACCEPTED,
     ActionDeclined: ActionState.DECLINED,
@@ -171,7 +172,7 @@ ACTION_STATES: dict[type[Event], ActionState] = {
     RemedyOffered: ActionState.REMEDIED,
     ActionCompleted: ActionState.COMPLETED,
     ActionVerified: ActionState.VERIFIED,
-    ActionReopened: ActionState.OPEN,
+    ActionReopened: ActionState.UNSPECIFIED,
 }
 
 _ENCODE = msgspec.json.Encoder().encode

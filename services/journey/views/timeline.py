@@ -469,7 +469,7 @@ def _action(changes: Sequence[Any]) -> CustomerAction:
     state, result = ActionState.OPEN, ActionResult.UNSPECIFIED
     for change in changes[1:]:
         told = ActionState.from_number(change["state"])
-        if told is ActionState.OPEN:
+        if told is ActionState.UNSPECIFIED:
             # Opened again.
             state = ActionState.OPEN if state is ActionState.DECLINED else ActionState.ACCEPTED
             result = ActionResult.UNSPECIFIED
