@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import quote, unquote
 from uuid import UUID
 
@@ -30,8 +30,16 @@ from opentelemetry.trace import Link, SpanKind, get_current_span
 
 from services.foundation import telemetry
 from services.foundation.backoff import Backoff, wait_s
-from services.foundation.errors import ConflictError, ErasedError, RecorridoError, RefusedError, UnavailableError
+from services.foundation.errors import (
+    ConflictError,
+    ErasedError,
+    OtherHistoryError,
+    RecorridoError,
+    RefusedError,
+    UnavailableError,
+)
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Event, Place, Recorded, Registry
+from services.foundation.eventstore import SameHistory
 
 LOG = structlog.get_logger()
 
@@ -56,6 +64,8 @@ REPLAY_AGE_S = 7 * 24 * 3600.0
 #: After a consumer died its messages come again this much later; while it lives it keeps telling that it works on them.
 ACK_WAIT_S = 10.0
 DUPLICATE_WINDOW_S = 1.0
+#: How often to look whether the store is again the one that the bus was filled from.
+RECHECK_EVERY_S = 2.0
 #: Stores take events of 1 MiB; what a message has besides (headers, a long stream id) is far from another one.
 MIN_PAYLOAD_BYTES = 2 * 1024 * 1024
 #: A batch that does not follow the stream's end is refused by its sequence, or before that by an id that was just seen.
@@ -223,8 +233,14 @@ class Reaction:
     description: str = ""
 
 
-#: Whether the store still holds an event: not where it was erased.
-Held = Callable[[Recorded], Awaitable[bool]]
+class Truth(Protocol):
+    """The store, as far as reactions ask it what became of an event."""
+
+    async def holds(self, recorded: Recorded) -> bool:
+        """Return whether it still holds an event: not where it was erased. Raises UnavailableError."""
+
+    async def check(self, place: Place | None) -> None:
+        """Raise OtherHistoryError where the event of `place` never was in its history, UnavailableError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -499,18 +515,20 @@ class Bus:
     # -- reacting --------------------------------------------------------------------------------------------------
 
     async def react(
-        self, reaction: Reaction, held: Held, *, available: Callable[[bool], None] = lambda _: None
+        self, reaction: Reaction, store: Truth, *, available: Callable[[bool], None] = lambda _: None
     ) -> None:
-        """Deliver events to a reaction for ever; `held` tells whether the store still holds an event.
+        """Deliver events of `store` to a reaction for ever.
 
         While a part that it needs is down (UnavailableError) the batch is held, not counted as tried, and
-        `available(False)` is called: nothing is lost and the bus keeps the rest. An unknown exception means retry,
-        then dead letter, unless the event was erased meanwhile.
+        `available(False)` is called: nothing is lost and the bus keeps the rest. So it is while the store is another
+        one than the bus was filled from. An unknown exception means retry, then dead letter, unless the event was
+        erased meanwhile.
 
         Raises:
             StoppedError: the reaction answered Stop.
         """
         registry = Registry(reaction.types)
+        same = SameHistory(store.check)
         subscription = await self._subscribe(reaction, registry)
         while True:
             try:
@@ -529,10 +547,36 @@ class Bus:
                 await asyncio.sleep(0.05)
                 continue
             try:
-                await self._handle_batch(reaction, held, registry, messages, available)
+                if await _are_of(same, messages, available):
+                    await self._handle_batch(reaction, store, registry, messages, available)
+                else:
+                    available(False)
+                    await self._hold(reaction, store, messages)
+                    available(True)
             except (NatsError, TimeoutError, OSError) as error:
                 # Unacknowledged messages come again, and their effects are idempotent.
                 LOG.warning("could not settle, will be redelivered", durable=reaction.durable, error=repr(error)[:200])
+
+    async def _hold(self, reaction: Reaction, store: Truth, messages: Sequence[Msg]) -> None:
+        """Keep messages that are not of the store's history, until the stream's last one is; then let them come again.
+
+        Either the right store was brought back, or the stream was deleted and filled anew from this one.
+        """
+        told = ""
+        async with _in_progress(messages):
+            while True:
+                try:
+                    await store.check((await self.last()).place)
+                    break
+                except OtherHistoryError as error:
+                    if error.message != told:
+                        LOG.error("nothing is done", durable=reaction.durable, reason=error.message)  # noqa: TRY400 - the text says it all
+                    told = error.message
+                except UnavailableError as error:
+                    LOG.warning("waiting", durable=reaction.durable, error=error.message[:200])
+                await asyncio.sleep(RECHECK_EVERY_S)
+        for message in messages:
+            await message.nak()
 
     async def _subscribe(self, reaction: Reaction, registry: Registry) -> JetStreamContext.PullSubscription:
         config = api.ConsumerConfig(
@@ -558,7 +602,7 @@ class Bus:
     async def _handle_batch(
         self,
         reaction: Reaction,
-        held: Held,
+        store: Truth,
         registry: Registry,
         messages: Sequence[Msg],
         available: Callable[[bool], None],
@@ -567,13 +611,13 @@ class Bus:
         spans = []
         for message in messages:
             if message.metadata.num_delivered > MAX_DELIVERIES:
-                await self._bury(reaction, held, message, "delivered too often: whoever handles it dies of it")
+                await self._bury(reaction, store, message, "delivered too often: whoever handles it dies of it")
                 continue
             try:
                 recorded = recorded_of(message)
                 event = registry.decode(recorded)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it will stay wrong
-                await self._bury(reaction, held, message, f"undecodable: {error!r}")
+                await self._bury(reaction, store, message, f"undecodable: {error!r}")
                 continue
             span = telemetry.start_span(
                 f"react {reaction.durable}",
@@ -593,7 +637,7 @@ class Bus:
             async with _in_progress([message for message, _ in accepted]):
                 answers = await self._answers(reaction, accepted, available)
                 for (message, delivery), answer in zip(accepted, answers, strict=True):
-                    await self._settle(reaction, held, message, answer, tries=delivery.tries)
+                    await self._settle(reaction, store, message, answer, tries=delivery.tries)
         finally:
             for span in spans:
                 span.end()
@@ -624,7 +668,7 @@ class Bus:
                 available(True)
                 return answers
 
-    async def _settle(self, reaction: Reaction, held: Held, message: Msg, answer: Answer, *, tries: int) -> None:
+    async def _settle(self, reaction: Reaction, store: Truth, message: Msg, answer: Answer, *, tries: int) -> None:
         key = reaction.durable, message.metadata.sequence.stream
         self._handled.add(1, {"durable": reaction.durable, "answer": type(answer).__name__})
         match answer:
@@ -633,19 +677,19 @@ class Bus:
                 self._failures.pop(key, None)
             case Retry(reason, delay_s):
                 if tries >= MAX_TRIES:
-                    await self._bury(reaction, held, message, reason)
+                    await self._bury(reaction, store, message, reason)
                     self._failures.pop(key, None)
                 else:
                     self._failures[key] = tries
                     LOG.warning("retry", durable=reaction.durable, reason=reason, delay_s=delay_s)
                     await message.nak(delay=delay_s)
             case Skip(reason):
-                await self._bury(reaction, held, message, reason)
+                await self._bury(reaction, store, message, reason)
             case Stop(reason):
                 raise StoppedError(f"{reaction.durable}: {reason}")
 
-    async def _bury(self, reaction: Reaction, held: Held, message: Msg, reason: str) -> None:
-        if await _erased(message, held):
+    async def _bury(self, reaction: Reaction, store: Truth, message: Msg, reason: str) -> None:
+        if await _erased(message, store):
             await message.ack()
             return
         # The relay's publishing orders stay behind: its batch and sequence are not those of this stream.
@@ -661,14 +705,14 @@ class Bus:
         letter = await self._js.publish(to, message.data, stream=DEAD_LETTERS, headers=headers)
         # An erasure wipes the store and then looks through the dead letters: one that it cannot have seen there is of
         # an event that the store does not hold now.
-        if await _erased(message, held):
+        if await _erased(message, store):
             with contextlib.suppress(NotFoundError):
                 await self._js.delete_msg(DEAD_LETTERS, letter.seq)
         await message.ack()
         LOG.error("dead letter", durable=reaction.durable, subject=message.subject, reason=reason)
 
 
-async def _erased(message: Msg, held: Held) -> bool:
+async def _erased(message: Msg, store: Truth) -> bool:
     """Return whether the store holds the event of a message no more; wait while nobody can tell."""
     try:
         recorded = recorded_of(message)
@@ -677,10 +721,29 @@ async def _erased(message: Msg, held: Held) -> bool:
     backoff = Backoff(0.25, 5.0)
     while True:
         try:
-            return not await held(recorded)
+            return not await store.holds(recorded)
         except UnavailableError as error:
             LOG.warning("waiting, to bury", error=error.message[:200])
         await backoff.wait()
+
+
+async def _are_of(same: SameHistory, messages: Sequence[Msg], available: Callable[[bool], None]) -> bool:
+    """Return whether the newest event that messages carry is of the store's history; wait while nobody can tell."""
+    places = [place for message in messages if (place := _place(message.headers or {})) is not None]
+    newest = max(places, key=lambda place: place.position, default=None)
+    backoff = Backoff(0.25, 5.0)
+    async with _in_progress(messages):
+        while True:
+            try:
+                await same.check(newest)
+            except OtherHistoryError:
+                return False
+            except UnavailableError as error:
+                LOG.warning("waiting, to compare histories", error=error.message[:200])
+                available(False)
+            else:
+                return True
+            await backoff.wait()
 
 
 def _place(headers: Mapping[str, str]) -> Place | None:

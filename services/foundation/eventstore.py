@@ -6,9 +6,11 @@ The same adapter serves KurrentDB and the embedded node. Appends carry the trace
 
 import asyncio
 import contextlib
+import math
 import sys
+import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -54,6 +56,10 @@ SILENCE_MS = 4_000
 CHECKPOINT_WINDOWS = 100
 #: Who follows, and hears nothing for so long, looks whether the store went on with events of no interest.
 IDLE_S = 1.0
+
+#: How often who goes by what it was told looks whether the store is still the one that told it: in less time no store
+#: is stopped, replaced, started and filled beyond where it was.
+SAME_FOR_S = 0.25
 
 #: A refused append names every stream that stood in its way, in the call's trailing metadata; gRPC's own limit of
 #: 8 KiB is met at some fifty streams, and what does not fit arrives as no error that anybody could read.
@@ -406,6 +412,22 @@ class EventStore:
                     if not [event async for event in behind if event.position > position]:
                         return (Checkpoint(head),)
         return ()
+
+
+class SameHistory:
+    """Tells whether the store is still the one that something was learnt from; it is asked every SAME_FOR_S at most."""
+
+    def __init__(self, check: Callable[[Place], Awaitable[None]]) -> None:
+        """`check` is that of the store."""
+        self._check = check
+        self._asked_at = -math.inf
+
+    async def check(self, place: Place | None) -> None:
+        """Raises OtherHistoryError and UnavailableError, as `EventStore.check` of an event that was seen there."""
+        now = time.monotonic()
+        if place is not None and now - self._asked_at >= SAME_FOR_S:
+            await self._check(place)
+            self._asked_at = now
 
 
 @contextlib.asynccontextmanager

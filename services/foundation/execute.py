@@ -14,9 +14,17 @@ import structlog
 from msgspec import Struct, field
 from opentelemetry.context import Context
 
-from services.foundation.errors import ConflictError, ErasedError, RecorridoError, RefusedError
-from services.foundation.events import Event, Pending, Recorded, Registry, derived_id
-from services.foundation.eventstore import EXISTS, NO_STREAM, PAGE, TOMBSTONED, EventStore, StreamAppend
+from services.foundation.errors import ConflictError, ErasedError, OtherHistoryError, RecorridoError, RefusedError
+from services.foundation.events import Event, Pending, Place, Recorded, Registry, derived_id
+from services.foundation.eventstore import (
+    EXISTS,
+    NO_STREAM,
+    PAGE,
+    TOMBSTONED,
+    EventStore,
+    SameHistory,
+    StreamAppend,
+)
 from services.foundation.outlines import Outlines
 
 LOG = structlog.get_logger()
@@ -116,8 +124,9 @@ class Executor(Generic[StateT]):
         self._cached_events = 0
         self._cache: OrderedDict[str, Folded[StateT]] = OrderedDict()
         self._outlines = outlines
-        #: The highest position that the store is known to have reached.
-        self._reached = 0
+        #: The last event that the store is known to hold.
+        self._last: Place | None = None
+        self._same = SameHistory(store.check)
 
     async def execute(self, intent: Intent) -> Executed[StateT]:
         """Execute one command; raise the error it was refused with."""
@@ -127,7 +136,8 @@ class Executor(Generic[StateT]):
         return result
 
     async def load(self, stream: str) -> Folded[StateT]:
-        """Return the stream's present state and revision (NO_STREAM where there is none)."""
+        """Return the stream's present state and revision (NO_STREAM where there is none). Raises UnavailableError."""
+        await self._make_sure()
         known = self._known(stream)
         while True:
             # With the last event that is known, to see that it is still there: a stream may be deleted and begin anew,
@@ -157,7 +167,7 @@ class Executor(Generic[StateT]):
         #: Streams that hold causes and went on behind them, and whose causes were looked for.
         moved: set[str] = set()
         presumed = self._presumed(intents)
-        reached = self._reached
+        await self._make_sure()
         # What this call knows is its own: the cache may forget any of it before the append.
         known = {i.stream: presumed.get(i.stream) or self._known(i.stream) for i in intents}
         outlined, read = self._outlined(intents, presumed)
@@ -183,9 +193,6 @@ class Executor(Generic[StateT]):
                 # that was not read, that would tell a caller that something was recorded now which was there before.
                 if bound < 0 and not proven <= read:
                     bound = await self._store.head()
-                    if bound < reached:
-                        self._forget_all(bound)
-                        return await self.execute_all(intents)
                 try:
                     position = await self._store.append([*appends, *_conditions(causes, moved)])
                 except ConflictError as conflict:
@@ -195,8 +202,8 @@ class Executor(Generic[StateT]):
                     refused |= _refusals(conflict.streams, give_up=rounds % self._attempts == 0)
                     stale = (conflict.streams.keys() & known.keys()) - refused.keys()
                 else:
-                    self._reached = max(self._reached, position)
                     if position > bound:
+                        self._seen(_place_of(appends[-1], position))
                         self._remember(results, intents, presumed.keys() - read, since)
                         return results
                     stale = proven
@@ -304,8 +311,14 @@ class Executor(Generic[StateT]):
                     LOG.error("poison event passed over", event_id=event_id, error=str(error))  # noqa: TRY400 - the text says it all
                 else:
                     state = self._decider.evolve(state, event)
-        self._reached = max([self._reached, *(recorded.position for recorded in news[-1:])])
-        return Folded(state, news[-1].revision, news[-1].event_id) if news else known
+        if not news:
+            return known
+        self._seen(news[-1].place)
+        return Folded(state, news[-1].revision, news[-1].event_id)
+
+    def _seen(self, place: Place) -> None:
+        if self._last is None or self._last.position < place.position:
+            self._last = place
 
     def _presumed(self, intents: Sequence[Intent]) -> dict[str, Folded[StateT]]:
         # Two commands for one stream were presumed at different revisions; only the stream itself can reconcile them.
@@ -348,17 +361,27 @@ class Executor(Generic[StateT]):
                 self._outlines.keep(oldest, went.state, went.revision, went.last)
         return newest
 
-    def _forget_all(self, head: int) -> None:
-        """Forget everything, because the store ends at `head` now: it is an older backup, with a history of its own.
+    async def _make_sure(self) -> None:
+        """Forget everything where the store was replaced, as by an older backup: it has a history of its own.
 
-        Its streams may come to the revisions that they had before, by other events: no append at them would notice.
+        Its streams may come to the revisions that they had before, by other events: no append at them would notice. So
+        this comes before whatever could tell something newer of the other store, and hide that it is another one.
+
+        Raises:
+            UnavailableError: the store does not answer.
         """
-        LOG.warning("the event store holds less than before: what is remembered of its streams is forgotten", head=head)
+        try:
+            await self._same.check(self._last)
+        except OtherHistoryError:
+            self._forget_all()
+
+    def _forget_all(self) -> None:
+        LOG.warning("the event store was replaced: what is remembered of its streams is forgotten", last=self._last)
         for stream in list(self._cache):
             self.forget(stream)
         if self._outlines is not None:
             self._outlines.clear()
-        self._reached = head
+        self._last = None
 
     def forget(self, stream: str) -> None:
         """Forget what is known of a stream, as when some of it was taken out: it is read when it is next asked for."""
@@ -366,6 +389,11 @@ class Executor(Generic[StateT]):
             self._cached_events -= forgotten.events
         if self._outlines is not None:
             self._outlines.forget(stream)
+
+
+def _place_of(append: StreamAppend, position: int) -> Place:
+    """Return the place of the last event of an append, which the store acknowledged with `position`."""
+    return Place(position, append.events[-1].event_id, append.stream, append.expected + len(append.events))
 
 
 def _causes(intents: Sequence[Intent], results: Sequence[Executed[Any]], proven: Container[str]) -> dict[str, set[int]]:

@@ -67,7 +67,7 @@ async def wire(settings: InferenceSettings, process: Process) -> None:
     )
     process.background("readiness of triton", triton.watch(process.server.availability("triton")))
     process.background(
-        "feedback", bus.react(handlers.reaction, store.holds, available=process.server.availability("feedback"))
+        "feedback", bus.react(handlers.reaction, store, available=process.server.availability("feedback"))
     )
 
 

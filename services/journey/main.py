@@ -41,7 +41,7 @@ async def wire(settings: Settings, process: Process) -> None:
     runner = SharedRunner(store, pool, view, batch_size=BATCH)
     process.background("projection", runner.run(available=process.server.availability("read model")))
     reaction = SignalHandlers(store).reaction
-    process.background("signals", bus.react(reaction, store.holds, available=process.server.availability("signals")))
+    process.background("signals", bus.react(reaction, store, available=process.server.availability("signals")))
     read_model = ReadModel(pool, view.name)
     process.background("watch", watch(pool, read_model, WatchHandlers(store)))
     process.server.register(

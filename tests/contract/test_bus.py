@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
@@ -29,7 +29,7 @@ from services.foundation.bus import (
     subject,
 )
 from services.foundation.errors import UnavailableError
-from services.foundation.events import CORRELATION_ID, Recorded, encode
+from services.foundation.events import CORRELATION_ID, Place, Recorded, encode
 from tests.support.cluster import Cluster, running
 from tests.support.wait import until
 
@@ -67,9 +67,19 @@ async def always(_: Recorded) -> bool:
     return True
 
 
+class Truth:
+    """A store of the same history as the bus; `held` tells what it still holds."""
+
+    def __init__(self, held: Callable[[Recorded], Awaitable[bool]]) -> None:
+        self.holds = held
+
+    async def check(self, place: Place | None) -> None:
+        """What is published by these tests is taken for true."""
+
+
 @contextlib.asynccontextmanager
 async def reacting(bus: Bus, handle, held=always) -> AsyncIterator[None]:  # noqa: ANN001 - as Reaction has it
-    task = asyncio.create_task(bus.react(Reaction("test", [InteractionRecorded], handle), held))
+    task = asyncio.create_task(bus.react(Reaction("test", [InteractionRecorded], handle), Truth(held)))
     try:
         yield
     finally:

@@ -548,3 +548,34 @@ async def test_what_was_read_does_not_count_where_a_backup_holds_less(tmp_path: 
         assert (list(done.events), done.state, await causes(other, "tally-restored")) == ([], {"b"}, ["b"])
         for each in (store, other):
             await each.close()
+
+
+@pytest.mark.parametrize("known", ["read", "appended", "an outline"])
+async def test_what_is_remembered_does_not_count_where_others_filled_a_backup_beyond_it(
+    tmp_path: Path, known: str
+) -> None:
+    """The store is replaced by an older one, which is filled beyond the last event that was known of the other."""
+    with eventstore.running(tmp_path / "later") as node:
+        store = await EventStore.connect(node.uri)
+        one = outlining(store) if known == "an outline" else executor(store)
+        for cause in ("a", "c"):
+            if known == "read":
+                await rival(store, "tally-restored", cause)
+            else:
+                await one.execute(Intent("tally-restored", Count(cause)))
+        assert (await one.load("tally-restored")).revision == 1
+        node.stop()
+    with eventstore.running(tmp_path / "backup", node.address) as node:
+        other = await EventStore.connect(node.uri)
+        await rival(other, "tally-restored", "a", "b")
+        for number in range(5):
+            await rival(other, f"tally-{number}", "x")
+        # Something newer is read of the other store meanwhile, and takes the place of what is remembered whole.
+        assert (await one.load("tally-4")).revision == 0
+        (repeated,) = await one.execute_all([Intent("tally-restored", Count("b"))])
+        assert (list(repeated.events), repeated.state, repeated.revision) == ([], {"a", "b"}, 1)
+        done = await one.execute(Intent("tally-restored", Count("c")))
+        assert (len(done.events), done.revision) == (1, 2)
+        assert await causes(other, "tally-restored") == ["a", "b", "c"]
+        for each in (store, other):
+            await each.close()

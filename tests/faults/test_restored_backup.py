@@ -4,15 +4,17 @@ import asyncio
 import contextlib
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import grpc
 import nats
 import pytest
+import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kurrentdbclient import AsyncKurrentDBClient, NewEvent, StreamState
 from kurrentdbclient.exceptions import NotFoundError
@@ -20,6 +22,8 @@ from kurrentdbclient.exceptions import NotFoundError
 from infra.eventstore import messages
 from infra.local.cluster import Cluster, running
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded
+from services.foundation import bus as bus_module
+from services.foundation.bus import Bus, Delivery, Done, Reaction
 from services.foundation.errors import OtherHistoryError
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
 from services.foundation.execute import Executor, Intent
@@ -260,6 +264,49 @@ async def test_a_read_model_finds_what_was_recorded_behind_its_last_event(tmp_pa
             async with _projected(store, pool):
                 await until(lambda: is_at(50, 540))
         await pool.close()
+
+
+@pytest.mark.parametrize("mended", ["the right store is brought back", "the stream is deleted"])
+async def test_nothing_is_done_because_of_another_history(
+    tmp_path: Path, mended: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a reaction gets from the bus is of no store that is there; what it is to do waits until that is mended."""
+    monkeypatch.setattr(bus_module, "RECHECK_EVERY_S", 0.1)
+    handled: list[UUID] = []
+    told: list[bool] = []
+
+    async def handle(deliveries: Sequence[Delivery]) -> list[Done]:
+        handled.extend(delivery.recorded.event_id for delivery in deliveries)
+        return [Done()] * len(deliveries)
+
+    async with running(["relay"], data=tmp_path / "data") as cluster, store_of(cluster) as store:
+        await append(store, range(10))
+        await assert_stream_equals_store(cluster, 10)
+        await cluster.stop("eventstore")
+        shutil.copytree(cluster.data / "eventstore", tmp_path / "right")
+        await _replace_store(cluster, None)
+        await append(store, range(100, 140))
+        bus = await Bus.connect(cluster.environment["RECORRIDO_NATS_URL"], name="test")
+        reaction = Reaction("test", [InteractionRecorded], handle)
+        with structlog.testing.capture_logs() as logs:
+            task = asyncio.create_task(bus.react(reaction, store, available=told.append))
+            await until(lambda: told == [False], deadline_s=20)
+            await until(lambda: [log for log in logs if log["event"] == "nothing is done"], deadline_s=20)
+        assert handled == []
+        if mended == "the stream is deleted":
+            client = await nats.connect(cluster.environment["RECORRIDO_NATS_URL"])
+            await client.jetstream().delete_stream("RECORRIDO")
+            await client.close()
+        else:
+            await cluster.stop("eventstore")
+            await _replace_store(cluster, tmp_path / "right" / "events.db")
+        expected = range(100, 140) if mended == "the stream is deleted" else range(10)
+        await until(lambda: len(handled) >= len(expected), deadline_s=30)
+        assert sorted(handled) == sorted(pending(n).event_id for n in expected)
+        assert told[-1] is True
+        task.cancel()
+        await asyncio.wait([task])
+        await bus.close()
 
 
 async def test_the_front_door_forgets_what_it_knows_of_another_history(tmp_path: Path) -> None:
