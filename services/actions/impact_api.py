@@ -24,6 +24,7 @@ class ImpactServicer(pb_grpc.ImpactServiceServicer):
             window_days=request.window_days,
             comparison=tuple(request.comparison_touchpoints),
             compare=not request.without_comparison,
+            map_id=request.map_id,
         )
         impact = await self._impacts.get(query, self._clock())
         return pb.GetImpactResponse(impact=impact.to_proto())

@@ -195,7 +195,7 @@ def _details(action: pb.Action) -> Table:
         ("signal", action.signal_id),
         ("playbook", _playbook(action)),
         ("improvement", action.improvement_id),
-        ("target", f"{action.target.metric} {action.target.touchpoint} {action.target.need_path}".strip()),
+        ("target", _target(action.target)),
         ("reopened", f"{action.reopened} times" if action.reopened else ""),
         ("allowed now", ", ".join(_COMMANDS.get(each, each) for each in action.allowed)),
         ("id", action.action_id),
@@ -212,6 +212,11 @@ def _playbook(action: pb.Action) -> str:
     return f"{action.playbook_id}, rule {action.playbook_rule}, version {action.playbook_version}"
 
 
+def _target(target: Target) -> str:
+    where = f"{target.touchpoint} of the map {target.map_id}" if target.map_id else target.touchpoint
+    return " ".join(filter(None, (target.metric, where, target.need_path)))
+
+
 @app.command("open")
 def open_action(
     title: Annotated[str, typer.Argument(help="What is to be done.")],
@@ -226,6 +231,10 @@ def open_action(
     due_at: DueAt = None,
     improvement: Annotated[str, typer.Option(metavar="ID", help="The improvement that a recovery belongs to.")] = "",
     target: Annotated[Metric | None, typer.Option(help="What an improvement is to move, where it hurts.")] = None,
+    map_id: Annotated[
+        str,
+        typer.Option("--map", metavar="ID", help="With --target: whose touchpoint it is."),
+    ] = "",
     new_customer: Annotated[
         bool, typer.Option("--new-customer", help="Also for somebody of whom nothing was recorded yet.")
     ] = False,
@@ -234,6 +243,8 @@ def open_action(
     as_json: Json = False,
 ) -> None:
     """Open a recovery or an improvement by hand."""
+    if map_id and not target:
+        raise typer.BadParameter("--map goes with --target")
     if kind is Kind.RECOVERY and not customer_id.strip():
         raise typer.BadParameter("--customer is required for a recovery")
     request = _message(
@@ -248,7 +259,7 @@ def open_action(
         owner=owner,
         due_at=due_at,
         improvement_id=improvement,
-        target=Target(metric=target.value, touchpoint=touchpoint, need_path=need) if target else None,
+        target=Target(metric=target.value, touchpoint=touchpoint, need_path=need, map_id=map_id) if target else None,
         actor=actor,
         request_id=request_id,
     )

@@ -37,6 +37,9 @@ def impact(
         list[str] | None, typer.Option(help="Compare with this touchpoint, not with all others; may be repeated.")
     ] = None,
     alone: Annotated[bool, typer.Option("--alone", help="Do not compare.")] = False,
+    map_id: Annotated[
+        str, typer.Option("--map", metavar="ID", help="Whose touchpoints they are; without it, what the target says.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Tell whether an improvement helped: before and after, and how sure that is."""
@@ -48,6 +51,7 @@ def impact(
         window_days=window_days,
         comparison_touchpoints=against or [],
         without_comparison=alone,
+        map_id=map_id,
     )
 
     async def work() -> None:
@@ -63,6 +67,16 @@ def impact(
 def _tell_impact(found: impact_pb2.Impact) -> None:
     out = show.console()
     out.print(Text(found.statement, style=_STYLES.get(found.verdict, "")), soft_wrap=True)
+    if found.other_map_ids:
+        # Which interactions are meant depends on the map.
+        others = " and ".join(found.other_map_ids)
+        out.print(
+            show.plain(
+                f"{found.target.touchpoint} is what the map {found.target.map_id} places there;"
+                f" {others} would place others there: --map"
+            ),
+            soft_wrap=True,
+        )
     lines = show.table("", "from (UTC)", "to (UTC)", "n#", "mean#", "elsewhere n#", "elsewhere#")
     for name, since, until, sample, other in (
         ("before", found.before_from, found.before_to, found.before, found.comparison_before),

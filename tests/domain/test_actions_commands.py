@@ -19,14 +19,17 @@ from services.actions.domain.commands import (
     LinkActions,
     OfferRemedy,
     OpenAction,
+    OpenImprovement,
     OpenRecovery,
     PrioritizeAction,
     RecordContact,
     ReopenAction,
     RescheduleAction,
     StartAction,
+    Terms,
     VerifyAction,
 )
+from services.actions.domain.deadlines import Schedule
 from services.actions.domain.rules import MAX_ID, MAX_NOTE, MAX_REASON, MAX_REASONS, MAX_TITLE
 from services.foundation.errors import InvalidError
 from services.foundation.rules import MAX_CUSTOMER_ID
@@ -257,3 +260,17 @@ def test_whatever_a_signal_says_its_recovery_keeps_the_limits(signal: SignalRais
         touchpoint=opened.touchpoint,
         need_path=opened.need_path,
     )
+
+
+def test_an_improvement_is_to_move_the_score_of_the_whole_touchpoint_of_the_map() -> None:
+    told = {"touchpoint": "product_page", "touchpoint_id": "website", "map_id": "shop", "inputs": {"metric": "csat"}}
+    terms = Terms(playbook_id="p", version=1, rule_id="r", priority=Priority.HIGH, owner="desk", schedule=Schedule())
+    common = {"action_id": "a", "cause_id": "c", "customers": 1, "within_days": 1, "terms": terms, "occurred_at": NOW}
+    signal = SignalRaised(signal_id="s", rule="score_worsened", **told)
+    event = OpenImprovement(signal=signal, touchpoint="", need_path="", **common).event()
+    assert event.touchpoint == "product_page"
+    assert event.target == Target(metric="csat", touchpoint="website", map_id="shop")
+    # Of many bad moments it is what the sources say.
+    bad = SignalRaised(signal_id="s", rule="bad_moment", customer_id="ana", touchpoint="search")
+    event = OpenImprovement(signal=bad, touchpoint="search", need_path="", **common).event()
+    assert event.target == Target(metric="bad_moments", touchpoint="search")

@@ -325,6 +325,31 @@ async def test_a_touchpoint_that_is_renamed_in_between_is_measured_as_one(world:
         return (await world.impact(key, **bad)).after.mean == 25
 
     await until(counted, 20)
+    assert (own.target.map_id, list(own.other_map_ids)) == (new, [])
+
+    # Another map has a touchpoint of the same id, and places nothing there.
+    another = unique("another")
+    stage = Stage(stage_id="all", name="All", touchpoints=(Touchpoint(touchpoint_id=new, name="Else"),))
+    map_ = JourneyMap(map_id=another, name="Else", stages=(stage,))
+    await world.append(f"journeymap-{another}", JourneyMapPublished(map=map_, version=1, actor="maja"))
+    by_id = {"target": action_pb2.Target(metric="csat", touchpoint=new), "without_comparison": True}
+
+    async def published() -> impact_pb2.Impact | None:
+        answer = await world.impact(key, **by_id)
+        return answer if answer.target.map_id == another else None
+
+    last = await until(published, 20)
+    assert (last.after.count, list(last.other_map_ids)) == (0, [new])
+    for fields in (
+        {**by_id, "map_id": new},
+        {**by_id, "target": action_pb2.Target(metric="csat", touchpoint=new, map_id=new)},
+    ):
+        meant = await world.impact(key, **fields)
+        assert (meant.after.count, meant.target.map_id, list(meant.other_map_ids)) == (40, new, [another])
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await world.impact(key, **by_id, map_id="nowhere")
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    assert new in str(refused.value.details())
 
 
 def bad_moment(said: Pending, touchpoint: str, *evidence: Evidence) -> SignalRaised:

@@ -279,7 +279,8 @@ async def test_a_signal_about_everyone_opens_an_improvement_where_a_rule_names_i
     score, point = sorted(listed, key=lambda each: each.need_path)
     assert score.title == "Score worsened at delivery: CSAT fell from 81.0 % to 70.2 %"
     assert list(score.reasons) == ["CSAT fell from 81.0 % to 70.2 %"]
-    assert (score.target.metric, score.target.touchpoint, score.target.need_path) == ("csat", "delivery", "")
+    assert (score.target.metric, score.target.touchpoint, score.target.need_path) == ("csat", where, "")
+    assert score.target.map_id == "shop"
     assert (point.target.metric, point.target.need_path) == ("pain_share", "price")
     async with grpc.aio.insecure_channel(office.cluster.address("actions")) as channel:
         explained = await ExplanationServiceStub(channel).ExplainAction(ExplainActionRequest(action_id=score.action_id))

@@ -118,6 +118,7 @@ class OpenAction:
             rules.require(self.target.metric in METRICS, "target.metric", f"one of {', '.join(METRICS)}")
             rules.text("target.touchpoint", self.target.touchpoint, MAX_ID)
             rules.text("target.need_path", self.target.need_path, MAX_CUSTOMER_ID)
+            rules.text("target.map_id", self.target.map_id, MAX_ID)
         rules.who_and_request(self.actor, self.request_id)
         rules.enforce()
 
@@ -254,11 +255,14 @@ class OpenImprovement:
     def event(self) -> ActionOpened:
         reasons = signal_reasons(self.signal)
         touchpoint, need_path, metric = self.touchpoint, self.need_path, "bad_moments"
+        where, map_id = touchpoint, ""
         about = [cut(part, MAX_ID) for part in (touchpoint, need_path) if part]
         title = cut(f"{self.customers} customers: {' and '.join(about) or 'the same cause'}", MAX_TITLE)
         if about_everyone(self.signal):
             touchpoint, need_path = self.signal.touchpoint, self.signal.need_path
             metric = _measure(self.signal)
+            # Its touchpoint is all that the map places there, not the one raw name that was heard last.
+            where, map_id = self.signal.touchpoint_id or touchpoint, self.signal.map_id
             title = signal_title(self.signal, reasons[:1])
         else:
             reasons = (f"{self.customers} customers within {self.within_days} days", *reasons)[:MAX_REASONS]
@@ -274,7 +278,9 @@ class OpenImprovement:
             request_id=self.request_id,
             occurred_at=self.occurred_at,
             cause_id=self.cause_id,
-            target=Target(metric=metric, touchpoint=touchpoint, need_path=need_path) if metric else None,
+            target=Target(metric=metric, touchpoint=cut(where, MAX_ID), need_path=need_path, map_id=cut(map_id, MAX_ID))
+            if metric
+            else None,
             **self.terms.fields(),
         )
 

@@ -42,6 +42,7 @@ class ImpactQuery:
     window_days: int = 0
     comparison: Sequence[str] = ()
     compare: bool = True
+    map_id: str = ""
 
     def __post_init__(self) -> None:
         rules = Rules()
@@ -50,6 +51,8 @@ class ImpactQuery:
             rules.require(self.target.metric in MEASURES, "target.metric", f"one of {', '.join(MEASURES)}")
             rules.text("target.touchpoint", self.target.touchpoint, MAX_ID)
             rules.text("target.need_path", self.target.need_path, MAX_CUSTOMER_ID)
+            rules.text("target.map_id", self.target.map_id, MAX_ID)
+        rules.text("map_id", self.map_id, MAX_ID)
         in_range = self.window_days == 0 or MIN_DAYS <= self.window_days <= 366
         rules.require(in_range, "window_days", f"between {MIN_DAYS} and 366")
         rules.require(len(self.comparison) <= MAX_COMPARED, "comparison_touchpoints", f"at most {MAX_COMPARED}")
@@ -98,7 +101,7 @@ class Impacts:
         """Return what changed.
 
         Raises:
-            NotFoundError: there is no such action.
+            NotFoundError: there is no such action, or no such journey map.
             RefusedError: NOT_AN_IMPROVEMENT, or NO_TARGET: neither the action nor the query tells of a measure.
             UnavailableError: the store or PostgreSQL does not answer.
         """
@@ -108,14 +111,18 @@ class Impacts:
         target = query.target or found.target
         if target is None or target.metric not in MEASURES:
             raise RefusedError("NO_TARGET", "the improvement tells of no measure, touchpoint or need; ask for one")
+        target = replace(target, map_id=query.map_id or target.map_id)
         done = found.done or now
         days = query.window_days or WINDOW_DAYS
         windows = Windows.around(min(found.began or done, done), done, now, days)
         comparison = (query.comparison or None) if query.compare else ()
         measured = await self._measures.measure(target, windows, comparison)
+        # What is recorded of it stays what it was, whatever map is published later.
+        target = replace(target, map_id=measured.map_id)
         impact = assess(target, measured.samples, too_early=_too_early(found, windows))
         return replace(
             impact,
+            other_map_ids=tuple(measured.other_map_ids),
             comparison_touchpoints=tuple(query.comparison) if impact.comparison_after else (),
             before_from=windows.before_from,
             before_to=windows.before_to,

@@ -29,6 +29,7 @@ from recorrido.ingest.v1.events import (
 )
 from recorrido.journey.v1.events import JourneyMap, JourneyMapPublished, SignalRaised
 from services.actions.domain.impact import Clusters, Samples, by_customer, daily, moments, share
+from services.foundation.errors import NotFoundError
 from services.foundation.events import Event
 from services.foundation.placement import named, place
 from services.foundation.projection import Fact, answerable, in_order, position_of, positions_of, storable, uuid_of
@@ -407,10 +408,26 @@ class Windows:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The samples, exactly as the history told them up to `position`."""
+    """The samples, exactly as the history told them up to `position`.
+
+    `map_id` is the map that the target's touchpoint was found in, empty where no map has it; `other_map_ids` are those
+    that have one of that name, too, and place other interactions at it.
+    """
 
     samples: Samples
     position: int
+    map_id: str = ""
+    other_map_ids: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Meant:
+    """The raw touchpoints that are meant by a target's touchpoint (None: it has none) and by others, by name."""
+
+    target: Sequence[str] | None
+    others: Mapping[str, Sequence[str]]
+    map_id: str = ""
+    other_map_ids: Sequence[str] = ()
 
 
 # $1: touchpoints of the target, NULL for all; $2 its need, '' for all; $3 what it is compared with, NULL: all others,
@@ -472,11 +489,13 @@ class Measures:
     async def measure(self, target: Target, windows: Windows, comparison: Sequence[str] | None) -> Measured:
         """Return the samples of a target's measure.
 
-        A touchpoint is what a map places at the one of this id or alias (of several maps, the one published last);
-        where none has one, what the sources call so. `comparison` are the touchpoints to compare with, None for all
-        others; an empty one, or a target without a touchpoint, for no comparison.
+        A touchpoint is what a map places at the one of this id or alias (the target's map; where it names none, of
+        several maps the one published last); where none has one, what the sources call so. `comparison` are the
+        touchpoints to compare with, None for all others; an empty one, or a target without a touchpoint, for no
+        comparison.
 
         Raises:
+            NotFoundError: there is no such map as the target names.
             UnavailableError: PostgreSQL does not answer.
         """
         by_day = target.metric == "volume"
@@ -489,11 +508,10 @@ class Measures:
                 connection.transaction(isolation="repeatable_read", readonly=True),
             ):
                 position = await connection.fetchval("SELECT position FROM actions_measures.checkpoint")
-                raws = await _raws(connection, {each for each in (target.touchpoint, *(others or ())) if each})
-                there = raws[target.touchpoint] if target.touchpoint else None
-                elsewhere = None if others is None else [raw for each in others for raw in raws[each]]
+                meant = await _raws(connection, target, others or ())
+                elsewhere = None if others is None else [raw for each in others for raw in meant.others[each]]
                 asked = (
-                    *(there, target.need_path, elsewhere),
+                    *(meant.target, target.need_path, elsewhere),
                     *(windows.before_from, windows.before_to, windows.after_from, windows.after_to),
                 )
                 rows = await connection.fetch(_HEARD_IN, *asked, by_day)
@@ -514,19 +532,40 @@ class Measures:
                 sample(after=True, treated=False) if compared else None,
             ),
             position,
+            meant.map_id,
+            meant.other_map_ids,
         )
 
 
-async def _raws(connection: Any, names: set[str]) -> Mapping[str, Sequence[str]]:
-    """Return which raw touchpoints are meant by each of these names of touchpoints."""
-    if not names:
-        return {}
+async def _raws(connection: Any, target: Target, others: Sequence[str]) -> _Meant:
+    """Return which raw touchpoints are meant by a target and by other names of touchpoints. Raises NotFoundError."""
+    if not (target.touchpoint or others or target.map_id):
+        return _Meant(None, {})
     bodies = await connection.fetch("SELECT body FROM actions_measures.journey_map ORDER BY position DESC")
     rows = await connection.fetch("SELECT touchpoint FROM actions_measures.raw_touchpoint")
+    maps = [msgspec.json.decode(row["body"], type=JourneyMap) for row in bodies]
     # A source may put an id into the touchpoint's name: there may be very many.
-    return await asyncio.to_thread(
-        _meant, names, [msgspec.json.decode(row["body"], type=JourneyMap) for row in bodies], [row[0] for row in rows]
-    )
+    return await asyncio.to_thread(_aimed_at, target, others, maps, [row[0] for row in rows])
+
+
+def _aimed_at(target: Target, others: Sequence[str], maps: Sequence[JourneyMap], raws: Sequence[str]) -> _Meant:
+    """Return what is meant, by the map of the target or else by `maps`, the one published last first.
+
+    Raises:
+        NotFoundError: there is no such map as the target names.
+    """
+    if target.map_id and target.map_id not in {each.map_id for each in maps}:
+        known = ", ".join(sorted(each.map_id for each in maps)) or "none"
+        raise NotFoundError("JOURNEY_MAP_UNKNOWN", f"there is no journey map {target.map_id!r}; there are: {known}")
+    tried = [each for each in maps if target.map_id in ("", each.map_id)]
+    compared = _meant(set(others), tried, raws)
+    if not target.touchpoint:
+        return _Meant(None, compared)
+    name = target.touchpoint
+    by_map = {each.map_id: _meant({name}, [each], raws)[name] for each in maps if named(each, name) is not None}
+    map_id = next((each.map_id for each in tried if each.map_id in by_map), "")
+    there = by_map[map_id] if map_id else _meant({name}, (), raws)[name]
+    return _Meant(there, compared, map_id, [key for key, found in by_map.items() if map_id and found != there])
 
 
 def _meant(names: set[str], maps: Sequence[JourneyMap], raws: Sequence[str]) -> Mapping[str, Sequence[str]]:

@@ -25,31 +25,31 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!recorrido/actions/v1/action.proto\x12\x14recorrido.actions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\x02\n\x08\x44\x65\x61\x64line\x12\x13\n\x0b\x64\x65\x61\x64line_id\x18\x01 \x01(\t\x12\x30\n\x04kind\x18\x02 \x01(\x0e\x32\".recorrido.actions.v1.DeadlineKind\x12\x34\n\nobligation\x18\x03 \x01(\x0e\x32 .recorrido.actions.v1.Obligation\x12&\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x64ue_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x65scalate_to\x18\x06 \x01(\t\x12\x10\n\x08reassign\x18\x07 \x01(\x08\"?\n\x06Target\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x12\n\ntouchpoint\x18\x02 \x01(\t\x12\x11\n\tneed_path\x18\x03 \x01(\t*`\n\nActionKind\x12\x1b\n\x17\x41\x43TION_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x43TION_KIND_RECOVERY\x10\x01\x12\x1b\n\x17\x41\x43TION_KIND_IMPROVEMENT\x10\x02*\xe8\x01\n\x0b\x41\x63tionState\x12\x1c\n\x18\x41\x43TION_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x43TION_STATE_OPEN\x10\x01\x12\x19\n\x15\x41\x43TION_STATE_ACCEPTED\x10\x02\x12\x1a\n\x16\x41\x43TION_STATE_COMPLETED\x10\x03\x12\x19\n\x15\x41\x43TION_STATE_DECLINED\x10\x04\x12\x1c\n\x18\x41\x43TION_STATE_IN_PROGRESS\x10\x05\x12\x19\n\x15\x41\x43TION_STATE_REMEDIED\x10\x06\x12\x19\n\x15\x41\x43TION_STATE_VERIFIED\x10\x07*\x9c\x01\n\x0c\x41\x63tionResult\x12\x1d\n\x19\x41\x43TION_RESULT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x43TION_RESULT_HELPED\x10\x01\x12\x1b\n\x17\x41\x43TION_RESULT_NO_CHANGE\x10\x02\x12\x17\n\x13\x41\x43TION_RESULT_WORSE\x10\x03\x12\x1d\n\x19\x41\x43TION_RESULT_UNREACHABLE\x10\x04*s\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03\x12\x13\n\x0fPRIORITY_URGENT\x10\x04*\xf5\x01\n\x0e\x43ontactChannel\x12\x1f\n\x1b\x43ONTACT_CHANNEL_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43ONTACT_CHANNEL_PHONE\x10\x01\x12\x19\n\x15\x43ONTACT_CHANNEL_EMAIL\x10\x02\x12\x18\n\x14\x43ONTACT_CHANNEL_CHAT\x10\x03\x12\x1b\n\x17\x43ONTACT_CHANNEL_MESSAGE\x10\x04\x12\x1a\n\x16\x43ONTACT_CHANNEL_LETTER\x10\x05\x12\x1d\n\x19\x43ONTACT_CHANNEL_IN_PERSON\x10\x06\x12\x1a\n\x16\x43ONTACT_CHANNEL_SOCIAL\x10\x07*\xb3\x02\n\nRemedyKind\x12\x1b\n\x17REMEDY_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13REMEDY_KIND_APOLOGY\x10\x01\x12\x1b\n\x17REMEDY_KIND_INFORMATION\x10\x02\x12\x16\n\x12REMEDY_KIND_REFUND\x10\x03\x12\x1b\n\x17REMEDY_KIND_REPLACEMENT\x10\x04\x12\x16\n\x12REMEDY_KIND_REPAIR\x10\x05\x12\x1a\n\x16REMEDY_KIND_SUBSTITUTE\x10\x06\x12\x1a\n\x16REMEDY_KIND_ASSISTANCE\x10\x07\x12\x1c\n\x18REMEDY_KIND_COMPENSATION\x10\x08\x12\x18\n\x14REMEDY_KIND_GOODWILL\x10\t\x12\x15\n\x11REMEDY_KIND_OTHER\x10\n*^\n\nObligation\x12\x1a\n\x16OBLIGATION_UNSPECIFIED\x10\x00\x12\x19\n\x15OBLIGATION_ACCEPTANCE\x10\x01\x12\x19\n\x15OBLIGATION_RESOLUTION\x10\x02*\x82\x01\n\x0c\x44\x65\x61\x64lineKind\x12\x1d\n\x19\x44\x45\x41\x44LINE_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45\x41\x44LINE_KIND_DUE_SOON\x10\x01\x12\x19\n\x15\x44\x45\x41\x44LINE_KIND_OVERDUE\x10\x02\x12\x1c\n\x18\x44\x45\x41\x44LINE_KIND_ESCALATION\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!recorrido/actions/v1/action.proto\x12\x14recorrido.actions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\x02\n\x08\x44\x65\x61\x64line\x12\x13\n\x0b\x64\x65\x61\x64line_id\x18\x01 \x01(\t\x12\x30\n\x04kind\x18\x02 \x01(\x0e\x32\".recorrido.actions.v1.DeadlineKind\x12\x34\n\nobligation\x18\x03 \x01(\x0e\x32 .recorrido.actions.v1.Obligation\x12&\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x64ue_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x65scalate_to\x18\x06 \x01(\t\x12\x10\n\x08reassign\x18\x07 \x01(\x08\"O\n\x06Target\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x12\n\ntouchpoint\x18\x02 \x01(\t\x12\x11\n\tneed_path\x18\x03 \x01(\t\x12\x0e\n\x06map_id\x18\x04 \x01(\t*`\n\nActionKind\x12\x1b\n\x17\x41\x43TION_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x43TION_KIND_RECOVERY\x10\x01\x12\x1b\n\x17\x41\x43TION_KIND_IMPROVEMENT\x10\x02*\xe8\x01\n\x0b\x41\x63tionState\x12\x1c\n\x18\x41\x43TION_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x43TION_STATE_OPEN\x10\x01\x12\x19\n\x15\x41\x43TION_STATE_ACCEPTED\x10\x02\x12\x1a\n\x16\x41\x43TION_STATE_COMPLETED\x10\x03\x12\x19\n\x15\x41\x43TION_STATE_DECLINED\x10\x04\x12\x1c\n\x18\x41\x43TION_STATE_IN_PROGRESS\x10\x05\x12\x19\n\x15\x41\x43TION_STATE_REMEDIED\x10\x06\x12\x19\n\x15\x41\x43TION_STATE_VERIFIED\x10\x07*\x9c\x01\n\x0c\x41\x63tionResult\x12\x1d\n\x19\x41\x43TION_RESULT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x43TION_RESULT_HELPED\x10\x01\x12\x1b\n\x17\x41\x43TION_RESULT_NO_CHANGE\x10\x02\x12\x17\n\x13\x41\x43TION_RESULT_WORSE\x10\x03\x12\x1d\n\x19\x41\x43TION_RESULT_UNREACHABLE\x10\x04*s\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03\x12\x13\n\x0fPRIORITY_URGENT\x10\x04*\xf5\x01\n\x0e\x43ontactChannel\x12\x1f\n\x1b\x43ONTACT_CHANNEL_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43ONTACT_CHANNEL_PHONE\x10\x01\x12\x19\n\x15\x43ONTACT_CHANNEL_EMAIL\x10\x02\x12\x18\n\x14\x43ONTACT_CHANNEL_CHAT\x10\x03\x12\x1b\n\x17\x43ONTACT_CHANNEL_MESSAGE\x10\x04\x12\x1a\n\x16\x43ONTACT_CHANNEL_LETTER\x10\x05\x12\x1d\n\x19\x43ONTACT_CHANNEL_IN_PERSON\x10\x06\x12\x1a\n\x16\x43ONTACT_CHANNEL_SOCIAL\x10\x07*\xb3\x02\n\nRemedyKind\x12\x1b\n\x17REMEDY_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13REMEDY_KIND_APOLOGY\x10\x01\x12\x1b\n\x17REMEDY_KIND_INFORMATION\x10\x02\x12\x16\n\x12REMEDY_KIND_REFUND\x10\x03\x12\x1b\n\x17REMEDY_KIND_REPLACEMENT\x10\x04\x12\x16\n\x12REMEDY_KIND_REPAIR\x10\x05\x12\x1a\n\x16REMEDY_KIND_SUBSTITUTE\x10\x06\x12\x1a\n\x16REMEDY_KIND_ASSISTANCE\x10\x07\x12\x1c\n\x18REMEDY_KIND_COMPENSATION\x10\x08\x12\x18\n\x14REMEDY_KIND_GOODWILL\x10\t\x12\x15\n\x11REMEDY_KIND_OTHER\x10\n*^\n\nObligation\x12\x1a\n\x16OBLIGATION_UNSPECIFIED\x10\x00\x12\x19\n\x15OBLIGATION_ACCEPTANCE\x10\x01\x12\x19\n\x15OBLIGATION_RESOLUTION\x10\x02*\x82\x01\n\x0c\x44\x65\x61\x64lineKind\x12\x1d\n\x19\x44\x45\x41\x44LINE_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45\x41\x44LINE_KIND_DUE_SOON\x10\x01\x12\x19\n\x15\x44\x45\x41\x44LINE_KIND_OVERDUE\x10\x02\x12\x1c\n\x18\x44\x45\x41\x44LINE_KIND_ESCALATION\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'recorrido.actions.v1.action_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACTIONKIND']._serialized_start=418
-  _globals['_ACTIONKIND']._serialized_end=514
-  _globals['_ACTIONSTATE']._serialized_start=517
-  _globals['_ACTIONSTATE']._serialized_end=749
-  _globals['_ACTIONRESULT']._serialized_start=752
-  _globals['_ACTIONRESULT']._serialized_end=908
-  _globals['_PRIORITY']._serialized_start=910
-  _globals['_PRIORITY']._serialized_end=1025
-  _globals['_CONTACTCHANNEL']._serialized_start=1028
-  _globals['_CONTACTCHANNEL']._serialized_end=1273
-  _globals['_REMEDYKIND']._serialized_start=1276
-  _globals['_REMEDYKIND']._serialized_end=1583
-  _globals['_OBLIGATION']._serialized_start=1585
-  _globals['_OBLIGATION']._serialized_end=1679
-  _globals['_DEADLINEKIND']._serialized_start=1682
-  _globals['_DEADLINEKIND']._serialized_end=1812
+  _globals['_ACTIONKIND']._serialized_start=434
+  _globals['_ACTIONKIND']._serialized_end=530
+  _globals['_ACTIONSTATE']._serialized_start=533
+  _globals['_ACTIONSTATE']._serialized_end=765
+  _globals['_ACTIONRESULT']._serialized_start=768
+  _globals['_ACTIONRESULT']._serialized_end=924
+  _globals['_PRIORITY']._serialized_start=926
+  _globals['_PRIORITY']._serialized_end=1041
+  _globals['_CONTACTCHANNEL']._serialized_start=1044
+  _globals['_CONTACTCHANNEL']._serialized_end=1289
+  _globals['_REMEDYKIND']._serialized_start=1292
+  _globals['_REMEDYKIND']._serialized_end=1599
+  _globals['_OBLIGATION']._serialized_start=1601
+  _globals['_OBLIGATION']._serialized_end=1695
+  _globals['_DEADLINEKIND']._serialized_start=1698
+  _globals['_DEADLINEKIND']._serialized_end=1828
   _globals['_DEADLINE']._serialized_start=93
   _globals['_DEADLINE']._serialized_end=351
   _globals['_TARGET']._serialized_start=353
-  _globals['_TARGET']._serialized_end=416
+  _globals['_TARGET']._serialized_end=432
 # @@protoc_insertion_point(module_scope)

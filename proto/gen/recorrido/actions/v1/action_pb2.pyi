@@ -289,22 +289,28 @@ class Target(_message.Message):
     METRIC_FIELD_NUMBER: _builtins.int
     TOUCHPOINT_FIELD_NUMBER: _builtins.int
     NEED_PATH_FIELD_NUMBER: _builtins.int
+    MAP_ID_FIELD_NUMBER: _builtins.int
     metric: _builtins.str
     """"nps", "csat", "ces", "sentiment", "bad_moments", "pain_share" or "volume"."""
     touchpoint: _builtins.str
     """Empty: every touchpoint."""
     need_path: _builtins.str
     """Empty: every need."""
+    map_id: _builtins.str
+    """Of which journey map the touchpoint is: another map may have one of the same id. Empty: of the one published last
+    that has it. A touchpoint that the map does not have is what the sources call so.
+    """
     def __init__(
         self,
         *,
         metric: _builtins.str = ...,
         touchpoint: _builtins.str = ...,
         need_path: _builtins.str = ...,
+        map_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metric", b"metric", "need_path", b"need_path", "touchpoint", b"touchpoint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["map_id", b"map_id", "metric", b"metric", "need_path", b"need_path", "touchpoint", b"touchpoint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -469,6 +469,9 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="came
     """Empty: every touchpoint."""
     need_path: str = ""
     """Empty: every need."""
+    map_id: str = ""
+    """Of which journey map the touchpoint is: another map may have one of the same id. Empty: of the one published last
+    that has it. A touchpoint that the map does not have is what the sources call so."""
 
     @classmethod
     def from_proto(cls, message: action_pb2.Target) -> Self:
@@ -476,6 +479,7 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="came
             metric=message.metric,
             touchpoint=message.touchpoint,
             need_path=message.need_path,
+            map_id=message.map_id,
         )
 
     def to_proto(self) -> action_pb2.Target:
@@ -483,6 +487,7 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="came
             metric=self.metric,
             touchpoint=self.touchpoint,
             need_path=self.need_path,
+            map_id=self.map_id,
         )
         return message
 
@@ -566,6 +571,7 @@ class Impact(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="came
     type_name: ClassVar[str] = "recorrido.actions.v1.Impact"
 
     target: Target | None = None
+    """With the map that its touchpoint was found in; without one it is what the sources call so."""
     verdict: ImpactVerdict = ImpactVerdict.UNSPECIFIED
     statement: str = ""
     """All of this in a sentence for people."""
@@ -588,6 +594,8 @@ class Impact(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="came
     after_to: datetime | None = None
     position: str = ""
     """The position in the store up to which the history was read for it."""
+    other_map_ids: tuple[str, ...] = ()
+    """Other journey maps that have a touchpoint of that name, and place other interactions at it."""
 
     @classmethod
     def from_proto(cls, message: impact_pb2.Impact) -> Self:
@@ -612,6 +620,7 @@ class Impact(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="came
             after_from=message.after_from.ToDatetime(UTC) if message.HasField("after_from") else None,
             after_to=message.after_to.ToDatetime(UTC) if message.HasField("after_to") else None,
             position=message.position,
+            other_map_ids=tuple(message.other_map_ids),
         )
 
     def to_proto(self) -> impact_pb2.Impact:
@@ -622,6 +631,7 @@ class Impact(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="came
             method=self.method.number,
             comparison_touchpoints=self.comparison_touchpoints,
             position=self.position,
+            other_map_ids=self.other_map_ids,
         )
         if self.target is not None:
             message.target.CopyFrom(self.target.to_proto())

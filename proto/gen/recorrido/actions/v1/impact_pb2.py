@@ -26,21 +26,21 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from recorrido.actions.v1 import action_pb2 as recorrido_dot_actions_dot_v1_dot_action__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!recorrido/actions/v1/impact.proto\x12\x14recorrido.actions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!recorrido/actions/v1/action.proto\"\xc9\x05\n\x06Impact\x12,\n\x06target\x18\x01 \x01(\x0b\x32\x1c.recorrido.actions.v1.Target\x12\x34\n\x07verdict\x18\x02 \x01(\x0e\x32#.recorrido.actions.v1.ImpactVerdict\x12\x11\n\tstatement\x18\x03 \x01(\t\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x32\n\x06method\x18\x05 \x01(\x0e\x32\".recorrido.actions.v1.ImpactMethod\x12\x32\n\x06\x65\x66\x66\x65\x63t\x18\x06 \x01(\x0b\x32\".recorrido.actions.v1.ImpactEffect\x12\x32\n\x06\x62\x65\x66ore\x18\x07 \x01(\x0b\x32\".recorrido.actions.v1.ImpactSample\x12\x31\n\x05\x61\x66ter\x18\x08 \x01(\x0b\x32\".recorrido.actions.v1.ImpactSample\x12=\n\x11\x63omparison_before\x18\t \x01(\x0b\x32\".recorrido.actions.v1.ImpactSample\x12<\n\x10\x63omparison_after\x18\n \x01(\x0b\x32\".recorrido.actions.v1.ImpactSample\x12\x1e\n\x16\x63omparison_touchpoints\x18\x0b \x03(\t\x12/\n\x0b\x62\x65\x66ore_from\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tbefore_to\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nafter_from\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x61\x66ter_to\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08position\x18\x10 \x01(\t\"b\n\x0cImpactEffect\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\x12\x12\n\nconfidence\x18\x04 \x01(\x01\x12\x14\n\x0cstandardized\x18\x05 \x01(\x01\"\x84\x01\n\x0cImpactSample\x12\r\n\x05\x63ount\x18\x01 \x01(\x05\x12\x0c\n\x04mean\x18\x02 \x01(\x01\x12\x10\n\x08variance\x18\x03 \x01(\x01\x12\x11\n\tcustomers\x18\x04 \x01(\x05\x12\x15\n\rdesign_effect\x18\x05 \x01(\x01\x12\x1b\n\x13\x65\x66\x66\x65\x63tive_customers\x18\x06 \x01(\x01*\xa6\x01\n\rImpactVerdict\x12\x1e\n\x1aIMPACT_VERDICT_UNSPECIFIED\x10\x00\x12\x19\n\x15IMPACT_VERDICT_HELPED\x10\x01\x12\x1e\n\x1aIMPACT_VERDICT_NO_EVIDENCE\x10\x02\x12\x1c\n\x18IMPACT_VERDICT_GOT_WORSE\x10\x03\x12\x1c\n\x18IMPACT_VERDICT_TOO_EARLY\x10\x04*z\n\x0cImpactMethod\x12\x1d\n\x19IMPACT_METHOD_UNSPECIFIED\x10\x00\x12\x1e\n\x1aIMPACT_METHOD_BEFORE_AFTER\x10\x01\x12+\n\'IMPACT_METHOD_DIFFERENCE_IN_DIFFERENCES\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!recorrido/actions/v1/impact.proto\x12\x14recorrido.actions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!recorrido/actions/v1/action.proto\"\xe0\x05\n\x06Impact\x12,\n\x06target\x18\x01 \x01(\x0b\x32\x1c.recorrido.actions.v1.Target\x12\x34\n\x07verdict\x18\x02 \x01(\x0e\x32#.recorrido.actions.v1.ImpactVerdict\x12\x11\n\tstatement\x18\x03 \x01(\t\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x32\n\x06method\x18\x05 \x01(\x0e\x32\".recorrido.actions.v1.ImpactMethod\x12\x32\n\x06\x65\x66\x66\x65\x63t\x18\x06 \x01(\x0b\x32\".recorrido.actions.v1.ImpactEffect\x12\x32\n\x06\x62\x65\x66ore\x18\x07 \x01(\x0b\x32\".recorrido.actions.v1.ImpactSample\x12\x31\n\x05\x61\x66ter\x18\x08 \x01(\x0b\x32\".recorrido.actions.v1.ImpactSample\x12=\n\x11\x63omparison_before\x18\t \x01(\x0b\x32\".recorrido.actions.v1.ImpactSample\x12<\n\x10\x63omparison_after\x18\n \x01(\x0b\x32\".recorrido.actions.v1.ImpactSample\x12\x1e\n\x16\x63omparison_touchpoints\x18\x0b \x03(\t\x12/\n\x0b\x62\x65\x66ore_from\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tbefore_to\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nafter_from\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x61\x66ter_to\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08position\x18\x10 \x01(\t\x12\x15\n\rother_map_ids\x18\x11 \x03(\t\"b\n\x0cImpactEffect\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\x12\x12\n\nconfidence\x18\x04 \x01(\x01\x12\x14\n\x0cstandardized\x18\x05 \x01(\x01\"\x84\x01\n\x0cImpactSample\x12\r\n\x05\x63ount\x18\x01 \x01(\x05\x12\x0c\n\x04mean\x18\x02 \x01(\x01\x12\x10\n\x08variance\x18\x03 \x01(\x01\x12\x11\n\tcustomers\x18\x04 \x01(\x05\x12\x15\n\rdesign_effect\x18\x05 \x01(\x01\x12\x1b\n\x13\x65\x66\x66\x65\x63tive_customers\x18\x06 \x01(\x01*\xa6\x01\n\rImpactVerdict\x12\x1e\n\x1aIMPACT_VERDICT_UNSPECIFIED\x10\x00\x12\x19\n\x15IMPACT_VERDICT_HELPED\x10\x01\x12\x1e\n\x1aIMPACT_VERDICT_NO_EVIDENCE\x10\x02\x12\x1c\n\x18IMPACT_VERDICT_GOT_WORSE\x10\x03\x12\x1c\n\x18IMPACT_VERDICT_TOO_EARLY\x10\x04*z\n\x0cImpactMethod\x12\x1d\n\x19IMPACT_METHOD_UNSPECIFIED\x10\x00\x12\x1e\n\x1aIMPACT_METHOD_BEFORE_AFTER\x10\x01\x12+\n\'IMPACT_METHOD_DIFFERENCE_IN_DIFFERENCES\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'recorrido.actions.v1.impact_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IMPACTVERDICT']._serialized_start=1079
-  _globals['_IMPACTVERDICT']._serialized_end=1245
-  _globals['_IMPACTMETHOD']._serialized_start=1247
-  _globals['_IMPACTMETHOD']._serialized_end=1369
+  _globals['_IMPACTVERDICT']._serialized_start=1102
+  _globals['_IMPACTVERDICT']._serialized_end=1268
+  _globals['_IMPACTMETHOD']._serialized_start=1270
+  _globals['_IMPACTMETHOD']._serialized_end=1392
   _globals['_IMPACT']._serialized_start=128
-  _globals['_IMPACT']._serialized_end=841
-  _globals['_IMPACTEFFECT']._serialized_start=843
-  _globals['_IMPACTEFFECT']._serialized_end=941
-  _globals['_IMPACTSAMPLE']._serialized_start=944
-  _globals['_IMPACTSAMPLE']._serialized_end=1076
+  _globals['_IMPACT']._serialized_end=864
+  _globals['_IMPACTEFFECT']._serialized_start=866
+  _globals['_IMPACTEFFECT']._serialized_end=964
+  _globals['_IMPACTSAMPLE']._serialized_start=967
+  _globals['_IMPACTSAMPLE']._serialized_end=1099
 # @@protoc_insertion_point(module_scope)

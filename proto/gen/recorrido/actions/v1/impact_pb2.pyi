@@ -89,6 +89,7 @@ class Impact(_message.Message):
     AFTER_FROM_FIELD_NUMBER: _builtins.int
     AFTER_TO_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    OTHER_MAP_IDS_FIELD_NUMBER: _builtins.int
     verdict: Global___ImpactVerdict.ValueType
     statement: _builtins.str
     """All of this in a sentence for people."""
@@ -100,7 +101,9 @@ class Impact(_message.Message):
     position: _builtins.str
     """The position in the store up to which the history was read for it."""
     @_builtins.property
-    def target(self) -> _action_pb2.Target: ...
+    def target(self) -> _action_pb2.Target:
+        """With the map that its touchpoint was found in; without one it is what the sources call so."""
+
     @_builtins.property
     def effect(self) -> Global___ImpactEffect:
         """Absent where it is too early to tell."""
@@ -127,6 +130,10 @@ class Impact(_message.Message):
     def after_from(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def after_to(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def other_map_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other journey maps that have a touchpoint of that name, and place other interactions at it."""
+
     def __init__(
         self,
         *,
@@ -146,10 +153,11 @@ class Impact(_message.Message):
         after_from: _timestamp_pb2.Timestamp | None = ...,
         after_to: _timestamp_pb2.Timestamp | None = ...,
         position: _builtins.str = ...,
+        other_map_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "after_from", b"after_from", "after_to", b"after_to", "before", b"before", "before_from", b"before_from", "before_to", b"before_to", "comparison_after", b"comparison_after", "comparison_before", b"comparison_before", "effect", b"effect", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "after_from", b"after_from", "after_to", b"after_to", "before", b"before", "before_from", b"before_from", "before_to", b"before_to", "comparison_after", b"comparison_after", "comparison_before", b"comparison_before", "comparison_touchpoints", b"comparison_touchpoints", "effect", b"effect", "method", b"method", "position", b"position", "statement", b"statement", "target", b"target", "unit", b"unit", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "after_from", b"after_from", "after_to", b"after_to", "before", b"before", "before_from", b"before_from", "before_to", b"before_to", "comparison_after", b"comparison_after", "comparison_before", b"comparison_before", "comparison_touchpoints", b"comparison_touchpoints", "effect", b"effect", "method", b"method", "other_map_ids", b"other_map_ids", "position", b"position", "statement", b"statement", "target", b"target", "unit", b"unit", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

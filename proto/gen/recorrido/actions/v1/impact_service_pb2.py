@@ -26,7 +26,7 @@ from recorrido.actions.v1 import action_pb2 as recorrido_dot_actions_dot_v1_dot_
 from recorrido.actions.v1 import impact_pb2 as recorrido_dot_actions_dot_v1_dot_impact__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)recorrido/actions/v1/impact_service.proto\x12\x14recorrido.actions.v1\x1a!recorrido/actions/v1/action.proto\x1a!recorrido/actions/v1/impact.proto\"\xa4\x01\n\x10GetImpactRequest\x12\x11\n\taction_id\x18\x01 \x01(\t\x12,\n\x06target\x18\x02 \x01(\x0b\x32\x1c.recorrido.actions.v1.Target\x12\x13\n\x0bwindow_days\x18\x03 \x01(\x05\x12\x1e\n\x16\x63omparison_touchpoints\x18\x04 \x03(\t\x12\x1a\n\x12without_comparison\x18\x05 \x01(\x08\"A\n\x11GetImpactResponse\x12,\n\x06impact\x18\x01 \x01(\x0b\x32\x1c.recorrido.actions.v1.Impact2m\n\rImpactService\x12\\\n\tGetImpact\x12&.recorrido.actions.v1.GetImpactRequest\x1a\'.recorrido.actions.v1.GetImpactResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)recorrido/actions/v1/impact_service.proto\x12\x14recorrido.actions.v1\x1a!recorrido/actions/v1/action.proto\x1a!recorrido/actions/v1/impact.proto\"\xb4\x01\n\x10GetImpactRequest\x12\x11\n\taction_id\x18\x01 \x01(\t\x12,\n\x06target\x18\x02 \x01(\x0b\x32\x1c.recorrido.actions.v1.Target\x12\x13\n\x0bwindow_days\x18\x03 \x01(\x05\x12\x1e\n\x16\x63omparison_touchpoints\x18\x04 \x03(\t\x12\x1a\n\x12without_comparison\x18\x05 \x01(\x08\x12\x0e\n\x06map_id\x18\x06 \x01(\t\"A\n\x11GetImpactResponse\x12,\n\x06impact\x18\x01 \x01(\x0b\x32\x1c.recorrido.actions.v1.Impact2m\n\rImpactService\x12\\\n\tGetImpact\x12&.recorrido.actions.v1.GetImpactRequest\x1a\'.recorrido.actions.v1.GetImpactResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'recorrido.actions.v1.impact
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETIMPACTREQUEST']._serialized_start=138
-  _globals['_GETIMPACTREQUEST']._serialized_end=302
-  _globals['_GETIMPACTRESPONSE']._serialized_start=304
-  _globals['_GETIMPACTRESPONSE']._serialized_end=369
-  _globals['_IMPACTSERVICE']._serialized_start=371
-  _globals['_IMPACTSERVICE']._serialized_end=480
+  _globals['_GETIMPACTREQUEST']._serialized_end=318
+  _globals['_GETIMPACTRESPONSE']._serialized_start=320
+  _globals['_GETIMPACTRESPONSE']._serialized_end=385
+  _globals['_IMPACTSERVICE']._serialized_start=387
+  _globals['_IMPACTSERVICE']._serialized_end=496
 # @@protoc_insertion_point(module_scope)

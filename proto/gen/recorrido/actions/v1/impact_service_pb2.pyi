@@ -29,11 +29,16 @@ class GetImpactRequest(_message.Message):
     WINDOW_DAYS_FIELD_NUMBER: _builtins.int
     COMPARISON_TOUCHPOINTS_FIELD_NUMBER: _builtins.int
     WITHOUT_COMPARISON_FIELD_NUMBER: _builtins.int
+    MAP_ID_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     window_days: _builtins.int
     """Before and after; 7 to 366, 0 means 28. Whole weeks hold every weekday alike."""
     without_comparison: _builtins.bool
     """Do not compare."""
+    map_id: _builtins.str
+    """The target's touchpoint, and those to compare with, are this map's; empty: what the target says. NOT_FOUND where
+    there is none of this id.
+    """
     @_builtins.property
     def target(self) -> _action_pb2.Target:
         """In place of the action's own."""
@@ -50,10 +55,11 @@ class GetImpactRequest(_message.Message):
         window_days: _builtins.int = ...,
         comparison_touchpoints: _abc.Iterable[_builtins.str] | None = ...,
         without_comparison: _builtins.bool = ...,
+        map_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "comparison_touchpoints", b"comparison_touchpoints", "target", b"target", "window_days", b"window_days", "without_comparison", b"without_comparison"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "comparison_touchpoints", b"comparison_touchpoints", "map_id", b"map_id", "target", b"target", "window_days", b"window_days", "without_comparison", b"without_comparison"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
