@@ -101,6 +101,8 @@ async def _list(request: pb.ListActionsRequest, limit: int, *, as_json: bool) ->
                 break
     if not found.actions:
         await naming.check(Addresses.configured(), [request.touchpoint], request.need_path)
+        if request.customer_id:
+            await naming.check_customer(Addresses.configured(), request.customer_id)
     if as_json:
         show.print_json(found)
         return
@@ -265,7 +267,8 @@ def open_action(
     )
     run(naming.check(Addresses.configured(), [touchpoint], need))
     if customer_id and not new_customer:
-        run(naming.check_customer(Addresses.configured(), customer_id))
+        otherwise = "--new-customer opens it all the same, for somebody who is new"
+        run(naming.check_customer(Addresses.configured(), customer_id, otherwise))
     _change("OpenAction", request, as_json=as_json)
 
 
@@ -412,7 +415,9 @@ def link_actions(
         if as_json:
             show.print_json(answer)
         else:
-            show.console().print(f"{show.count(len(answer.actions))} recoveries are under {improvement or 'none'}")
+            count = len(answer.actions)
+            told = "1 recovery is" if count == 1 else f"{show.count(count)} recoveries are"
+            show.console().print(f"{told} under {improvement or 'none'}")
 
     run(work())
 

@@ -93,7 +93,10 @@ async def _analyze_lines(source: Iterable[bytes], version: str, *, as_json: bool
             else:
                 _print([text or "" for text in batch], answer.results, sentences=sentences)
             batch.clear()
-    show.console(stderr=True).print(f"{show.count(total)} texts, {show.count(failed)} of them not analysed")
+    told = f"{show.count(total)} texts, {show.count(failed)} of them not analysed"
+    if failed and failed == total:
+        raise CommandError(told)
+    show.console(stderr=True).print(told)
 
 
 def _batches(lines: Iterable[bytes]) -> Iterator[list[str | None]]:

@@ -1,6 +1,5 @@
 """What people say about the models' analyses: `correct`, `analyses`, `corrections`."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,12 +8,14 @@ import typer
 
 from recorrido.inference.v1 import analysis_pb2 as meaning
 from recorrido.inference.v1 import inference_service_pb2 as pb
-from services.cli import clients, naming, show
+from recorrido.journey.v1.journey_service_pb2 import GetCustomerJourneyRequest
+from services.cli import clients, naming, privatefile, show
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.failures import CommandError
 from services.cli.options import Actor, Json, RequestId, run
 
 WITHIN_S = 3600.0
+_PAGE = 1000
 
 Customer = Annotated[str, typer.Argument(metavar="CUSTOMER", help="The id that the interaction is recorded under.")]
 
@@ -112,25 +113,15 @@ def analyses(
 
 
 async def _analyses(request: pb.ListAnalysesRequest, *, as_json: bool) -> None:
-    async with clients.inference(Addresses.configured()) as inference:
+    addresses = Addresses.configured()
+    async with clients.inference(addresses) as inference:
         found = await inference.ListAnalyses(request, timeout=DEADLINE_S)
     if as_json:
         show.print_json(found)
         return
-    lines = show.table(
-        *(
-            "interaction",
-            "recorded (UTC)",
-            "by",
-            "counts",
-            "sentiment",
-            "point",
-            "need",
-            "emotion",
-            "intent",
-            "comment~",
-        )
-    )
+    words = await _words(addresses, request.customer_id, {each.interaction_event_id for each in found.analyses})
+    meanings = ("sentiment", "point", "need", "emotion", "intent")
+    lines = show.table("interaction", "recorded (UTC)", "by", "counts", *meanings, "comment~", "words~")
     for each in found.analyses:
         meant = each.analysis
         lines.add_row(
@@ -144,8 +135,27 @@ async def _analyses(request: pb.ListAnalysesRequest, *, as_json: bool) -> None:
             show.name(meaning.Emotion.DESCRIPTOR, meant.emotion),
             show.name(meaning.Intent.DESCRIPTOR, meant.intent),
             show.plain(each.comment),
+            # Told once, however many said what they mean.
+            show.plain(words.pop(each.interaction_event_id, "")),
         )
     show.console().print(show.filled(lines))
+
+
+async def _words(addresses: Addresses, customer_id: str, wanted: set[str]) -> dict[str, str]:
+    """Return what was said by the ids of the events, as far as journey tells: without it the analyses are shown."""
+    found: dict[str, str] = {}
+    request = GetCustomerJourneyRequest(customer_id=customer_id, page_size=_PAGE)
+    try:
+        async with clients.journey(addresses) as journey:
+            while wanted - found.keys():
+                page = await journey.GetCustomerJourney(request, timeout=DEADLINE_S)
+                found |= {e.event_id: e.interaction.verbatim.text for e in page.entries if e.event_id in wanted}
+                request.page_token = page.next_page_token
+                if not page.next_page_token:
+                    break
+    except CommandError as error:
+        show.console(stderr=True).print(f"note: the words are not shown: {error}", soft_wrap=True)
+    return found
 
 
 def corrections(
@@ -166,15 +176,8 @@ async def _corrections(request: pb.ExportCorrectionsRequest, out: Path | None) -
     if out is None:
         await _write(request, sys.stdout)
         return
-    partial = out.with_name(f"{out.name}.{os.getpid()}.part")
-    try:
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            count = await _write(request, file)
-        partial.replace(out)
-    except OSError as error:
-        raise CommandError(f"cannot write {out}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with privatefile.written(out) as file:
+        count = await _write(request, file)
     show.console(stderr=True).print(f"{show.count(count)} corrections are in {out}")
 
 

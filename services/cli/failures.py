@@ -26,7 +26,7 @@ _CUSTOMERS = "customers are called as their sources call them, 'recorrido signal
 #: Where ids stand that a service does not know, by the reason it gives.
 _BY_REASON = {
     "ACTION_NOT_FOUND": _TELLS("actions list"),
-    "CUSTOMER_UNKNOWN": f"{_CUSTOMERS}; --as-of is about when something was recorded",
+    "CUSTOMER_UNKNOWN": _CUSTOMERS,
     "INTERACTION_UNKNOWN": f"{_CUSTOMERS}, and 'recorrido analyses CUSTOMER' the events of one",
     "JOURNEY_MAP_UNKNOWN": _TELLS("map list"),
     "MODEL_VERSION_UNKNOWN": _TELLS("models"),
@@ -35,6 +35,7 @@ _BY_REASON = {
     "REJECTION_UNKNOWN": _TELLS("rejected list"),
     "WEBHOOK_NOT_FOUND": _TELLS("webhook list"),
 }
+_AS_OF = ("journey", "CUSTOMER_UNKNOWN")
 #: The same by the last part of a field that holds one.
 _BY_FIELD = {
     **dict.fromkeys(("stage_id", "touchpoint_id", "persona_id", "goal_id"), _TELLS("map show MAP")),
@@ -65,7 +66,10 @@ def explain(error: grpc.aio.AioRpcError, service: str, address: str) -> str:
         return f"{service} cannot answer, as {part} does not answer it: {machine.advice(part, address, '', detail)}"
     if reason:
         told = "; ".join(f"{each.field}: {each.description}" for each in violations) or error.details()
-        return f"{service}: {reason}: {told}{_where(reason, [each.field for each in violations])}"
+        where = _where(reason, [each.field for each in violations])
+        # Only journey is asked as of a time.
+        as_of = "; --as-of is about when something was recorded" if (service, reason) == _AS_OF else ""
+        return f"{service}: {reason}: {told}{where}{as_of}"
     if error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
         in_time = " in time" if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else ""
         elsewhere = f"tell where they are with RECORRIDO_{service.upper()}_ADDRESS"

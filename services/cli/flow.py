@@ -209,7 +209,12 @@ async def _coverage(request: pb.GetCoverageRequest, *, as_json: bool) -> None:
         return
     out = show.console()
     for name, counts in (("touchpoints", found.all), ("moments of truth (★)", found.moments_of_truth)):
-        out.print(f"{counts.heard} of {counts.touchpoints} {name} are heard, {counts.silent} are silent")
+        unheard = counts.touchpoints - counts.heard - counts.silent
+        out.print(
+            f"{counts.heard} of {counts.touchpoints} {name} are heard, {unheard} unheard (something happens, and nobody"
+            f" tells), {counts.silent} silent (nothing happens)",
+            soft_wrap=True,
+        )
     out.print(f"{_part(found.interactions_on_map, found.interactions)} interactions are on the map")
     if expected := found.all.met + found.all.missed + found.all.not_known:
         out.print(
@@ -220,7 +225,9 @@ async def _coverage(request: pb.GetCoverageRequest, *, as_json: bool) -> None:
     wide = out.width >= show.ROOM_FOR_IDS
     counted = ("interactions#", "rated#", "verbatims#")
     stage, owner = (("stage~", "id"), ["owner~"]) if wide else (("stage~",), [])
-    lines = show.table(*stage, "touchpoint~", "id", "", "★", *counted, "last heard", "of what is expected~", *owner)
+    lines = show.table(
+        *stage, "touchpoint~", "id", "hearing", "★", *counted, "last heard", "of what is expected~", *owner
+    )
     for each in found.touchpoints:
         hearing = show.name(pb.Hearing.DESCRIPTOR, each.hearing)
         lines.add_row(

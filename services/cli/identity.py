@@ -1,8 +1,9 @@
 """Who is behind a device, a card or an anonymous id: `identity link|unlink|show`."""
 
 import hashlib
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,18 +64,21 @@ def link(
     request = pb.LinkIdentityRequest(
         identity=identity(kind, value), customer_id=customer_id, actor=actor, request_id=request_id
     )
-    run(_link(request, as_json=as_json))
+    run(_change("LinkIdentity", request, _linked, as_json=as_json))
 
 
-async def _link(request: pb.LinkIdentityRequest, *, as_json: bool) -> None:
+def _linked(done: pb.LinkIdentityResponse) -> str:
+    # A repeated request changes nothing, also where its link was removed since.
+    return f"is {done.customer_id}'s" if done.customer_id else "is nobody's any more: the link was removed since"
+
+
+async def _change(call: str, request: Any, told: Callable[[Any], str], *, as_json: bool) -> None:
     async with channel("ingest", Addresses.configured().ingest) as opened:
-        done = await IdentityServiceStub(opened).LinkIdentity(request, timeout=DEADLINE_S)
+        done = await getattr(IdentityServiceStub(opened), call)(request, timeout=DEADLINE_S)
     if as_json:
         show.print_json(done)
-        return
-    # A repeated request changes nothing, also where its link was removed since.
-    now = f"is {done.customer_id}'s" if done.customer_id else "is nobody's any more: the link was removed since"
-    show.console().print(show.plain(f"{done.identity_customer_id} {now}"))
+    else:
+        show.console().print(show.plain(f"{done.identity_customer_id} {told(done)}"))
 
 
 @app.command()
@@ -91,16 +95,7 @@ def unlink(
     request = pb.UnlinkIdentityRequest(
         identity=identity(kind, value), customer_id=customer_id, actor=actor, request_id=request_id
     )
-    run(_unlink(request, as_json=as_json))
-
-
-async def _unlink(request: pb.UnlinkIdentityRequest, *, as_json: bool) -> None:
-    async with channel("ingest", Addresses.configured().ingest) as opened:
-        done = await IdentityServiceStub(opened).UnlinkIdentity(request, timeout=DEADLINE_S)
-    if as_json:
-        show.print_json(done)
-        return
-    show.console().print(show.plain(f"{done.identity_customer_id} is not {request.customer_id}'s any more"))
+    run(_change("UnlinkIdentity", request, lambda _: f"is not {customer_id}'s any more", as_json=as_json))
 
 
 @app.command("show")

@@ -245,7 +245,8 @@ def diff(
             show.print_json(found)
             return
         out = show.console()
-        out.print(f"from version {found.from_version} to {found.to_version}")
+        first = f"version {found.to_version} is the first: all of it is new"
+        out.print(f"from version {found.from_version} to {found.to_version}" if found.from_version else first)
         out.print(_change_table(found.changes))
 
     run(work())

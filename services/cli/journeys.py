@@ -97,11 +97,15 @@ def _about(found: pb.GetCustomerJourneyResponse) -> Table:
         lines.add_row("share of wallet", f"{100 * found.share_of_wallet.share:.0f} %")
     told = [f"{show.point(each.kind)} {each.need_path or each.touchpoint_name}" for each in found.points[:_POINTS]]
     lines.add_row("points", show.plain(", ".join(told)))
-    lines.add_row("signals", show.plain(", ".join(each.rule for each in found.signals[:_POINTS])))
+    lines.add_row("signals", show.plain(", ".join(map(_signal, found.signals[:_POINTS]))))
     actions = [f"{each.title} ({show.name(ActionState.DESCRIPTOR, each.state)})" for each in found.actions[:_POINTS]]
     lines.add_row("actions", show.plain(", ".join(actions)))
     lines.add_row("recorded under", show.plain(", ".join(found.customer_ids[1:])))
     return lines
+
+
+def _signal(found: pb.Signal) -> str:
+    return found.rule.replace("_", " ") + (f" at {found.touchpoint}" if found.touchpoint else "")
 
 
 def _loyalty(found: pb.Loyalty) -> str:
@@ -470,6 +474,8 @@ async def _signals(customer_id: str, rule: str, as_of: Timestamp | None, limit: 
             found.next_page_token = page.next_page_token
             if not found.next_page_token or len(found.signals) >= limit:
                 break
+    if customer_id and not found.signals:
+        await naming.check_customer(Addresses.configured(), customer_id)
     if as_json:
         show.print_json(found)
         return

@@ -1,9 +1,13 @@
 """The `recorrido` command."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import typer
 from rich.text import Text
+from typer.core import TyperGroup
 
 from services.cli import (
     actions,
@@ -31,8 +35,31 @@ from services.cli import (
 from services.cli.failures import CommandError
 from services.cli.importing import commands as importing_commands
 
+
+class _Group(TyperGroup):
+    """Tells of a wrong value as a person would: typer puts the name of a Python error before it."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _in_words():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _in_words():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
+    try:
+        yield
+    except typer.BadParameter as error:
+        error.message = error.message.removeprefix("Value error, ")
+        raise
+
+
 app = typer.Typer(
     name="recorrido",
+    cls=_Group,
     help="Customer experience management: what happened, what it means, where it hurts, and what is done about it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

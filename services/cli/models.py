@@ -103,6 +103,11 @@ async def _compare(request: pb.CompareModelsRequest, *, as_json: bool) -> None:
     if as_json:
         show.print_json(found)
         return
+    if found.failed and not found.compared:
+        raise CommandError(
+            f"nothing could be compared: of {found.failed:,} verbatims none is understood by both {found.base_version}"
+            f" and {found.other_version}; 'recorrido models' tells the versions that there are"
+        )
     out = show.console()
     out.print(f"{found.compared:,} verbatims compared, {found.failed:,} not understood by both.")
     lines = show.table("question", "compared#", "changed#", "share#", "95 %", "right, of those judged")

@@ -96,8 +96,10 @@ async def _check_touchpoints(addresses: Addresses, given: Sequence[str]) -> None
         raise unknown("touchpoint", name, known, "recorrido coverage")
 
 
-async def check_customer(addresses: Addresses, customer_id: str) -> None:
+async def check_customer(addresses: Addresses, customer_id: str, otherwise: str = "") -> None:
     """Make sure that anything was ever recorded of a customer: work for a slip of the pen is work for nobody.
+
+    `otherwise` is what to do where it is none.
 
     Raises:
         UnknownNameError: nothing was.
@@ -110,10 +112,8 @@ async def check_customer(addresses: Addresses, customer_id: str) -> None:
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.NOT_FOUND:
                     raise
-                raise UnknownNameError(
-                    f"nothing was ever recorded of customer {customer_id!r}; --new-customer opens it all the same, for"
-                    " somebody who is new"
-                ) from None
+                more = otherwise or "customers are called as their sources call them"
+                raise UnknownNameError(f"nothing was ever recorded of customer {customer_id!r}; {more}") from None
 
 
 async def check_taxonomy(addresses: Addresses, need: str) -> None:

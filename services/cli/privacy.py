@@ -1,7 +1,6 @@
 """What is held about a customer: `export`, `erase`; and `scavenge`, which takes what was erased off the disk."""
 
 import json
-import os
 import sys
 import time
 import uuid
@@ -16,7 +15,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from recorrido.ingest.v1 import privacy_service_pb2 as pb
 from recorrido.ingest.v1.privacy_service_pb2_grpc import PrivacyServiceStub
-from services.cli import machine, show
+from services.cli import machine, privatefile, show
 from services.cli.clients import DEADLINE_S, Addresses, channel
 from services.cli.failures import CommandError, explain
 from services.cli.options import Json, run
@@ -50,16 +49,8 @@ async def _export(customer_id: str, out: Path | None) -> None:
     if out is None:
         await _write(customer_id, sys.stdout)
         return
-    # A half written export is none: it takes its name at the end.
-    partial = out.with_name(f"{out.name}.{os.getpid()}.part")
-    try:
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            count = await _write(customer_id, file)
-        partial.replace(out)
-    except OSError as error:
-        raise CommandError(f"cannot write {out}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with privatefile.written(out) as file:
+        count = await _write(customer_id, file)
     show.console(stderr=True).print(f"{show.count(count)} events of {customer_id} are in {out}")
 
 

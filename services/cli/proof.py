@@ -82,6 +82,8 @@ def _tell_impact(found: impact_pb2.Impact) -> None:
         ("before", found.before_from, found.before_to, found.before, found.comparison_before),
         ("after", found.after_from, found.after_to, found.after, found.comparison_after),
     ):
+        if since.ToNanoseconds() >= until.ToNanoseconds():
+            continue  # It is still to come.
         elsewhere = (show.count(other.count), f"{other.mean:.2f}") if other.count else ("", "")
         mean = f"{sample.mean:.2f}" if sample.count else ""
         lines.add_row(name, show.when(since), show.when(until), show.count(sample.count), mean, *elsewhere)
@@ -149,7 +151,9 @@ def _line(event: ExplainedEvent) -> Text:
     role = show.name(ExplainedRole.DESCRIPTOR, event.role)
     line = Text.assemble((f"{role}: ", "bold"), show.plain(event.summary).plain)
     if event.role == ExplainedRole.EXPLAINED_ROLE_EFFECT and event.details["reason"]:
-        line.append(f", because: {show.plain(event.details['reason']).plain}")
+        # A comment has its words there.
+        leads = ": " if event.event_type.endswith(".ActionCommented") else ", because: "
+        line.append(leads + show.plain(event.details["reason"]).plain)
     versions = [f"{name} {event.details[name]}" for name in _VERSIONS if name in event.details]
     if versions:
         line.append(f"  {', '.join(versions)}", style="cyan")

@@ -124,5 +124,8 @@ async def _republish(request: pb.RepublishRequest, *, as_json: bool) -> None:
         return
     out = show.console()
     out.print(f"{last.messages:,} messages are in the stream {last.stream}.")
+    if not last.messages:
+        out.print("Nothing that is asked for was recorded there.")
+        return
     out.print(f"Subscribe to {last.subjects} there, until nothing is pending; then go on with your own consumer.")
     out.print("The stream forgets them after seven days; delete it when you are done.")

@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from recorrido.actions.v1 import webhook_service_pb2 as pb
 from recorrido.actions.v1.webhook_service_pb2_grpc import WebhookServiceStub
-from services.cli import clients, show
+from services.cli import clients, naming, show
 from services.cli.actions import Reason
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.options import Actor, Json, Limit, RequestId, event_types, moment, one_of_types, run
@@ -175,6 +175,10 @@ def deliveries(
 
     async def work() -> None:
         answer = await _ask("ListDeliveries", request)
+        if not answer.deliveries:
+            known = (await _ask("ListWebhooks", pb.ListWebhooksRequest())).webhooks
+            if webhook_id not in (ids := [each.webhook_id for each in known]):
+                raise naming.unknown("webhook", webhook_id, ids, "recorrido webhook list")
         if as_json:
             show.print_json(answer)
             return

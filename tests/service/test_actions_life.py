@@ -325,7 +325,7 @@ async def test_every_change_can_be_asked_for_on_the_command_line(office: Office)
     assert (done[4]["priority"], done[4]["dueAt"]) == ("PRIORITY_URGENT", "2098-01-01T00:00:00Z")
     assert done[6]["dueAt"] == "2099-01-01T00:00:00Z"
     linked = await recorrido(cluster, "actions", "link", first.action_id, "--to", improvement.action_id)
-    assert "1 recoveries are under" in linked.out
+    assert "1 recovery is under" in linked.out
     shown, missing = await asyncio.gather(
         recorrido(cluster, "actions", "show", first.action_id),
         recorrido(cluster, "actions", "decline", second.action_id),

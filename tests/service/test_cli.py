@@ -78,6 +78,14 @@ async def test_customer_tells_the_whole_journey_in_order(cluster: Cluster, custo
     assert len((await answer(cluster, "customer", customer_id, "--limit", "2"))["entries"]) == 2
 
 
+async def test_analyses_tell_the_words_that_they_are_about(cluster: Cluster, customer_id: str) -> None:
+    said = [each for customer in sample.generate(CUSTOMERS) for each in customer if each.verbatim.text]
+    mine = [each.verbatim.text for each in said if each.customer.customer_id == customer_id]
+    text = (await recorrido(cluster, "analyses", customer_id, COLUMNS="500")).out
+    assert mine
+    assert [words for words in mine if text.count(words) != 1] == []
+
+
 async def test_answers_are_as_of_a_time(cluster: Cluster, customer_id: str) -> None:
     before = "2020-01-01T00:00:00Z"
     assert (await answer(cluster, "overview", "--as-of", before))["interactions"] == "0"
@@ -251,6 +259,8 @@ async def test_coverage_names_what_is_silent_and_what_is_on_no_map(cluster: Clus
     text = (await recorrido(cluster, "coverage")).out
     assert "kiosk_beta" in text
     assert "moments of truth" in text
+    unheard, silent = (states.count(f"HEARING_{name}") for name in ("UNHEARD", "SILENT"))
+    assert f"{unheard} unheard (something happens, and nobody tells), {silent} silent (nothing happens)" in text
     silent = await answer(cluster, "coverage", "--to", "2000-01-01")
     assert silent["all"]["silent"] == silent["all"]["touchpoints"] == len(found["touchpoints"])
 
@@ -563,7 +573,6 @@ async def test_what_is_not_known_is_one_line(cluster: Cluster) -> None:
         " somebody who is new"
     )
     assert (await recorrido(cluster, *call, "somebody new", "--new-customer")).code == 0
-    assert (await recorrido(cluster, "signals", "--customer", "nobody")).out == "none\n"
     assert _one_line(await recorrido(cluster, "analyze", " "), 1).endswith("not analysed: the text is empty or blank")
     assert (await recorrido(cluster, "actions", "list", "--owner", "nobody")).out == "none\n"
     assert (await recorrido(cluster, "webhook", "list")).out == "none\n"
@@ -610,6 +619,14 @@ async def test_what_is_not_known_is_one_line(cluster: Cluster) -> None:
             ("scores", "--source", "webshp"),
             "no source 'webshp' is known; did you mean webshop? 'recorrido scores --by source'",
         ),
+        (
+            ("signals", "--customer", "nobody"),
+            "nothing was ever recorded of customer 'nobody'; customers are called as",
+        ),
+        (("actions", "list", "--customer", "nobody"), "nothing was ever recorded of customer 'nobody'"),
+        (("export", "nobody"), "'recorrido signals' names some"),
+        (("webhook", "deliveries", "none"), "no webhook 'none' is known. 'recorrido webhook list' lists them"),
+        (("models", "compare", "2", "9"), "none is understood by both 2 and 9; 'recorrido models' tells"),
         (("actions", "list", "--touchpoint", "delivry"), "no touchpoint 'delivry' is known; did you mean delivery"),
         (("actions", "list", "--need", "delivry/speed"), "did you mean delivery/speed"),
         (("actions", "watch", "--touchpoint", "delivry"), "did you mean delivery"),
@@ -705,7 +722,8 @@ async def test_a_broken_rule_is_told_with_its_field(cluster: Cluster) -> None:
     ],
 )
 async def test_calling_it_wrongly_is_2(cluster: Cluster, arguments: tuple[str, ...]) -> None:
-    assert (await recorrido(cluster, *arguments)).code == 2
+    refused = await recorrido(cluster, *arguments)
+    assert (refused.code, "Value error" in refused.err) == (2, False), "in words, not in Python's"
 
 
 @pytest.mark.parametrize(

@@ -502,6 +502,9 @@ async def test_texts_of_a_file_are_analysed_line_by_line(company: Company, tmp_p
     assert (await recorrido(company.cluster, "analyze")).code == 2
     missing = await recorrido(company.cluster, "analyze", "--file", "/nowhere")
     assert (missing.code, "No such file" in missing.err) == (1, True)
+    file.write_bytes(b"\xff\n\n")
+    nothing = await recorrido(company.cluster, "analyze", "--file", str(file))
+    assert (nothing.code, nothing.err) == (1, "error: 2 texts, 2 of them not analysed\n")
 
 
 async def test_people_correct_compare_and_reanalyse(company: Company, tmp_path: Path) -> None:
@@ -527,6 +530,8 @@ async def test_people_correct_compare_and_reanalyse(company: Company, tmp_path: 
     assert "--need" not in unchanged
     listed = (await recorrido(company.cluster, "analyses", "ivy")).out
     assert "tester" in listed
+    nothing = await recorrido(company.cluster, "models", "compare", "5", "no such", "--customer", "ivy")
+    assert (nothing.code, "nothing could be compared" in nothing.err) == (1, True)
     assert "feedback 5" in listed
     models = await told(company.cluster, "models")
     assert [each["inService"] for each in models["models"]] == [False, True]
