@@ -626,7 +626,6 @@ async def test_what_is_not_known_is_one_line(cluster: Cluster) -> None:
         (("actions", "list", "--customer", "nobody"), "nothing was ever recorded of customer 'nobody'"),
         (("export", "nobody"), "'recorrido signals' names some"),
         (("webhook", "deliveries", "none"), "no webhook 'none' is known. 'recorrido webhook list' lists them"),
-        (("models", "compare", "2", "9"), "none is understood by both 2 and 9; 'recorrido models' tells"),
         (("actions", "list", "--touchpoint", "delivry"), "no touchpoint 'delivry' is known; did you mean delivery"),
         (("actions", "list", "--need", "delivry/speed"), "did you mean delivery/speed"),
         (("actions", "watch", "--touchpoint", "delivry"), "did you mean delivery"),
