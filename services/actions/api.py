@@ -1,8 +1,9 @@
 """ActionsService: protobuf to domain and back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from recorrido.actions.v1 import action_pb2
@@ -39,6 +40,7 @@ from services.actions.domain.commands import (
 from services.actions.handlers.commands import ActionCommands
 from services.actions.views.history import Histories, HistoryEntry
 from services.actions.views.impact import ImpactQuery, Impacts
+from services.actions.views.naming import TouchpointNames
 from services.actions.views.queries import DEFAULT_PAGE, ActionQueries, ActionQuery, BoardLine, Order
 from services.actions.views.watching import ActionChange, Watch, Watchers
 from services.foundation import rpc
@@ -60,6 +62,7 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
         histories: Histories,
         watchers: Watchers,
         impacts: Impacts,
+        names: TouchpointNames,
         clock: Callable[[], datetime],
         stopping: asyncio.Event,
     ) -> None:
@@ -68,6 +71,7 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
         self._histories = histories
         self._watchers = watchers
         self._impacts = impacts
+        self._names = names
         self._clock = clock
         self._stopping = stopping
 
@@ -194,8 +198,9 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
 
     async def GetAction(self, request: pb.GetActionRequest, _context: Any) -> pb.GetActionResponse:  # noqa: N802
         history = await self._histories.get(request.action_id)
+        names = await self._names.of([history.action.state.touchpoint])
         return pb.GetActionResponse(
-            action=_action(history.action.state, history.action.revision),
+            action=_action(history.action.state, history.action.revision, names),
             history=[_entry(entry) for entry in history.entries],
         )
 
@@ -216,8 +221,9 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
             page_token=request.page_token,
         )
         page = await self._queries.list(query)
+        names = await self._names.of(each.state.touchpoint for each in page.actions)
         return pb.ListActionsResponse(
-            actions=[_action(folded.state, folded.revision) for folded in page.actions],
+            actions=[_action(folded.state, folded.revision, names) for folded in page.actions],
             next_page_token=page.next_page_token,
             total=page.total,
             more_than_total=page.more,
@@ -225,7 +231,11 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
 
     async def GetBoard(self, request: pb.GetBoardRequest, _context: Any) -> pb.GetBoardResponse:  # noqa: N802
         board = await self._queries.board(_filter(ActionKind, request.kind, "kind"), self._clock())
-        lines = {f"by_{dimension}": [_line(line) for line in found] for dimension, found in board.lines.items()}
+        names = {"touchpoint": await self._names.of(line.key for line in board.lines["touchpoint"])}
+        lines = {
+            f"by_{dimension}": [_line(line, names.get(dimension, {})) for line in found]
+            for dimension, found in board.lines.items()
+        }
         return pb.GetBoardResponse(**lines, as_of=rpc.timestamp(board.as_of))
 
     async def WatchActions(  # noqa: N802
@@ -269,7 +279,7 @@ def moment(request: Any, field: str) -> datetime | None:
     return found
 
 
-def _action(action: Action, revision: int) -> pb.Action:
+def _action(action: Action, revision: int, names: Mapping[str, str] = MappingProxyType({})) -> pb.Action:
     return pb.Action(
         action_id=action.action_id,
         kind=action_pb2.ActionKind.ValueType(action.kind.number),
@@ -299,6 +309,7 @@ def _action(action: Action, revision: int) -> pb.Action:
         closed_at=rpc.timestamp(action.closed_at),
         accept_by=rpc.timestamp(action.accept_by),
         due_at=rpc.timestamp(action.due_at),
+        touchpoint_name=names.get(action.touchpoint, ""),
     )
 
 
@@ -326,7 +337,7 @@ def _change(change: ActionChange) -> pb.ActionChange:
     return message
 
 
-def _line(line: BoardLine) -> pb.BoardLine:
+def _line(line: BoardLine, names: Mapping[str, str]) -> pb.BoardLine:
     return pb.BoardLine(
         key=line.key,
         kind=action_pb2.ActionKind.ValueType(line.kind.number),
@@ -334,4 +345,5 @@ def _line(line: BoardLine) -> pb.BoardLine:
         overdue=line.overdue,
         mean_age_s=line.mean_age_s,
         oldest_age_s=line.oldest_age_s,
+        name=names.get(line.key, ""),
     )

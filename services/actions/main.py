@@ -34,6 +34,7 @@ from services.actions.views.explanation import Explanations
 from services.actions.views.history import Histories
 from services.actions.views.impact import Impacts
 from services.actions.views.measures import Measures, MeasuresProjection
+from services.actions.views.naming import TouchpointNames
 from services.actions.views.outbox import Outbox, OutboxProjection, OutboxRunner
 from services.actions.views.projection import ActionsProjection
 from services.actions.views.queries import ActionQueries
@@ -104,7 +105,7 @@ async def wire(settings: ActionsSettings, process: Process) -> None:
     measures = ProjectionRunner(store, pool, MeasuresProjection())
     await measures.prepare()
     queries = ActionQueries(pool)
-    impacts = Impacts(store, Measures(pool), queries)
+    impacts, names = Impacts(store, Measures(pool), queries), TouchpointNames(pool)
     process.server.register(
         impact_grpc.add_ImpactServiceServicer_to_server,
         ImpactServicer(impacts, clock),
@@ -112,7 +113,7 @@ async def wire(settings: ActionsSettings, process: Process) -> None:
     )
     process.server.register(
         explanation_grpc.add_ExplanationServiceServicer_to_server,
-        ExplanationServicer(Explanations(store, queries)),
+        ExplanationServicer(Explanations(store, queries, names)),
         explanation_pb.DESCRIPTOR.services_by_name["ExplanationService"].full_name,
     )
     executor, book = Executor(store, ActionDecider()), PlaybookBook(store)
@@ -124,6 +125,7 @@ async def wire(settings: ActionsSettings, process: Process) -> None:
             histories=Histories(store),
             watchers=watchers,
             impacts=impacts,
+            names=names,
             clock=clock,
             stopping=process.server.stopping,
         ),

@@ -184,7 +184,7 @@ def _details(action: pb.Action) -> Table:
         ("state", show.name(ActionState.DESCRIPTOR, action.state)),
         ("customer", action.customer_id),
         ("why", "; ".join(action.reasons)),
-        ("touchpoint", action.touchpoint),
+        ("touchpoint", show.place(action.touchpoint_name, action.touchpoint)),
         ("need", action.need_path),
         ("priority", show.name(Priority.DESCRIPTOR, action.priority)),
         ("owner", action.owner),
@@ -499,7 +499,7 @@ def board_table(title: str, found: Iterable[pb.BoardLine]) -> Table:
     lines = show.table(f"{title}~", "kind", "actions#", "overdue#", "mean age#", "oldest#")
     for each in found:
         number = getattr(ActionState, each.key, None) if title == "state" else None
-        key = show.name(ActionState.DESCRIPTOR, number) if number else each.key
+        key = show.name(ActionState.DESCRIPTOR, number) if number else show.place(each.name, each.key)
         lines.add_row(
             show.plain(key or "none"),
             show.name(ActionKind.DESCRIPTOR, each.kind),

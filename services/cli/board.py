@@ -132,7 +132,7 @@ def _dimension(title: str, lines: Sequence[pb.BoardLine]) -> str:
     rows = []
     for line in lines:
         number = getattr(ActionState, line.key, None) if title == "State" else None
-        key = show.name(ActionState.DESCRIPTOR, number) if number else line.key
+        key = show.name(ActionState.DESCRIPTOR, number) if number else show.place(line.name, line.key)
         part = f"--part: {100 * line.count / largest:.1f}%"
         cells = [
             _Cell(_breakable(_text(key or "none"))),

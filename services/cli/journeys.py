@@ -498,7 +498,7 @@ def _signal_table(found: pb.ListSignalsResponse, width: int) -> Table:
         lines.add_row(
             *(show.when(time) for time in (each.raised_at, each.occurred_at)[: len(times)]),
             show.plain(show.short_id(each.customer_id, width)),
-            show.plain(each.touchpoint),
+            show.plain(show.place(each.touchpoint_name, each.touchpoint)),
             show.plain("; ".join(each.reasons)),
             show.plain(each.need_path),
             show.short_id(each.signal_id, width),

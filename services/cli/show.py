@@ -155,6 +155,13 @@ def note_if_nothing_was_recorded(as_of: Timestamp | None, *, anything: bool) -> 
         )
 
 
+def place(name: str, raw: str) -> str:
+    """Return what the map calls a touchpoint, with what its source calls it in brackets where that differs."""
+    if not name or name.casefold() == raw.casefold():
+        return name or raw
+    return f"{name} ({raw})" if raw else name
+
+
 def plain(text: str) -> Text:
     """Return what somebody else wrote as one line without control characters or markup."""
     printable = "".join(c if c.isprintable() else " " for c in text)

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from recorrido.inference.v1.events import PointKind
 from recorrido.ingest.v1.events import Channel, Outcome, ReferralDirection
 from recorrido.journey.v1.events import (
     EpisodeRules,
+    Evidence,
     Goal,
     JourneyMap,
     LoyaltyLevel,
@@ -24,6 +26,7 @@ from recorrido.journey.v1.events import (
     MappingRule,
     Persona,
     PersonaCondition,
+    SignalRaised,
     Stage,
     Touchpoint,
 )
@@ -45,6 +48,7 @@ from services.journey.views.points import KINDS, points
 from services.journey.views.preview import preview
 from services.journey.views.scores import Grouping, Period, grouped, period_number, period_start, scores
 from services.journey.views.selection import Selection
+from services.journey.views.signals import Signal, places
 from services.journey.views.snapshot import MapInForce
 from tests.support.histories import START, Happened, Linked, at, history, random_events
 
@@ -724,3 +728,33 @@ def test_numbers_are_ordered_as_numpy_orders_them(bits: int, count: int) -> None
 
 def test_days_are_days() -> None:
     assert timedelta(days=1) // timedelta(microseconds=1) == DAY_US
+
+
+def test_a_signal_is_where_the_map_places_what_it_is_about() -> None:
+    """One name is another touchpoint on another channel."""
+    read = reading(
+        history(
+            Happened("a", 1, touchpoint="help", channel=Channel.PHONE),
+            Happened("a", 2, touchpoint="help", channel=Channel.WEB),
+            Happened("a", 3, touchpoint="checkout"),
+        ),
+        structs.replace(
+            MAP, mapping_rules=(*MAP.mapping_rules, MappingRule(touchpoint="help", touchpoint_id="delivery"))
+        ),
+    )
+    by_phone, on_the_web, bought = (str(position) for position in read.history.interactions.position)
+
+    def name(*positions: str, **fields: Any) -> str:
+        evidence = tuple(Evidence(position=each) for each in positions)
+        (found,) = places(read, [Signal(SignalRaised(evidence=evidence, **fields), START)])
+        return found
+
+    assert name(by_phone, touchpoint="help") == "Hotline"
+    assert name(on_the_web, touchpoint="help") == "Delivery"
+    assert name(on_the_web, by_phone, bought, touchpoint="help") == "Checkout or Delivery or Hotline"
+    # Of what is no interaction's position, and of none, the name alone tells.
+    assert name("1", touchpoint="help") == name(touchpoint="help") == "Delivery or Hotline"
+    assert name("", touchpoint="nowhere") == ""
+    # A touchpoint of a map is that one, also under an earlier name.
+    assert name(bought, touchpoint="help", touchpoint_id="parcel") == "Delivery"
+    assert name(bought, touchpoint="help", touchpoint_id="gone") == ""

@@ -15,6 +15,7 @@ import pytest_asyncio
 from msgspec import structs
 
 from recorrido.actions.v1 import action_pb2, impact_pb2
+from recorrido.actions.v1 import actions_service_pb2 as actions_pb
 from recorrido.actions.v1 import impact_service_pb2 as pb
 from recorrido.actions.v1.events import (
     ActionAccepted,
@@ -28,6 +29,8 @@ from recorrido.actions.v1.events import (
     Impact,
     Target,
 )
+from recorrido.actions.v1.explanation_service_pb2 import ExplainActionRequest, ExplainedRole
+from recorrido.actions.v1.explanation_service_pb2_grpc import ExplanationServiceStub
 from recorrido.actions.v1.impact_service_pb2_grpc import ImpactServiceStub
 from recorrido.inference.v1.events import Analysis, FeedbackAnalyzed, PointKind
 from recorrido.ingest.v1.events import (
@@ -423,6 +426,66 @@ async def test_bad_moments_and_the_erased_stay_in_the_sums(world: World) -> None
         await connection.close()
     after = await world.impact(key, **asked)
     assert (after.before, after.after, after.effect) == (before.before, before.after, before.effect)
+
+
+async def test_answers_tell_what_the_map_calls_a_touchpoint(world: World) -> None:
+    raw, other, unknown = unique("checkout_v2"), unique("checkout"), unique("unknown")
+    (said,) = await world.answers(raw, BEGAN, [BAD])
+    rules = [MappingRule(source=source, touchpoint=raw, touchpoint_id=f"{other}-{source}") for source in ("test", "x")]
+    touchpoints = (
+        Touchpoint(touchpoint_id=rules[0].touchpoint_id, name="Checkout"),
+        Touchpoint(touchpoint_id=rules[1].touchpoint_id, name="Till", aliases=(other,)),
+    )
+    stage = Stage(stage_id="all", name="All", touchpoints=touchpoints)
+    map_ = JourneyMap(map_id=other, name="Shop", stages=(stage,), mapping_rules=tuple(rules))
+    await world.append(f"journeymap-{other}", JourneyMapPublished(map=map_, version=1, actor="maja"))
+    evidence = Evidence(event_id=str(said.event_id), event_type=said.event.type_name)
+    signal = bad_moment(said, raw, evidence)
+    await world.append(f"signal-{signal.signal_id}", signal)
+    keys = {}
+    for touchpoint in (raw, other, unknown):
+        keys[touchpoint] = key = str(uuid4())
+        opened = ActionOpened(
+            action_id=key,
+            kind=ActionKind.IMPROVEMENT,
+            title="Faster",
+            touchpoint=touchpoint,
+            signal_id=signal.signal_id if touchpoint == raw else "",
+            request_id="1",
+            occurred_at=BEGAN,
+        )
+        await world.append(f"action-{key}", opened)
+
+    async def name(touchpoint: str) -> str:
+        return (await world.office.get(keys[touchpoint])).action.touchpoint_name  # type: ignore[no-any-return]
+
+    async def placed() -> bool:
+        return await name(raw) == "Checkout"
+
+    await until(placed, 20)
+    # Of what was never heard of, the name itself tells.
+    assert (await name(other), await name(unknown)) == ("Till", "")
+    (listed,) = (await world.office.until_listed(1, touchpoint=raw)).actions
+    assert (listed.touchpoint, listed.touchpoint_name) == (raw, "Checkout")
+    board = await world.office.actions.GetBoard(actions_pb.GetBoardRequest())
+    names = {line.key: line.name for line in board.by_touchpoint}
+    assert (names[raw], names[unknown]) == ("Checkout", "")
+    assert {line.name for line in board.by_state} == {""}
+    async with grpc.aio.insecure_channel(world.office.cluster.address("actions")) as channel:
+        explained = await ExplanationServiceStub(channel).ExplainAction(ExplainActionRequest(action_id=keys[raw]))
+    (summary,) = [each.summary for each in explained.events if each.role == ExplainedRole.EXPLAINED_ROLE_SIGNAL]
+    assert summary.startswith(f"bad_moment at Checkout ({raw}): ")
+    # Another source calls another place so: both are meant by the name alone.
+    elsewhere = _interaction(raw, BEGAN, 0, GOOD, 1)
+    elsewhere = structs.replace(elsewhere, interaction=structs.replace(elsewhere.interaction, source="x"))
+    await world.append(f"customer-{uuid4()}", elsewhere)
+
+    async def both() -> bool:
+        return await name(raw) == "Checkout or Till"
+
+    await until(both, 20)
+    shown = await recorrido(world.office.cluster, "actions", "show", keys[raw])
+    assert f"Checkout or Till ({raw})" in shown.out
 
 
 async def test_a_bad_moment_of_the_erased_stays_where_a_rule_places_it(world: World) -> None:

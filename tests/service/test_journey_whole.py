@@ -227,6 +227,10 @@ async def test_a_customers_journey_tells_everything(shared: Company) -> None:
     assert (kind, need, where) == (1, "delivery/speed", "parcel")
     assert sorted(s.rule for s in found.signals) == ["bad_moment", "recovery_failed"]
     assert all(list(s.evidence_positions) == sorted(s.evidence_positions) for s in found.signals)
+    where = {("bad_moment", "package", "Parcel"), ("recovery_failed", "", "")}
+    listed = (await c.journey.ListSignals(pb.ListSignalsRequest(customer_id="ana"))).signals
+    for signals in (found.signals, listed):
+        assert {(s.rule, s.touchpoint, s.touchpoint_name) for s in signals} == where
     (action,) = found.actions
     assert (action.title, action.state, action.result) == ("Call back", ACTION_STATE_COMPLETED, ACTION_RESULT_WORSE)
     assert [(a.currency_code, a.amount) for a in found.spent] == [("EUR", "40.00")]

@@ -26,6 +26,7 @@ from recorrido.journey.v1.events import Evidence, SignalRaised
 from services.actions.domain.action import ActionDecider, stream_of, unknown
 from services.actions.domain.rules import MAX_ID
 from services.actions.views.history import entry
+from services.actions.views.naming import TouchpointNames
 from services.actions.views.queries import ActionQueries, ActionQuery
 from services.foundation import telemetry
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Recorded, Registry, stream_name
@@ -97,9 +98,10 @@ class Explanation:
 class Explanations:
     """Explains single actions."""
 
-    def __init__(self, store: EventStore, queries: ActionQueries) -> None:
+    def __init__(self, store: EventStore, queries: ActionQueries, names: TouchpointNames) -> None:
         self._store = store
         self._queries = queries
+        self._names = names
 
     async def get(self, action_id: str) -> Explanation:
         """Return the events behind an action and behind it.
@@ -191,7 +193,7 @@ class Explanations:
             return (_erased(known_id or stream, SignalRaised.type_name, Role.SIGNAL),)
         signal, recorded = found[0]
         evidence = await asyncio.gather(*(self._evidence(each) for each in signal.evidence))
-        where = f" at {signal.touchpoint}" if signal.touchpoint else ""
+        where = f" at {await self._place(signal.touchpoint)}" if signal.touchpoint else ""
         summary = f"{signal.rule}{where}: {'; '.join(signal.reasons)}"
         details = {"rule": signal.rule, "rule_version": str(signal.rule_version), "signal_id": signal_id}
         because = [each.event_id for each in signal.evidence]
@@ -213,10 +215,16 @@ class Explanations:
         if event is None:
             return _erased(evidence.event_id, evidence.event_type, role)
         if isinstance(event, InteractionRecorded):
-            return _explained(found[0], role, _happened(event.interaction or Interaction()))
+            happened = event.interaction or Interaction()
+            return _explained(found[0], role, _happened(happened, await self._place(happened.touchpoint)))
         words = event.analysis or Analysis() if isinstance(event, FeedbackAnalyzed) else Analysis()
         details = {name: getattr(words, name) for name in ("model", "model_version", "taxonomy_version")}
         return _explained(found[0], role, _understood(words), (event.interaction_event_id,), details)
+
+    async def _place(self, touchpoint: str) -> str:
+        """Return what a map calls a touchpoint, with what its source calls it in brackets where that differs."""
+        name = (await self._names.of([touchpoint])).get(touchpoint, touchpoint)
+        return name if name.casefold() == touchpoint.casefold() else f"{name} ({touchpoint})"
 
     async def _playbook(self, playbook_id: str, version: int) -> Sequence[Explained]:
         if not playbook_id:
@@ -311,12 +319,12 @@ def _opening(opened: ActionOpened) -> dict[str, str]:
     }
 
 
-def _happened(interaction: Interaction) -> str:
+def _happened(interaction: Interaction, place: str) -> str:
     said = [f"{rating.metric.name} {rating.value:g}" for rating in interaction.ratings]
     words = ["words"] if interaction.verbatim and interaction.verbatim.text else []
     what = ", ".join([*said, *words, *([] if said or words else ["a visit"])])
     who = interaction.customer.customer_id if interaction.customer else ""
-    return f"{what} at {interaction.touchpoint} by {who}"
+    return f"{what} at {place} by {who}"
 
 
 def _understood(words: Analysis) -> str:

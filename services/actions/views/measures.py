@@ -137,8 +137,9 @@ class MeasuresProjection:
     ddl = f"""
         -- Of each map the version that was published last, as proto JSON; position is that of its event.
         CREATE TABLE journey_map (map_id text COLLATE "C" PRIMARY KEY, position bigint NOT NULL, body bytea NOT NULL);
-        -- Every touchpoint below: source, name and channel, as a JSON list.
-        CREATE TABLE raw_touchpoint (touchpoint text COLLATE "C" PRIMARY KEY);
+        -- Every touchpoint below: source, name and channel, as a JSON list; and the name alone.
+        CREATE TABLE raw_touchpoint (touchpoint text COLLATE "C" PRIMARY KEY, name text COLLATE "C" NOT NULL);
+        CREATE INDEX ON raw_touchpoint (name);
         CREATE TABLE heard (
             position bigint PRIMARY KEY,
             event_id uuid UNIQUE,
@@ -304,9 +305,11 @@ async def _insert_bad_moments(
 async def _write(connection: Any, changes: _Changes) -> None:
     # In one order, so that nobody waits for anybody in a circle.
     lines = sorted((key, sums) for key, sums in changes.sums.items() if any(sums))
+    raws = sorted({touchpoint for _, touchpoint, _ in changes.sums})
     await connection.execute(
-        "INSERT INTO raw_touchpoint SELECT unnest($1::text[]) ON CONFLICT DO NOTHING",
-        sorted({touchpoint for _, touchpoint, _ in changes.sums}),
+        "INSERT INTO raw_touchpoint SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING",
+        raws,
+        [json.loads(each)[1] for each in raws],
     )
     arrays = ", ".join(f"${number}::bigint[]" for number in range(4, 4 + len(_SUMS)))
     added = ", ".join(f"{column} = tally.{column} + excluded.{column}" for column in _SUMS)

@@ -283,7 +283,7 @@ def journey(found: CustomerJourney, in_force: MapInForce, position: int) -> pb.G
         experience=_curve(found.experience),
         loyalty=loyalty(found.loyalty, found.loyalty_event_ids),
         points=[_customer_point(each) for each in found.points],
-        signals=[signal(each) for each in found.signals],
+        signals=[signal(*each) for each in zip(found.signals, found.signal_places, strict=True)],
         actions=[action(each) for each in found.actions],
         share_of_wallet=_if_any(_share_of_wallet, found.share_of_wallet),
         spent=[_amount(each) for each in found.spent],
@@ -672,7 +672,7 @@ def control_chart_method() -> pb.ControlChartMethod:
 # -- signals, overview -------------------------------------------------------------------------------------------------
 
 
-def signal(found: Signal) -> pb.Signal:
+def signal(found: Signal, place: str) -> pb.Signal:
     raised = found.raised
     return pb.Signal(
         signal_id=raised.signal_id,
@@ -689,6 +689,7 @@ def signal(found: Signal) -> pb.Signal:
         map_id=raised.map_id,
         map_version=raised.map_version,
         touchpoint_id=raised.touchpoint_id,
+        touchpoint_name=place,
         evidence_positions=[int(each.position) for each in raised.evidence if each.position.isdecimal()],
     )
 

@@ -29,7 +29,7 @@ from services.journey.views.overview import overview
 from services.journey.views.points import KINDS, points, words
 from services.journey.views.preview import preview
 from services.journey.views.scores import Group, Period, grouped, scores
-from services.journey.views.signals import signals, signals_by_rules
+from services.journey.views.signals import places, signals, signals_by_rules
 from services.journey.views.snapshot import MapInForce, ReadModel, Snapshot
 from services.journey.views.timeline import customer_journey, newest_entries, snapshot_moment
 
@@ -362,7 +362,10 @@ class JourneyService(pb_grpc.JourneyServiceServicer):
             found, token = await signals(
                 snapshot, customer_id, page_size=page_size, page_token=request.page_token, rule=rule
             )
-        return pb.ListSignalsResponse(signals=[answers.signal(s) for s in found], next_page_token=token)
+            reading = snapshot.reading(snapshot.map_in_force(""))
+        where = await asyncio.to_thread(places, reading, found)
+        told = [answers.signal(*each) for each in zip(found, where, strict=True)]
+        return pb.ListSignalsResponse(signals=told, next_page_token=token)
 
     async def GetOverview(self, request: pb.GetOverviewRequest, _context: Any) -> pb.GetOverviewResponse:  # noqa: N802
         check = Checks()

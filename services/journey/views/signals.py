@@ -9,6 +9,8 @@ import numpy as np
 
 from recorrido.journey.v1.events import SignalRaised
 from services.foundation.paging import read_token, write_token
+from services.foundation.placement import named
+from services.journey.domain.reading import Reading
 from services.journey.views.snapshot import Snapshot
 
 _DECODE = msgspec.json.Decoder(SignalRaised).decode
@@ -21,6 +23,31 @@ _TOKEN = msgspec.json.Decoder(tuple[str, int])
 class Signal:
     raised: SignalRaised
     raised_at: datetime
+
+
+def places(reading: Reading, found: Sequence[Signal]) -> list[str]:
+    """Return what the map of a reading calls where each signal is, several names joined by "or"; empty: on no map.
+
+    A signal of a map's touchpoint names it. Of others the interactions tell that are their evidence, and where there
+    are none, all that sources call so.
+    """
+    names = [touchpoint.name for _, touchpoint in reading.touchpoints]
+    numbers = {touchpoint.touchpoint_id: n for n, (_, touchpoint) in enumerate(reading.touchpoints)}
+    history = reading.history
+    table, raws = history.interactions, history.vocabulary.touchpoints
+    placed = reading.placements.of(raws)
+
+    def of(raised: SignalRaised) -> set[int]:
+        if raised.touchpoint_id:
+            return {numbers.get(named(reading.map_, raised.touchpoint_id) or "", -1)}
+        positions = np.array([int(e.position) for e in raised.evidence if e.position.isdecimal()], np.int64)
+        rows = np.searchsorted(table.position, positions)
+        rows = rows[np.append(table.position, -1)[rows] == positions]
+        if len(rows):
+            return {*placed[table.touchpoint[rows]].tolist()}
+        return {n for n, raw in zip(placed.tolist(), raws, strict=False) if raw.touchpoint == raised.touchpoint}
+
+    return [" or ".join(names[n] for n in sorted(of(each.raised)) if n >= 0) for each in found]
 
 
 async def signals(

@@ -23,7 +23,7 @@ from services.journey.domain.reading import Reading
 from services.journey.views.money import Amount, ShareOfWallet, amount, share_of_wallet, spent
 from services.journey.views.names import Kind, texts_of
 from services.journey.views.points import KINDS
-from services.journey.views.signals import Signal, signals_at
+from services.journey.views.signals import Signal, places, signals_at
 from services.journey.views.snapshot import NOW, MapInForce, Snapshot
 
 _DECODE_INTERACTION = msgspec.json.Decoder(InteractionRecorded).decode
@@ -144,6 +144,7 @@ class CustomerJourney:
     loyalty_event_ids: Sequence[UUID]
     points: Sequence[CustomerPoint]
     signals: Sequence[Signal]
+    signal_places: Sequence[str]
     actions: Sequence[CustomerAction]
     share_of_wallet: ShareOfWallet | None
     spent: Sequence[Amount]
@@ -290,6 +291,7 @@ async def _about(snapshot: Snapshot, whole: _Whole, entries: Sequence[Entry], to
     moments = {row for each in (felt, *felt_in) for row in (each.peak, each.end) if row is not None}
     event_ids = await _event_ids(snapshot, history, [*moments, *felt.rows[-MAX_PARTS:], *evidence])
     kinds = table.kind[table.kind > 0]
+    raised = await _newest_signals(snapshot, whole)
     money = spent(history, since=np.iinfo(np.int64).min, until=moment)
     return CustomerJourney(
         customer_id=next(iter(whole.ids.values())),
@@ -305,7 +307,8 @@ async def _about(snapshot: Snapshot, whole: _Whole, entries: Sequence[Entry], to
         loyalty=stands,
         loyalty_event_ids=[event_ids[row] for row in evidence],
         points=_points(reading),
-        signals=await _newest_signals(snapshot, whole),
+        signals=raised,
+        signal_places=places(reading, raised),
         actions=await _newest_actions(snapshot, whole),
         share_of_wallet=share_of_wallet(history, moment),
         spent=[amount(currency, int(total[0])) for currency, total in sorted(money.items())],

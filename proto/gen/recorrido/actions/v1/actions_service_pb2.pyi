@@ -1050,6 +1050,7 @@ class Action(_message.Message):
     REOPENED_FIELD_NUMBER: _builtins.int
     CLOSED_AT_FIELD_NUMBER: _builtins.int
     ALLOWED_FIELD_NUMBER: _builtins.int
+    TOUCHPOINT_NAME_FIELD_NUMBER: _builtins.int
     action_id: _builtins.str
     kind: _action_pb2.ActionKind.ValueType
     state: _action_pb2.ActionState.ValueType
@@ -1073,6 +1074,10 @@ class Action(_message.Message):
     cause_id: _builtins.str
     reopened: _builtins.int
     """How often it was reopened."""
+    touchpoint_name: _builtins.str
+    """What the journey map published last that places `touchpoint` calls it; several names where it places what different
+    sources call so at different touchpoints; empty: on no map. Of GetAction and ListActions only.
+    """
     @_builtins.property
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -1122,10 +1127,11 @@ class Action(_message.Message):
         reopened: _builtins.int = ...,
         closed_at: _timestamp_pb2.Timestamp | None = ...,
         allowed: _abc.Iterable[_builtins.str] | None = ...,
+        touchpoint_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accept_by", b"accept_by", "closed_at", b"closed_at", "due_at", b"due_at", "opened_at", b"opened_at", "target", b"target", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_by", b"accept_by", "action_id", b"action_id", "allowed", b"allowed", "cause_id", b"cause_id", "closed_at", b"closed_at", "customer_id", b"customer_id", "due_at", b"due_at", "escalated_to", b"escalated_to", "improvement_id", b"improvement_id", "kind", b"kind", "need_path", b"need_path", "opened_at", b"opened_at", "overdue", b"overdue", "owner", b"owner", "playbook_id", b"playbook_id", "playbook_rule", b"playbook_rule", "playbook_version", b"playbook_version", "priority", b"priority", "reasons", b"reasons", "reopened", b"reopened", "result", b"result", "revision", b"revision", "signal_id", b"signal_id", "state", b"state", "target", b"target", "title", b"title", "touchpoint", b"touchpoint", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_by", b"accept_by", "action_id", b"action_id", "allowed", b"allowed", "cause_id", b"cause_id", "closed_at", b"closed_at", "customer_id", b"customer_id", "due_at", b"due_at", "escalated_to", b"escalated_to", "improvement_id", b"improvement_id", "kind", b"kind", "need_path", b"need_path", "opened_at", b"opened_at", "overdue", b"overdue", "owner", b"owner", "playbook_id", b"playbook_id", "playbook_rule", b"playbook_rule", "playbook_version", b"playbook_version", "priority", b"priority", "reasons", b"reasons", "reopened", b"reopened", "result", b"result", "revision", b"revision", "signal_id", b"signal_id", "state", b"state", "target", b"target", "title", b"title", "touchpoint", b"touchpoint", "touchpoint_name", b"touchpoint_name", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1352,6 +1358,7 @@ class BoardLine(_message.Message):
     OVERDUE_FIELD_NUMBER: _builtins.int
     MEAN_AGE_S_FIELD_NUMBER: _builtins.int
     OLDEST_AGE_S_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """State, owner, touchpoint or need; empty: nobody's, of none."""
     kind: _action_pb2.ActionKind.ValueType
@@ -1360,6 +1367,8 @@ class BoardLine(_message.Message):
     mean_age_s: _builtins.float
     """Since they were opened, in seconds."""
     oldest_age_s: _builtins.float
+    name: _builtins.str
+    """Of a touchpoint, what the journey map calls it; see Action.touchpoint_name."""
     def __init__(
         self,
         *,
@@ -1369,10 +1378,11 @@ class BoardLine(_message.Message):
         overdue: _builtins.int = ...,
         mean_age_s: _builtins.float = ...,
         oldest_age_s: _builtins.float = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "key", b"key", "kind", b"kind", "mean_age_s", b"mean_age_s", "oldest_age_s", b"oldest_age_s", "overdue", b"overdue"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "key", b"key", "kind", b"kind", "mean_age_s", b"mean_age_s", "name", b"name", "oldest_age_s", b"oldest_age_s", "overdue", b"overdue"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2486,6 +2486,7 @@ class Signal(_message.Message):
     MAP_VERSION_FIELD_NUMBER: _builtins.int
     TOUCHPOINT_ID_FIELD_NUMBER: _builtins.int
     EVIDENCE_POSITIONS_FIELD_NUMBER: _builtins.int
+    TOUCHPOINT_NAME_FIELD_NUMBER: _builtins.int
     signal_id: _builtins.str
     rule: _builtins.str
     rule_version: _builtins.int
@@ -2495,6 +2496,10 @@ class Signal(_message.Message):
     map_id: _builtins.str
     map_version: _builtins.int
     touchpoint_id: _builtins.str
+    touchpoint_name: _builtins.str
+    """What the journey map (of a customer's journey the one asked for, else the one published last) calls the place; several
+    names where its evidence is at several; empty: on no map.
+    """
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -2527,10 +2532,11 @@ class Signal(_message.Message):
         map_version: _builtins.int = ...,
         touchpoint_id: _builtins.str = ...,
         evidence_positions: _abc.Iterable[_builtins.int] | None = ...,
+        touchpoint_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at", "raised_at", b"raised_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "evidence_event_ids", b"evidence_event_ids", "evidence_positions", b"evidence_positions", "inputs", b"inputs", "map_id", b"map_id", "map_version", b"map_version", "need_path", b"need_path", "occurred_at", b"occurred_at", "raised_at", b"raised_at", "reasons", b"reasons", "rule", b"rule", "rule_version", b"rule_version", "signal_id", b"signal_id", "touchpoint", b"touchpoint", "touchpoint_id", b"touchpoint_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "evidence_event_ids", b"evidence_event_ids", "evidence_positions", b"evidence_positions", "inputs", b"inputs", "map_id", b"map_id", "map_version", b"map_version", "need_path", b"need_path", "occurred_at", b"occurred_at", "raised_at", b"raised_at", "reasons", b"reasons", "rule", b"rule", "rule_version", b"rule_version", "signal_id", b"signal_id", "touchpoint", b"touchpoint", "touchpoint_id", b"touchpoint_id", "touchpoint_name", b"touchpoint_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
