@@ -37,7 +37,11 @@ from services.cli.importing import commands as importing_commands
 
 
 class _Group(TyperGroup):
-    """Tells of a wrong value as a person would: typer puts the name of a Python error before it."""
+    """Tells of values as a person would: typer writes <bool> behind a flag, and a Python error before a wrong value."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _take_no_value(self)
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with _in_words():
@@ -46,6 +50,14 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with _in_words():
             return super().invoke(ctx)
+
+
+def _take_no_value(command: Any) -> None:
+    for each in command.params:
+        if getattr(each, "is_flag", False):
+            each.metavar = ""
+    for below in getattr(command, "commands", {}).values():
+        _take_no_value(below)
 
 
 @contextlib.contextmanager
@@ -64,42 +76,54 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command()(local.run)
-app.add_typer(importing_commands.app, name="import")
-app.add_typer(journeymap.app, name="map")
-app.command()(journeys.customer)
-app.command()(journeys.scores)
-app.command()(journeys.points)
-app.command()(journeys.ladder)
-app.command()(journeys.signals)
-app.command()(journeys.watch)
-app.command()(journeys.rebuild)
-app.command()(chart.chart)
-app.command()(flow.flow)
-app.command()(flow.coverage)
-app.add_typer(actions.app, name="actions")
-app.add_typer(webhooks.app, name="webhook")
-app.command()(board.board)
-app.command()(proof.explain)
-app.add_typer(playbook.app, name="playbook")
-app.command()(proof.impact)
-app.add_typer(rejected.app, name="rejected")
-app.add_typer(identity.app, name="identity")
-app.command()(privacy.export)
-app.command()(privacy.erase)
-app.command()(privacy.scavenge)
-app.command()(events.events)
-app.command()(republish.republish)
-app.command()(journeys.overview)
-app.command()(report.report)
-app.command()(analyze.analyze)
-app.command()(analyze.taxonomy)
-app.add_typer(models.app, name="models")
-app.command()(models.reanalyze)
-app.command("retry-failed")(models.retry_failed)
-app.command()(correct.analyses)
-app.command()(correct.correct)
-app.command()(correct.corrections)
+#: What there is, as `--help` lists it: by the question that it answers. A pair is a group of commands and its name.
+_COMMANDS: dict[str, tuple[Any, ...]] = {
+    "Begin here": (local.run, report.report, journeys.overview),
+    "What happened?": (
+        ("import", importing_commands.app),
+        ("rejected", rejected.app),
+        ("identity", identity.app),
+        privacy.export,
+        privacy.erase,
+    ),
+    "What does it mean?": (
+        analyze.analyze,
+        correct.analyses,
+        correct.correct,
+        correct.corrections,
+        analyze.taxonomy,
+        ("models", models.app),
+        models.reanalyze,
+        models.retry_failed,
+    ),
+    "Where does each customer, and each touchpoint, stand?": (
+        journeys.customer,
+        journeys.watch,
+        journeys.scores,
+        journeys.points,
+        journeys.ladder,
+        journeys.signals,
+        flow.flow,
+        flow.coverage,
+        chart.chart,
+        ("map", journeymap.app),
+    ),
+    "What do we do about it, and did it help?": (
+        ("actions", actions.app),
+        board.board,
+        proof.explain,
+        proof.impact,
+        ("playbook", playbook.app),
+        ("webhook", webhooks.app),
+    ),
+    "For those who run it": (events.events, republish.republish, journeys.rebuild, privacy.scavenge),
+}
+for _question, _answers in _COMMANDS.items():
+    for _each in _answers:
+        if isinstance(_each, tuple):
+            app.add_typer(_each[1], name=_each[0], rich_help_panel=_question)
+        else:
+            app.command(rich_help_panel=_question)(_each)
 
 
 def main() -> None:

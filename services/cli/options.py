@@ -19,6 +19,7 @@ Actor = Annotated[
     str,
     typer.Option(
         default_factory=lambda: os.environ.get("RECORRIDO_ACTOR") or getpass.getuser(),
+        show_default=False,
         help="Who does it; RECORRIDO_ACTOR, else you.",
     ),
 ]

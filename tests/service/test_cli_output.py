@@ -29,3 +29,20 @@ def test_a_command_ends_as_it_should_where_its_output_goes_nowhere(
         stderr=subprocess.PIPE, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (code, err)
+
+
+def test_help_is_by_the_question_that_a_command_answers_and_flags_take_no_value() -> None:
+    def told(*arguments: str) -> str:
+        command = (sys.executable, "-m", "services.cli.main", *arguments, "--help")
+        env = {**environment(), "COLUMNS": "120"}
+        return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    all_of_it = told()
+    questions = ["What happened?", "What does it mean?", "stand? ─", "did it help?", "For those who run it"]
+    places = [all_of_it.index(each) for each in questions]
+    assert places == sorted(places)
+    assert places[0] < all_of_it.index(" import ") < places[1] < all_of_it.index(" analyze ") < places[2]
+    assert "─ Commands ─" not in all_of_it, "each is under a question"
+    verify = told("actions", "verify")
+    assert [line for line in verify.splitlines() if "<bool>" in line and "--help" not in line] == []
+    assert "(dynamic)" not in verify
