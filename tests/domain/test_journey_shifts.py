@@ -222,6 +222,20 @@ def test_one_change_is_one_signal_and_the_next_change_another() -> None:
     assert shifted(read, [signal, raised(other, read)]) == []
 
 
+@pytest.mark.parametrize(("lasted", "rules"), [(7, []), (25, [SCORE_IMPROVED])])
+def test_a_return_is_a_signal_where_it_was_away_for_longer_than_a_baseline(lasted: int, rules: list[str]) -> None:
+    back = 60 + lasted
+    outage = [*days(0, 60, 0.85), *days(60, back, 0.45)]
+    at_first = reading(outage[: 65 * 40])
+    (found,) = shifted(at_first)
+    assert found.rule == SCORE_WORSENED
+    signal = raised(found, at_first)
+    # A short one is part of the baseline of what came after it, for as long as signals are news, and longer.
+    for upto in (10, 20, 30):
+        read = reading([*outage, *days(back, back + upto, 0.85)])
+        assert [each.rule for each in shifted(read, [signal])] == rules
+
+
 def test_what_comes_in_late_counts_where_it_happened_and_raises_nothing_twice() -> None:
     events = [*days(0, 60, 0.85), *days(60, 76, 0.6)]
     read = reading(events)
