@@ -73,6 +73,9 @@ _WRONG_LAST_SEQUENCE = 10071
 _DUPLICATE_IN_BATCH = 10201
 #: The names of a message's headers, and what a batch adds to them, at most.
 _HEADER_NAMES_BYTES = 1024
+#: JetStream takes no more of headers (error 10097); others may have written any metadata to the store.
+_MAX_HEADERS_BYTES = 65_535
+_MAX_METADATA = 1024
 #: NATS ends the connection of whoever names a subject of more than 4 KiB.
 _MAX_SUBJECT_TOKEN = 1024
 
@@ -132,7 +135,7 @@ def headers_of(recorded: Recorded, trace: Mapping[str, str]) -> dict[str, str]:
         POSITION: str(recorded.position),
         REVISION: str(recorded.revision),
         **{
-            header: _header(recorded.metadata[key])
+            header: _header(recorded.metadata[key][:_MAX_METADATA])
             for key, header in _METADATA_HEADERS.items()
             if key in recorded.metadata
         },
@@ -438,7 +441,7 @@ class Bus:
 
         Raises:
             NotTheWriterError: the stream does not end at sequence `expected_last`.
-            RefusedError: MESSAGE_TOO_LARGE, the server takes no message as large as one of them.
+            RefusedError: MESSAGE_TOO_LARGE, HEADERS_TOO_LARGE, the server takes no message as large as one of them.
             UnavailableError: no answer; whether they were published is for `last` to tell.
         """
         self._check_sizes(batch)
@@ -504,7 +507,14 @@ class Bus:
     def _check_sizes(self, batch: Sequence[tuple[str, bytes, Mapping[str, str]]]) -> None:
         # The server would end the connection, again and again.
         for to, body, headers in batch:
-            size = len(body) + len("".join(headers.values())) + _HEADER_NAMES_BYTES
+            headers_size = len("".join(headers.values())) + _HEADER_NAMES_BYTES
+            if headers_size > _MAX_HEADERS_BYTES:
+                raise RefusedError(
+                    "HEADERS_TOO_LARGE",
+                    f"event {headers.get('ce-id')} comes to {headers_size} bytes of headers, and NATS takes at most"
+                    f" {_MAX_HEADERS_BYTES}: its stream's name is too long, so tombstone that stream and scavenge",
+                )
+            size = len(body) + headers_size
             if size > self._client.max_payload:
                 raise RefusedError(
                     "MESSAGE_TOO_LARGE",
@@ -685,6 +695,7 @@ class Bus:
                     await message.nak(delay=delay_s)
             case Skip(reason):
                 await self._bury(reaction, store, message, reason)
+                self._failures.pop(key, None)
             case Stop(reason):
                 raise StoppedError(f"{reaction.durable}: {reason}")
 

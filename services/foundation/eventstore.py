@@ -52,6 +52,9 @@ TIMEOUT_S = 10.0
 #: How long a connection may be silent before it is asked for a sign of life, and how long that may take.
 SILENCE_MS = 4_000
 
+#: About how many bytes of data come as one batch to who follows.
+BATCH_BYTES = 16 * 1024 * 1024
+
 #: A store tells a checkpoint after so many events, in windows of 30, of no interest: each is a write of its follower.
 CHECKPOINT_WINDOWS = 100
 #: Who follows, and hears nothing for so long, looks whether the store went on with events of no interest.
@@ -115,6 +118,11 @@ class Checkpoint:
     """No event of interest up to this position."""
 
     position: int
+
+
+def size_bytes(item: Recorded | CaughtUp | Checkpoint) -> int:
+    """Return how many bytes of data an item holds."""
+    return len(item.data) if isinstance(item, Recorded) else 0
 
 
 class EventStore:
@@ -372,7 +380,9 @@ class EventStore:
         lost: Callable[[], None] = lambda: None,
         idle_s: float = IDLE_S,
     ) -> AsyncGenerator[Sequence[Recorded | CaughtUp | Checkpoint], None]:
-        """Yield what `follow` does, at most `size` at once, and when it is idle a Checkpoint at the store's head.
+        """Yield what `follow` does in batches, and when it is idle a Checkpoint at the store's head.
+
+        A batch has at most `size` items and about BATCH_BYTES of data.
 
         A store tells its checkpoints every so many events: after the last of them its live followers would not learn
         that all behind is of no interest to them (https://github.com/Eventuous/eventuous/issues/559).
@@ -388,7 +398,13 @@ class EventStore:
             live = False
             lost()
 
-        following = batches(self.follow(after, type_names, lost=gone), size=size, idle_s=idle_s)
+        following = batches(
+            self.follow(after, type_names, lost=gone),
+            size=size,
+            weight=size_bytes,
+            max_weight=BATCH_BYTES,
+            idle_s=idle_s,
+        )
         async with contextlib.aclosing(following):
             async for came in following:
                 batch = came or (await self._passed(position, type_names) if live else ())

@@ -17,14 +17,20 @@ async def batches(
 ) -> AsyncGenerator[list[T], None]:
     """Yield what is there, at most `size` items and about `max_weight` by `weight`, as soon as there is anything.
 
-    With `idle_s` an empty batch tells that nothing came for so long. Reads at most two batches ahead. Raises what
-    `source` raises, after the items before it.
+    With `idle_s` an empty batch tells that nothing came for so long. Reads at most two batches ahead, by `size` and by
+    `max_weight`. Raises what `source` raises, after the items before it.
     """
     queue: asyncio.Queue[T] = asyncio.Queue(maxsize=size * 2)
+    ahead, taken = 0, asyncio.Event()
 
     async def fill() -> None:
+        nonlocal ahead
         async for item in source:
             await queue.put(item)
+            ahead += weight(item)
+            while max_weight is not None and ahead >= max_weight * 2:
+                taken.clear()
+                await taken.wait()
 
     filling = asyncio.create_task(fill())
     getting: asyncio.Task[T] | None = None
@@ -45,6 +51,8 @@ async def batches(
             while len(batch) < size and (max_weight is None or total < max_weight) and not queue.empty():
                 batch.append(queue.get_nowait())
                 total += weight(batch[-1])
+            ahead -= total
+            taken.set()
             yield batch
     finally:
         filling.cancel()

@@ -9,7 +9,7 @@ import structlog
 
 from services.foundation.errors import ConflictError, UnavailableError
 from services.foundation.events import Place, Registry
-from services.foundation.eventstore import EventStore
+from services.foundation.eventstore import BATCH_BYTES, EventStore, size_bytes
 from services.foundation.flow import batches
 from services.foundation.projection import POSTGRES_DOWN, Projection, ProjectionRunner, beside_of, lock_of
 
@@ -67,7 +67,9 @@ async def _rebuild(
     head, events, types = await store.head(), 0, Registry(projection.types).type_names
     while True:
         behind = store.read_all(runner.position or None, types)
-        async with contextlib.aclosing(batches(behind, size=_BATCH)) as several:
+        async with contextlib.aclosing(
+            batches(behind, size=_BATCH, weight=size_bytes, max_weight=BATCH_BYTES)
+        ) as several:
             async for batch in several:
                 new = [each for each in batch if each.position > runner.position]
                 await runner.write(new)

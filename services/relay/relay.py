@@ -22,7 +22,7 @@ from services.foundation import telemetry
 from services.foundation.bus import Bus, Last, NotTheWriterError, headers_of, subject
 from services.foundation.errors import OtherHistoryError, RefusedError, UnavailableError
 from services.foundation.events import Recorded
-from services.foundation.eventstore import CaughtUp, Checkpoint, EventStore
+from services.foundation.eventstore import CaughtUp, EventStore, size_bytes
 from services.foundation.flow import batches
 from services.relay.erased import ErasedEvents
 
@@ -160,7 +160,7 @@ class Relay:
         erased = ErasedEvents(self._store, last.position)
         # What is erased from now on is on the bus before it is erased there.
         await erased.refresh()
-        events = batches(self._store.follow(last.place), size=BATCH_SIZE, weight=_size_bytes, max_weight=BATCH_BYTES)
+        events = batches(self._store.follow(last.place), size=BATCH_SIZE, weight=size_bytes, max_weight=BATCH_BYTES)
         async with contextlib.aclosing(events):
             async for batch in events:
                 recorded = [item for item in batch if isinstance(item, Recorded) and item not in erased]
@@ -256,7 +256,3 @@ async def publish(bus: Bus, batch: Sequence[Recorded], sequence: int, *, prefix:
     finally:
         for span in spans:
             span.end()
-
-
-def _size_bytes(item: Recorded | CaughtUp | Checkpoint) -> int:
-    return len(item.data) if isinstance(item, Recorded) else 0

@@ -28,7 +28,7 @@ from services.foundation.bus import (
     headers_of,
     subject,
 )
-from services.foundation.errors import UnavailableError
+from services.foundation.errors import RefusedError, UnavailableError
 from services.foundation.events import CORRELATION_ID, Place, Recorded, encode
 from tests.support.cluster import Cluster, running
 from tests.support.wait import until
@@ -266,3 +266,16 @@ async def test_a_server_that_stood_still_is_told_and_its_late_answer_does_no_har
         cluster.kill("nats", SIGCONT)
         assert await until(bus.ping, 20)
     assert not [each for each in caplog.records if each.name.startswith("nats") and each.levelno >= logging.ERROR]
+
+
+async def test_headers_that_no_message_can_have_are_refused_in_words(cluster: Cluster) -> None:
+    """JetStream would refuse the batch again and again; whoever publishes has to know which event it is."""
+    async with connected(cluster) as bus:
+        event = InteractionRecorded(interaction=Interaction(source="test", interaction_id="1"))
+        stream = "customer-" + "ž" * 11_000
+        recorded = Recorded(event.type_name, encode(event), {}, uuid4(), stream, 0, 1, datetime.now(UTC))
+        message = subject(recorded.type_name, stream), recorded.data, headers_of(recorded, {})
+        with pytest.raises(RefusedError, match=f"event {recorded.event_id} comes to 6.* bytes of headers") as refused:
+            await bus.publish([message], expected_last=0)
+        assert refused.value.reason == "HEADERS_TOO_LARGE"
+        await publish(bus, 1)

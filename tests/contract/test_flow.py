@@ -54,3 +54,23 @@ async def test_does_not_wait_for_a_full_batch() -> None:
 async def test_bounds_a_batch_by_weight() -> None:
     got = [batch async for batch in batches(numbers(6), size=100, weight=lambda _: 10, max_weight=20)]
     assert all(len(batch) <= 2 for batch in got)
+
+
+async def test_reads_ahead_by_weight_too() -> None:
+    """So that a thousand large events do not all come to lie in memory while one batch is worked on."""
+    made: list[int] = []
+
+    async def heavy() -> AsyncIterator[int]:
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    got: list[int] = []
+    async with contextlib.aclosing(batches(heavy(), size=50, weight=lambda _: 10, max_weight=30)) as source:
+        async for batch in source:
+            got += batch
+            # It may go on reading for as long as it likes.
+            for _ in range(200):
+                await asyncio.sleep(0)
+            assert len(made) <= len(got) + 6
+    assert got == list(range(100))

@@ -10,12 +10,13 @@ import grpc
 import nats
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from msgspec import structs
 from nats.js import api
 
 from infra.local.cluster import Cluster, running
 from recorrido.relay.v1 import relay_service_pb2 as pb
 from services.foundation.bus import Bus, NotTheWriterError, headers_of, subject
-from services.foundation.events import Recorded, encode, stream_name
+from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Recorded, encode, stream_name
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
 from services.relay.relay import PUBLISHING, STALLED_S
 from tests.support.otlp import receiver
@@ -52,8 +53,11 @@ async def test_a_stream_id_of_any_length_has_a_subject(tmp_path: Path) -> None:
     assert subject(TYPE, long[0]) != subject(TYPE, long[1])
     async with running(["relay"], data=tmp_path) as cluster, store_of(cluster) as store:
         await store.append([StreamAppend(stream, ANY, [pending(n)]) for n, stream in enumerate(long)])
+        # A header takes no more than 64 KiB of what others wrote into an event's metadata either.
+        told = structs.replace(pending(3), metadata={CORRELATION_ID: "ž" * 50_000, CAUSATION_ID: "c" * 70_000})
+        await store.append([StreamAppend("customer-told", ANY, [told])])
         await append(store, range(7, 14))
-        await assert_stream_equals_store(cluster, 9)
+        await assert_stream_equals_store(cluster, 10)
 
 
 async def test_goes_on_after_being_killed(tmp_path: Path) -> None:
