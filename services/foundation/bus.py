@@ -560,17 +560,18 @@ class Bus:
                 if await _are_of(same, messages, available):
                     await self._handle_batch(reaction, store, registry, messages, available)
                 else:
-                    available(False)
-                    await self._hold(reaction, store, messages)
-                    available(True)
+                    await self._hold(reaction, store, messages, available)
             except (NatsError, TimeoutError, OSError) as error:
                 # Unacknowledged messages come again, and their effects are idempotent.
                 LOG.warning("could not settle, will be redelivered", durable=reaction.durable, error=repr(error)[:200])
 
-    async def _hold(self, reaction: Reaction, store: Truth, messages: Sequence[Msg]) -> None:
+    async def _hold(
+        self, reaction: Reaction, store: Truth, messages: Sequence[Msg], available: Callable[[bool], None]
+    ) -> None:
         """Keep messages that are not of the store's history, until the stream's last one is; then let them come again.
 
-        Either the right store was brought back, or the stream was deleted and filled anew from this one.
+        Either the right store was brought back, or the stream was deleted and filled anew from this one. What even then
+        is of no event of the store's was published past it: it is passed over.
         """
         told = ""
         async with _in_progress(messages):
@@ -579,14 +580,24 @@ class Bus:
                     await store.check((await self.last()).place)
                     break
                 except OtherHistoryError as error:
+                    available(False)
                     if error.message != told:
                         LOG.error("nothing is done", durable=reaction.durable, reason=error.message)  # noqa: TRY400 - the text says it all
                     told = error.message
                 except UnavailableError as error:
                     LOG.warning("waiting", durable=reaction.durable, error=error.message[:200])
                 await asyncio.sleep(RECHECK_EVERY_S)
-        for message in messages:
-            await message.nak()
+            available(True)
+            for message in messages:
+                try:
+                    await store.check(_place(message.headers or {}))
+                except OtherHistoryError:
+                    LOG.error("message of no event passed over", durable=reaction.durable, subject=message.subject)  # noqa: TRY400 - as above
+                    await message.ack()
+                    continue
+                except UnavailableError:
+                    pass
+                await message.nak()
 
     async def _subscribe(self, reaction: Reaction, registry: Registry) -> JetStreamContext.PullSubscription:
         config = api.ConsumerConfig(

@@ -33,6 +33,9 @@ T = TypeVar("T")
 #: Another process may have taken in a request and died.
 LOOK_EVERY_S = 2.0
 AGAIN_AFTER_S = 0.5
+#: The relay is seldom more than a moment behind.
+LOOK_AT_BUS_EVERY_S = 0.1
+LOOKS_BEFORE_TOLD = 20
 #: Rounds until nothing new is found: a customer who goes on being busy is erased with the next request.
 MAX_ROUNDS = 50
 #: What one append may hold, and what a part takes besides.
@@ -236,8 +239,12 @@ class Erasures:
 
     async def _until_published(self, bus: Bus, position: int) -> None:
         """Wait until the bus has the event of that position, and so all those before it."""
-        while ((await bus.last()).position or 0) < position:  # noqa: ASYNC110 - nobody tells us
-            await asyncio.sleep(AGAIN_AFTER_S / 5)
+        looks = 0
+        while ((await bus.last()).position or 0) < position:
+            looks += 1
+            if looks == LOOKS_BEFORE_TOLD:
+                LOG.warning("erasure waits for the relay to publish what was recorded", position=position)
+            await asyncio.sleep(LOOK_AT_BUS_EVERY_S)
 
     # -- streams ---------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from services.foundation.bus import (
     headers_of,
     subject,
 )
-from services.foundation.errors import RefusedError, UnavailableError
+from services.foundation.errors import OtherHistoryError, RefusedError, UnavailableError
 from services.foundation.events import CORRELATION_ID, Place, Recorded, encode
 from tests.support.cluster import Cluster, running
 from tests.support.wait import until
@@ -279,3 +279,27 @@ async def test_headers_that_no_message_can_have_are_refused_in_words(cluster: Cl
             await bus.publish([message], expected_last=0)
         assert refused.value.reason == "HEADERS_TOO_LARGE"
         await publish(bus, 1)
+
+
+async def test_a_message_that_only_says_to_be_an_event_holds_up_no_other(cluster: Cluster) -> None:
+    """It was published past the store, which has another event at its place, or none."""
+    seen: list[int] = []
+
+    class Knows(Truth):
+        async def check(self, place: Place | None) -> None:
+            if place is not None and place.position == 666:
+                raise OtherHistoryError("position 666")
+
+    async def handle(deliveries: Sequence[Delivery]) -> list[Answer]:
+        seen.extend(map(number, deliveries))
+        return [Done()] * len(deliveries)
+
+    async with connected(cluster) as bus:
+        await publish(bus, 1, 666, 2)
+        task = asyncio.create_task(bus.react(Reaction("test", [InteractionRecorded], handle), Knows(always)))
+        await until(lambda: len(seen) == 2)
+        await publish(bus, 3)
+        await until(lambda: 3 in seen)
+        assert sorted(seen) == [1, 2, 3]
+        task.cancel()
+        await asyncio.wait([task])

@@ -266,6 +266,8 @@ async def test_an_erasure_that_nobody_could_wait_for_is_finished_when_the_relay_
     error = await refusal(c.privacy.EraseCustomer(request, timeout=1))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert info(await refusal(c.receipt(receipt_id_of("uma", request.request_id)))).reason == "RECEIPT_UNKNOWN"
+    log = c.cluster.data / "log/ingest.log"
+    await until(lambda: "erasure waits for the relay" in log.read_text(), 20)
     await c.cluster.start("relay")
     assert (await c.erase("uma", request.request_id)).interactions == 1
     assert await c.pending() == []
