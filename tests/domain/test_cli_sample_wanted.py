@@ -22,17 +22,17 @@ EARLIER.occurred_at.FromDatetime(FIRST[0].occurred_at.ToDatetime() - timedelta(d
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "wanted"),
+    ("first", "last", "why"),
     [
-        ([], [], True),
-        (FIRST, [], True),
-        (FIRST, FIRST, False),
-        ([EARLIER], [], False),
+        ([], [], "The store is empty: here is a sample company."),
+        (FIRST, [], "The sample company is here in part, as its loading was cut off: here is the rest."),
+        (FIRST, FIRST, ""),
+        ([EARLIER], [], ""),
     ],
     ids=["empty", "cut off", "whole", "of another version"],
 )
 async def test_it_is_loaded_once_and_no_version_is_mixed_with_another(
-    monkeypatch: pytest.MonkeyPatch, first: Sequence[Interaction], last: Sequence[Interaction], *, wanted: bool
+    monkeypatch: pytest.MonkeyPatch, first: Sequence[Interaction], last: Sequence[Interaction], why: str
 ) -> None:
     recorded = {
         sample.customer_id(sample.SEED, number): [
@@ -63,4 +63,4 @@ async def test_it_is_loaded_once_and_no_version_is_mixed_with_another(
     monkeypatch.setattr(clients, "journey", journey)
     monkeypatch.setattr(bus, "connect", connect)
     monkeypatch.setattr(bus, "messages_held", messages_held)
-    assert await local._wants_sample(Addresses.local({})) is wanted
+    assert await local._why_sample(Addresses.local({})) == why
