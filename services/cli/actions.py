@@ -23,7 +23,7 @@ from recorrido.actions.v1.action_pb2 import ActionKind, ActionResult, ActionStat
 from services.cli import clients, naming, show
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.failures import CommandError
-from services.cli.options import Actor, Json, Limit, RequestId, moment, run
+from services.cli.options import Actor, Json, Limit, RequestId, follow, moment, run
 
 app = typer.Typer(help="Recoveries and improvements: what is done about it.", no_args_is_help=True)
 
@@ -446,7 +446,7 @@ def watch_actions(
         improvement_id=improvement,
         after_position=after,
     )
-    run(_watch(request, limit, as_json=as_json))
+    follow(_watch(request, limit, as_json=as_json))
 
 
 #: The end of a watch that means: come again from where you were.

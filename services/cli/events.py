@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.options import event_type, run
+from services.cli.options import event_type, follow
 
 
 def events(
@@ -26,4 +26,4 @@ def events(
     # The client of the bus takes as long to import as all else together, and only who needs it is to wait for it.
     from services.cli.bus import print_events  # noqa: PLC0415
 
-    run(print_events(only, limit, timeout or None, from_start=from_start, as_json=as_json))
+    follow(print_events(only, limit, timeout or None, from_start=from_start, as_json=as_json))

@@ -18,7 +18,7 @@ from recorrido.journey.v1 import journey_service_pb2 as pb
 from recorrido.journey.v1.journey_map_pb2 import LoyaltyLevel, Metric
 from services.cli import clients, naming, show
 from services.cli.clients import DEADLINE_S, Addresses
-from services.cli.options import AsOf, From, Json, Limit, MapId, To, run
+from services.cli.options import AsOf, From, Json, Limit, MapId, To, follow, run
 
 _PAGE = 1000
 #: The last moments, visits to stages and points that one line has room for.
@@ -105,7 +105,9 @@ def _about(found: pb.GetCustomerJourneyResponse) -> Table:
 
 
 def _signal(found: pb.Signal) -> str:
-    return found.rule.replace("_", " ") + (f" at {found.touchpoint}" if found.touchpoint else "")
+    return found.rule.replace("_", " ") + (
+        f" at {found.touchpoint_name or found.touchpoint}" if found.touchpoint else ""
+    )
 
 
 def _loyalty(found: pb.Loyalty) -> str:
@@ -121,7 +123,7 @@ def watch(
     as_json: Json = False,
 ) -> None:
     """Show a customer's newest interactions, and each that comes or changes."""
-    run(_watch(pb.WatchCustomerJourneyRequest(customer_id=customer_id, map_id=map_id), count, as_json=as_json))
+    follow(_watch(pb.WatchCustomerJourneyRequest(customer_id=customer_id, map_id=map_id), count, as_json=as_json))
 
 
 async def _watch(request: pb.WatchCustomerJourneyRequest, count: int, *, as_json: bool) -> None:

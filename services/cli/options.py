@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from services.cli import pipes
+
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as proto JSON.")]
 MapId = Annotated[str, typer.Option("--map", metavar="ID", help="The journey map; without it, the one published last.")]
 Actor = Annotated[
@@ -115,3 +117,27 @@ To = Annotated[Timestamp | None, until("Only what happened before.")]
 def run(work: Coroutine[Any, Any, None]) -> None:
     """Run a command's work to its end."""
     asyncio.run(work)
+
+
+def follow(work: Coroutine[Any, Any, None]) -> None:
+    """Run what tells of all that comes: to its end, or until nobody reads it any more, also while nothing comes.
+
+    Raises:
+        ReaderGoneError: nobody does.
+    """
+
+    async def while_read() -> None:
+        following = asyncio.current_task()
+        assert following is not None
+        reading = asyncio.create_task(pipes.until_the_reader_goes())
+        reading.add_done_callback(lambda ended: None if ended.cancelled() else following.cancel())
+        try:
+            await work
+        except asyncio.CancelledError:
+            if reading.done():
+                raise pipes.ReaderGoneError from None
+            raise
+        finally:
+            reading.cancel()
+
+    asyncio.run(while_read())

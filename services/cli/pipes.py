@@ -1,7 +1,9 @@
 """Output that goes nowhere: nobody reads it any more, as `head` leaves it behind; nobody ever did; the disk is full."""
 
+import asyncio
 import io
 import os
+import select
 import sys
 from pathlib import Path
 from typing import Any, TextIO
@@ -11,6 +13,7 @@ from services.cli.failures import CommandError
 #: What a shell tells of a program that SIGPIPE ended: 128 and the number of the signal. The signal itself would come
 #: from every connection that a service closes, too.
 EXIT_CODE = 141
+_LOOK_EVERY_S = 0.5
 
 
 class ReaderGoneError(SystemExit):
@@ -32,6 +35,15 @@ class _Output(io.FileIO):
             if isinstance(error, BrokenPipeError):
                 raise ReaderGoneError from None
             raise CommandError(f"what there is to tell cannot be written: {error.strerror}") from error
+
+
+async def until_the_reader_goes() -> None:
+    """Return when nobody reads standard output any more."""
+    output = select.poll()
+    # Of errors a poll tells though none is asked for, and that its reader is gone is one of a pipe (poll(2), POLLERR).
+    output.register(sys.stdout.fileno(), 0)
+    while not output.poll(0):  # noqa: ASYNC110 - a pipe tells nobody of it
+        await asyncio.sleep(_LOOK_EVERY_S)
 
 
 def end_with_the_reader() -> None:

@@ -793,6 +793,22 @@ async def test_a_reader_that_goes_away_ends_it_quietly(cluster: Cluster, argumen
     assert (process.returncode, told) == (141, [])
 
 
+@pytest.mark.parametrize("arguments", [("watch", "sample-1-0001"), ("events",), ("actions", "watch")])
+async def test_what_follows_ends_when_its_reader_goes_though_nothing_comes(
+    cluster: Cluster, arguments: tuple[str, ...]
+) -> None:
+    process = await start(arguments, environment(cluster.ports))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    if arguments == ("events",):
+        assert b"following the bus" in await process.stderr.readline()
+    elif arguments[0] == "watch":
+        assert await process.stdout.readline(), "what is so far"
+    process.stdout._transport.close()  # type: ignore[attr-defined]  # as `head` does when it has its lines
+    err = await asyncio.wait_for(process.stderr.read(), 30)
+    assert (await process.wait(), err) == (141, b"")
+
+
 async def test_a_part_that_is_away_is_named_with_what_to_do(cluster: Cluster) -> None:
     here = {"RECORRIDO_DATA": str(cluster.data)}
     for part, name, questions in (
