@@ -758,3 +758,19 @@ def test_a_signal_is_where_the_map_places_what_it_is_about() -> None:
     # A touchpoint of a map is that one, also under an earlier name.
     assert name(bought, touchpoint="help", touchpoint_id="parcel") == "Delivery"
     assert name(bought, touchpoint="help", touchpoint_id="gone") == ""
+
+
+def test_names_that_signals_go_by_are_looked_for_once_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = reading(history(*(Happened("a", 1, touchpoint=f"page/{n}") for n in range(100))), MAP)
+    looked: list[int] = []
+
+    class Seen(list[Any]):
+        def __iter__(self) -> Any:
+            looked.append(len(self))
+            return super().__iter__()
+
+    vocabulary = read.history.vocabulary
+    monkeypatch.setattr(vocabulary, "touchpoints", Seen(vocabulary.touchpoints))
+    asked = [Signal(SignalRaised(touchpoint=name), START) for name in ("", "page/7", "checkout") * 10]
+    assert places(read, asked) == [""] * 30
+    assert len(looked) <= 1

@@ -1,8 +1,10 @@
 """Signals, newest first."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 
 import msgspec
 import numpy as np
@@ -45,7 +47,15 @@ def places(reading: Reading, found: Sequence[Signal]) -> list[str]:
         rows = rows[np.append(table.position, -1)[rows] == positions]
         if len(rows):
             return {*placed[table.touchpoint[rows]].tolist()}
-        return {n for n, raw in zip(placed.tolist(), raws, strict=False) if raw.touchpoint == raised.touchpoint}
+        return called().get(raised.touchpoint, set())
+
+    @cache
+    def called() -> Mapping[str, set[int]]:
+        # A source may put an id into the touchpoint's name: there may be very many.
+        found = defaultdict(set)
+        for n, raw in zip(placed.tolist(), raws, strict=False):
+            found[raw.touchpoint].add(n)
+        return found
 
     return [" or ".join(names[n] for n in sorted(of(each.raised)) if n >= 0) for each in found]
 
