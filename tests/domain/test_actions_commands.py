@@ -270,6 +270,12 @@ def test_an_improvement_is_to_move_the_score_of_the_whole_touchpoint_of_the_map(
     event = OpenImprovement(signal=signal, touchpoint="", need_path="", **common).event()
     assert event.touchpoint == "product_page"
     assert event.target == Target(metric="csat", touchpoint="website", map_id="shop")
+    # A point that was told off the map is at no touchpoint of it.
+    point = SignalRaised(
+        signal_id="s", rule="point_worsened", map_id="shop", need_path="price", inputs={"metric": "pain"}
+    )
+    event = OpenImprovement(signal=point, touchpoint="", need_path="", **common).event()
+    assert event.target == Target(metric="pain_share", need_path="price")
     # Of many bad moments it is what the sources say.
     bad = SignalRaised(signal_id="s", rule="bad_moment", customer_id="ana", touchpoint="search")
     event = OpenImprovement(signal=bad, touchpoint="search", need_path="", **common).event()

@@ -262,7 +262,9 @@ class OpenImprovement:
             touchpoint, need_path = self.signal.touchpoint, self.signal.need_path
             metric = _measure(self.signal)
             # Its touchpoint is all that the map places there, not the one raw name that was heard last.
-            where, map_id = self.signal.touchpoint_id or touchpoint, self.signal.map_id
+            # A point that was told off the map has none.
+            where = self.signal.touchpoint_id or touchpoint
+            map_id = self.signal.map_id if where else ""
             title = signal_title(self.signal, reasons[:1])
         else:
             reasons = (f"{self.customers} customers within {self.within_days} days", *reasons)[:MAX_REASONS]
