@@ -215,7 +215,9 @@ def _playbook(action: pb.Action) -> str:
 
 
 def _target(target: Target) -> str:
-    where = f"{target.touchpoint} of the map {target.map_id}" if target.map_id else target.touchpoint
+    where = target.touchpoint
+    if where and target.map_id:
+        where += f" of the map {target.map_id}"
     return " ".join(filter(None, (target.metric, where, target.need_path)))
 
 
@@ -245,8 +247,8 @@ def open_action(
     as_json: Json = False,
 ) -> None:
     """Open a recovery or an improvement by hand."""
-    if map_id and not target:
-        raise typer.BadParameter("--map goes with --target")
+    if map_id and not (target and touchpoint):
+        raise typer.BadParameter("--map goes with --target and --touchpoint")
     if kind is Kind.RECOVERY and not customer_id.strip():
         raise typer.BadParameter("--customer is required for a recovery")
     request = _message(
@@ -265,7 +267,7 @@ def open_action(
         actor=actor,
         request_id=request_id,
     )
-    run(naming.check(Addresses.configured(), [touchpoint], need))
+    run(naming.check(Addresses.configured(), [touchpoint], need, map_id))
     if customer_id and not new_customer:
         otherwise = "--new-customer opens it all the same, for somebody who is new"
         run(naming.check_customer(Addresses.configured(), customer_id, otherwise))

@@ -80,13 +80,12 @@ async def _correct(request: pb.CorrectAnalysisRequest, *, as_json: bool) -> None
     names = ", ".join(show.name(meaning.Aspect.DESCRIPTOR, aspect) for aspect in done.analysis.corrected)
     out = show.console()
     out.print(f"Corrected {names}: event {done.event_id}.")
-    stays = _stays(request.correction, done.analysis)
-    told = ", ".join(f"{name} {value}" for name, value in stays.items())
-    out.print(f"Unchanged: {told}. Correct these too with {', '.join(f'--{name}' for name in stays)}.", soft_wrap=True)
+    if stays := _stays(request.correction, done.analysis):
+        out.print(stays, soft_wrap=True)
 
 
-def _stays(correction: pb.Correction, now: meaning.Analysis) -> dict[str, str]:
-    """Return what holds still though it was not told, by its option: who is glad may still be told to be in pain."""
+def _stays(correction: pb.Correction, now: meaning.Analysis) -> str:
+    """Return, in words, what holds still though it was not told: who is glad may still be told to be in pain."""
     found = {
         "sentiment": show.name(meaning.Sentiment.DESCRIPTOR, now.sentiment),
         "point": show.name(meaning.PointKind.DESCRIPTOR, now.point),
@@ -98,7 +97,11 @@ def _stays(correction: pb.Correction, now: meaning.Analysis) -> dict[str, str]:
         "language": now.language,
     }
     given = {field.name.removesuffix("_path") for field, _ in correction.ListFields()}
-    return {name: value for name, value in found.items() if value and name not in given}
+    stays = {name: value for name, value in found.items() if value and name not in given}
+    if not stays:
+        return ""
+    told = ", ".join(f"{name} {value}" for name, value in stays.items())
+    return f"Unchanged: {told}. Correct these too with {', '.join(f'--{name}' for name in stays)}."
 
 
 def analyses(

@@ -53,8 +53,8 @@ async def check_selection(addresses: Addresses, selection: pb.Selection, map_id:
                 raise unknown("source", selection.source, known, "recorrido scores --by source")
 
 
-async def check(addresses: Addresses, touchpoints: Sequence[str], need: str) -> None:
-    """Make sure that each is a touchpoint of a map, or one that a source tells of; and the need one that there is.
+async def check(addresses: Addresses, touchpoints: Sequence[str], need: str, map_id: str = "") -> None:
+    """Make sure that each is a touchpoint of a map, or one that a source tells of; and that there are need and map.
 
     An empty name is none.
 
@@ -66,6 +66,8 @@ async def check(addresses: Addresses, touchpoints: Sequence[str], need: str) -> 
             await _check_touchpoints(addresses, given)
         if need:
             await _check_need(addresses, need)
+        if map_id:
+            await _check_map(addresses, map_id)
 
 
 @contextlib.contextmanager
@@ -94,6 +96,14 @@ async def _check_touchpoints(addresses: Addresses, given: Sequence[str]) -> None
     wrong = [] if any(found.left_out for found in covered) else [name for name in given if name not in known]
     for name in wrong:
         raise unknown("touchpoint", name, known, "recorrido coverage")
+
+
+async def _check_map(addresses: Addresses, map_id: str) -> None:
+    async with clients.journey(addresses) as journey:
+        maps = (await journey.ListJourneyMaps(pb.ListJourneyMapsRequest(), timeout=DEADLINE_S)).maps
+    known = [each.map.map_id for each in maps]
+    if map_id not in known:
+        raise unknown("journey map", map_id, known, "recorrido map list")
 
 
 async def check_customer(addresses: Addresses, customer_id: str, otherwise: str = "") -> None:

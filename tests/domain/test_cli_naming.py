@@ -1,17 +1,25 @@
 """Names that a person gives, refused only where all that there are were looked at; and how answers are shown."""
 
 from contextlib import asynccontextmanager
+from io import StringIO
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
 
+from recorrido.actions.v1.action_pb2 import Target
+from recorrido.inference.v1.analysis_pb2 import Analysis
+from recorrido.inference.v1.inference_service_pb2 import Correction
 from recorrido.journey.v1 import journey_service_pb2 as pb
 from recorrido.journey.v1.journey_map_pb2 import Metric
 from services.actions.domain.webhooks import DELIVERED
 from services.cli import naming, show
+from services.cli.actions import _target
 from services.cli.clients import Addresses
+from services.cli.correct import _stays
+from services.cli.importing import recording
 from services.cli.journeys import Rule
 from services.cli.options import event_types
 from services.cli.pictures.drawing import in_two_lines, shortened_path
@@ -90,3 +98,50 @@ def test_what_is_too_long_for_a_picture_goes_on_in_a_second_line_or_keeps_its_en
     assert shortened_path("store/waiting/checkout_queue", 130, 11) == "…/checkout_queue"
     assert shortened_path("delivery/speed", 130, 11) == "delivery/speed"
     assert shortened_path("store/averylongnameofaneedindeed", 130, 11) == "…ngnameofaneedindeed"
+
+
+async def test_a_map_that_nobody_knows_is_told_with_those_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def maps(*_: Any, **__: Any) -> pb.ListJourneyMapsResponse:
+        found = pb.ListJourneyMapsResponse()
+        found.maps.add().map.map_id = "shop"
+        return found
+
+    @asynccontextmanager
+    async def journey(_: Any) -> Any:
+        yield SimpleNamespace(ListJourneyMaps=maps)
+
+    monkeypatch.setattr(naming.clients, "journey", journey)
+    await naming.check(Addresses.configured(), [], "", "shop")
+    with pytest.raises(naming.UnknownNameError, match="no journey map 'shp' is known; did you mean shop"):
+        await naming.check(Addresses.configured(), [], "", "shp")
+
+
+def test_a_target_without_a_touchpoint_is_of_no_map() -> None:
+    assert _target(Target(metric="pain_share", need_path="price", map_id="shop")) == "pain_share price"
+    assert _target(Target(metric="csat", touchpoint="till", map_id="shop")) == "csat till of the map shop"
+
+
+def test_what_is_told_to_be_unchanged_is_what_was_not_corrected() -> None:
+    now = Analysis(language="en", sentiment=1, point=1, emotion=1, intent=1, effort=1, urgency=1)
+    given = {"sentiment": 1, "emotion": 1, "intent": 1, "effort": 1, "urgency": 1, "language": "en"}
+    told = _stays(Correction(**given), now)
+    assert told == "Unchanged: point pain, need none. Correct these too with --point, --need."
+    assert _stays(Correction(**given, point=1, need_path=""), now) == "", "nothing is left to correct"
+
+
+def test_a_pipe_is_told_at_once_and_then_now_and_then_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told() -> list[str]:
+        file = StringIO()
+        with recording.Steps(Console(file=file)) as steps:
+            first = steps.add_task("recording", total=4)
+            steps.update(first, advance=1)
+            steps.update(first, advance=1)
+            steps.update(first, advance=2)
+            steps.update(steps.add_task("placing", total=None), completed=3)
+        return file.getvalue().split("\n")
+
+    assert list(filter(None, told())) == ["recording 1 of 4 · 0 s"]
+    monkeypatch.setattr(recording, "TOLD_EVERY_S", 0)
+    # Where all is done there is nothing to tell.
+    steps = ["recording 1 of 4 · 0 s", "recording 2 of 4 · 0 s", "placing 3 · 0 s"]
+    assert list(filter(None, told())) == steps

@@ -1,6 +1,7 @@
 """Records many interactions, and waits until they are understood and placed."""
 
 import asyncio
+import math
 import random
 import time
 import zlib
@@ -89,7 +90,7 @@ class Steps(Progress):
 
     def __init__(self, console: Console) -> None:
         # It draws itself when it is made.
-        self._began = self._told = time.monotonic()
+        self._began, self._told = time.monotonic(), -math.inf
         super().__init__(console=console, transient=True)
 
     def get_renderables(self) -> Iterable[RenderableType]:
@@ -104,7 +105,7 @@ class Steps(Progress):
         """As it is in every `Progress`, and tell of it where nobody sees the line change."""
         super().update(task_id, **changes)
         now = time.monotonic()
-        if not self.console.is_terminal and now - self._told >= TOLD_EVERY_S:
+        if not self.console.is_terminal and now - self._told >= TOLD_EVERY_S and not self.finished:
             self._told = now
             self.console.print(*self.get_renderables())
 
