@@ -150,7 +150,7 @@ def _heading(flow: pb.Flow, edges: Sequence[pb.FlowEdge], name: str) -> str:
     )
     ends = (
         f"{show.count(flow.cases)} cases: {show.count(flow.reached_goal)} reached a goal,"
-        f" {show.count(flow.dropped_off)} set out for one and dropped off, {show.count(flow.no_goal)} were about none,"
+        f" {show.count(flow.dropped_off)} dropped off, {show.count(flow.no_goal)} were about none,"
         f" {show.count(flow.open)} may go on"
     )
     return (
