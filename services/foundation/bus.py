@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol, Self
 from urllib.parse import quote, unquote
 from uuid import UUID
@@ -557,10 +558,11 @@ class Bus:
                 await asyncio.sleep(0.05)
                 continue
             try:
-                if await _are_of(same, messages, available):
-                    await self._handle_batch(reaction, store, registry, messages, available)
-                else:
-                    await self._hold(reaction, store, messages, available)
+                make_sure = partial(_make_sure, same, messages, available)
+                await self._handle_batch(reaction, store, registry, messages, available=available, make_sure=make_sure)
+                available(True)
+            except OtherHistoryError:
+                await self._hold(reaction, store, messages, available)
             except (NatsError, TimeoutError, OSError) as error:
                 # Unacknowledged messages come again, and their effects are idempotent.
                 LOG.warning("could not settle, will be redelivered", durable=reaction.durable, error=repr(error)[:200])
@@ -589,15 +591,17 @@ class Bus:
                 await asyncio.sleep(RECHECK_EVERY_S)
             available(True)
             for message in messages:
+                settle: Callable[[], Awaitable[None]] = message.nak
                 try:
                     await store.check(_place(message.headers or {}))
                 except OtherHistoryError:
+                    settle = message.ack
                     LOG.error("message of no event passed over", durable=reaction.durable, subject=message.subject)  # noqa: TRY400 - as above
-                    await message.ack()
-                    continue
                 except UnavailableError:
                     pass
-                await message.nak()
+                # Those that were settled before it was noticed refuse; without a word the others come again later.
+                with contextlib.suppress(NatsError, OSError):
+                    await settle()
 
     async def _subscribe(self, reaction: Reaction, registry: Registry) -> JetStreamContext.PullSubscription:
         config = api.ConsumerConfig(
@@ -626,10 +630,13 @@ class Bus:
         store: Truth,
         registry: Registry,
         messages: Sequence[Msg],
+        *,
         available: Callable[[bool], None],
+        make_sure: Callable[[], Awaitable[None]],
     ) -> None:
         accepted: list[tuple[Msg, Delivery]] = []
         spans = []
+        await make_sure()
         for message in messages:
             if message.metadata.num_delivered > MAX_DELIVERIES:
                 await self._bury(reaction, store, message, "delivered too often: whoever handles it dies of it")
@@ -656,7 +663,7 @@ class Bus:
             return
         try:
             async with _in_progress([message for message, _ in accepted]):
-                answers = await self._answers(reaction, accepted, available)
+                answers = await self._answers(reaction, accepted, available, make_sure)
                 for (message, delivery), answer in zip(accepted, answers, strict=True):
                     await self._settle(reaction, store, message, answer, tries=delivery.tries)
         finally:
@@ -664,7 +671,11 @@ class Bus:
                 span.end()
 
     async def _answers(
-        self, reaction: Reaction, accepted: Sequence[tuple[Msg, Delivery]], available: Callable[[bool], None]
+        self,
+        reaction: Reaction,
+        accepted: Sequence[tuple[Msg, Delivery]],
+        available: Callable[[bool], None],
+        make_sure: Callable[[], Awaitable[None]],
     ) -> Sequence[Answer]:
         deliveries = [delivery for _, delivery in accepted]
         # The batch's own work is a child of its first event's trace and linked to the others.
@@ -679,14 +690,15 @@ class Bus:
                 LOG.warning("waiting", durable=reaction.durable, messages=len(deliveries), error=error.message[:200])
                 available(not isinstance(error, UnavailableError))
                 await backoff.wait()
+                # The store that was away may be another one now.
+                await make_sure()
             except Exception as error:
                 LOG.exception("reaction failed", durable=reaction.durable, messages=len(deliveries))
                 if len(deliveries) > 1:
                     # One poison message must not take its neighbours along: each gets its own try.
-                    return [(await self._answers(reaction, [one], available))[0] for one in accepted]
+                    return [(await self._answers(reaction, [one], available, make_sure))[0] for one in accepted]
                 return [Retry(repr(error), delay_s=wait_s(deliveries[0].tries, first_s=2.0, longest_s=60.0))]
             else:
-                available(True)
                 return answers
 
     async def _settle(self, reaction: Reaction, store: Truth, message: Msg, answer: Answer, *, tries: int) -> None:
@@ -749,8 +761,12 @@ async def _erased(message: Msg, store: Truth) -> bool:
         await backoff.wait()
 
 
-async def _are_of(same: SameHistory, messages: Sequence[Msg], available: Callable[[bool], None]) -> bool:
-    """Return whether the newest event that messages carry is of the store's history; wait while nobody can tell."""
+async def _make_sure(same: SameHistory, messages: Sequence[Msg], available: Callable[[bool], None]) -> None:
+    """Make sure that the newest event that messages carry is of the store's history; wait while nobody can tell.
+
+    Raises:
+        OtherHistoryError: it is not.
+    """
     places = [place for message in messages if (place := _place(message.headers or {})) is not None]
     newest = max(places, key=lambda place: place.position, default=None)
     backoff = Backoff(0.25, 5.0)
@@ -758,13 +774,11 @@ async def _are_of(same: SameHistory, messages: Sequence[Msg], available: Callabl
         while True:
             try:
                 await same.check(newest)
-            except OtherHistoryError:
-                return False
             except UnavailableError as error:
                 LOG.warning("waiting, to compare histories", error=error.message[:200])
                 available(False)
             else:
-                return True
+                return
             await backoff.wait()
 
 

@@ -303,3 +303,31 @@ async def test_a_message_that_only_says_to_be_an_event_holds_up_no_other(cluster
         assert sorted(seen) == [1, 2, 3]
         task.cancel()
         await asyncio.wait([task])
+
+
+async def test_what_was_away_is_told_to_be_back_also_where_nothing_was_left_to_handle(cluster: Cluster) -> None:
+    asked = 0
+    told: list[bool] = []
+
+    class Away(Truth):
+        async def check(self, place: Place | None) -> None:  # noqa: ARG002 - as the store has it
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                raise UnavailableError("event store", "away")
+
+    async def handle(_: Sequence[Delivery]) -> list[Answer]:
+        raise AssertionError("nobody can decode it")
+
+    async with connected(cluster) as bus:
+        recorded = Recorded(
+            InteractionRecorded.type_name, b"no event", {}, uuid4(), "customer-a", 0, 1, datetime.now(UTC)
+        )
+        message = subject(recorded.type_name, recorded.stream), recorded.data, headers_of(recorded, {})
+        await bus.publish([message], expected_last=0)
+        reaction = Reaction("test", [InteractionRecorded], handle)
+        task = asyncio.create_task(bus.react(reaction, Away(always), available=told.append))
+        await until(lambda: dead(bus), 20)
+        await until(lambda: told == [False, True])
+        task.cancel()
+        await asyncio.wait([task])

@@ -24,7 +24,7 @@ from infra.local.cluster import Cluster, running
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded
 from services.foundation import bus as bus_module
 from services.foundation.bus import Bus, Delivery, Done, Reaction
-from services.foundation.errors import OtherHistoryError
+from services.foundation.errors import OtherHistoryError, UnavailableError
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
 from services.foundation.execute import Executor, Intent
 from services.foundation.projection import Fact, ProjectionRunner
@@ -266,33 +266,45 @@ async def test_a_read_model_finds_what_was_recorded_behind_its_last_event(tmp_pa
         await pool.close()
 
 
-@pytest.mark.parametrize("mended", ["the right store is brought back", "the stream is deleted"])
+@pytest.mark.parametrize(
+    ("replaced", "mended"),
+    [("before", "the stream is deleted"), ("while it waits", "the right store is brought back")],
+)
 async def test_nothing_is_done_because_of_another_history(
-    tmp_path: Path, mended: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, replaced: str, mended: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a reaction gets from the bus is of no store that is there; what it is to do waits until that is mended."""
+    """What a reaction gets from the bus is of no store that is there; what it is to do waits until that is mended.
+
+    Also where the store was replaced while the reaction waits for a part that is away.
+    """
+    waits = replaced == "while it waits"
     monkeypatch.setattr(bus_module, "RECHECK_EVERY_S", 0.1)
     handled: list[UUID] = []
     told: list[bool] = []
 
     async def handle(deliveries: Sequence[Delivery]) -> list[Done]:
+        if waits:
+            raise UnavailableError("a part", "away")
         handled.extend(delivery.recorded.event_id for delivery in deliveries)
         return [Done()] * len(deliveries)
 
     async with running(["relay"], data=tmp_path / "data") as cluster, store_of(cluster) as store:
         await append(store, range(10))
         await assert_stream_equals_store(cluster, 10)
-        await cluster.stop("eventstore")
-        shutil.copytree(cluster.data / "eventstore", tmp_path / "right")
-        await _replace_store(cluster, None)
-        await append(store, range(100, 140))
         bus = await Bus.connect(cluster.environment["RECORRIDO_NATS_URL"], name="test")
-        reaction = Reaction("test", [InteractionRecorded], handle)
         with structlog.testing.capture_logs() as logs:
-            task = asyncio.create_task(bus.react(reaction, store, available=told.append))
-            await until(lambda: told == [False], deadline_s=20)
+            react = bus.react(Reaction("test", [InteractionRecorded], handle), store, available=told.append)
+            task = asyncio.create_task(react) if waits else None
+            if waits:
+                await until(lambda: told, deadline_s=20)
+            await cluster.stop("eventstore")
+            shutil.copytree(cluster.data / "eventstore", tmp_path / "right")
+            await _replace_store(cluster, None)
+            await append(store, range(100, 140))
+            waits = False
+            task = task or asyncio.create_task(react)
             await until(lambda: [log for log in logs if log["event"] == "nothing is done"], deadline_s=20)
-        assert handled == []
+        assert (handled, told[-1]) == ([], False)
         if mended == "the stream is deleted":
             client = await nats.connect(cluster.environment["RECORRIDO_NATS_URL"])
             await client.jetstream().delete_stream("RECORRIDO")
@@ -301,9 +313,8 @@ async def test_nothing_is_done_because_of_another_history(
             await cluster.stop("eventstore")
             await _replace_store(cluster, tmp_path / "right" / "events.db")
         expected = range(100, 140) if mended == "the stream is deleted" else range(10)
-        await until(lambda: len(handled) >= len(expected), deadline_s=30)
+        await until(lambda: len(handled) >= len(expected) and told[-1], deadline_s=30)
         assert sorted(handled) == sorted(pending(n).event_id for n in expected)
-        assert told[-1] is True
         task.cancel()
         await asyncio.wait([task])
         await bus.close()
