@@ -431,19 +431,30 @@ class EventStore:
 
 
 class SameHistory:
-    """Tells whether the store is still the one that something was learnt from; it is asked every SAME_FOR_S at most."""
+    """Tells whether the store is still the one that something was learnt from; it is asked every SAME_FOR_S at most.
+
+    Who wants to know while it is being asked waits for that answer: a thousand streams that are read are one question.
+    """
 
     def __init__(self, check: Callable[[Place], Awaitable[None]]) -> None:
         """`check` is that of the store."""
         self._check = check
         self._asked_at = -math.inf
+        self._asking: asyncio.Task[None] | None = None
 
     async def check(self, place: Place | None) -> None:
         """Raises OtherHistoryError and UnavailableError, as `EventStore.check` of an event that was seen there."""
+        if place is None or time.monotonic() - self._asked_at < SAME_FOR_S:
+            return
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask(place))
+        # Who gives up does not take the answer from the others.
+        await asyncio.shield(self._asking)
+
+    async def _ask(self, place: Place) -> None:
         now = time.monotonic()
-        if place is not None and now - self._asked_at >= SAME_FOR_S:
-            await self._check(place)
-            self._asked_at = now
+        await self._check(place)
+        self._asked_at = now
 
 
 @contextlib.asynccontextmanager

@@ -373,7 +373,9 @@ class Executor(Generic[StateT]):
         try:
             await self._same.check(self._last)
         except OtherHistoryError:
-            self._forget_all()
+            # Of all who hear it at once the first forgets, and leaves nothing to forget.
+            if self._last is not None:
+                self._forget_all()
 
     def _forget_all(self) -> None:
         LOG.warning("the event store was replaced: what is remembered of its streams is forgotten", last=self._last)

@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
+import structlog
 from kurrentdbclient import StreamState
 
+from services.foundation import eventstore as eventstore_module
 from services.foundation import outlines, telemetry
 from services.foundation.errors import ConflictError, RefusedError, UnavailableError
-from services.foundation.events import CORRELATION_ID, Pending, Recorded, derived_id
+from services.foundation.events import CORRELATION_ID, Pending, Place, Recorded, derived_id
 from services.foundation.eventstore import ANY, NO_STREAM, EventStore, StreamAppend
 from services.foundation.execute import Executor, Intent
 from services.foundation.outlines import Outlines
@@ -577,5 +579,38 @@ async def test_what_is_remembered_does_not_count_where_others_filled_a_backup_be
         done = await one.execute(Intent("tally-restored", Count("c")))
         assert (len(done.events), done.revision) == (1, 2)
         assert await causes(other, "tally-restored") == ["a", "b", "c"]
+        for each in (store, other):
+            await each.close()
+
+
+async def test_of_many_who_look_at_once_whether_the_store_is_the_same_one_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one of them gives up; and a store that was replaced is told of once."""
+    asked: list[Place | None] = []
+    check = EventStore.check
+
+    async def counted(self: EventStore, place: Place | None) -> None:
+        asked.append(place)
+        await check(self, place)
+
+    monkeypatch.setattr(EventStore, "check", counted)
+    monkeypatch.setattr(eventstore_module, "SAME_FOR_S", 0.0)
+    with eventstore.running(tmp_path / "one") as node:
+        store = await EventStore.connect(node.uri)
+        one = executor(store)
+        done = await one.execute(Intent("tally-a", Count("a")))
+        assert asked == [], "nothing is remembered yet"
+        loads = [asyncio.create_task(one.load(f"tally-{n}")) for n in range(20)]
+        await until(lambda: asked)
+        loads.pop(0).cancel()
+        await asyncio.gather(*loads)
+        assert [place and place.event_id for place in asked] == [done.events[0].event_id]
+        node.stop()
+    with eventstore.running(tmp_path / "two", node.address) as node, structlog.testing.capture_logs() as logs:
+        other = await EventStore.connect(node.uri)
+        found = await asyncio.gather(*(one.load(f"tally-{n}") for n in "abc"))
+        assert [folded.revision for folded in found] == [NO_STREAM] * 3
+        assert len([log for log in logs if "the event store was replaced" in log["event"]]) == 1
         for each in (store, other):
             await each.close()
