@@ -145,7 +145,7 @@ async def wire(settings: ActionsSettings, process: Process) -> None:
     process.background("timer", timer.run())
     process.background(
         "recoveries",
-        bus.react(signals.reaction, store, available=process.server.availability("event store")),
+        bus.react(signals.reaction, store, available=process.server.availability("recoveries")),
     )
     await _wire_webhooks(settings, process, store, pool)
 
