@@ -17,9 +17,11 @@ from playwright.async_api import Page, async_playwright
 
 from infra.local import directory
 from infra.local import ports as port_numbers
+from recorrido.journey.v1 import journey_service_pb2 as pb
 from services.cli import local, machine, sample
 from services.cli.clients import Addresses
 from services.cli.journeymap import SHIPPED
+from services.cli.pictures import flowchart
 from tests.support.cli import ROOT, Result, answer, environment, recorrido, start
 from tests.support.cluster import Cluster, running
 from tests.support.wait import until
@@ -230,6 +232,18 @@ async def _lines_are_left_alone(file: Path) -> None:
         await tab.focus(".step5")
         assert {tuple(each) for each in await tab.evaluate(seen, 5)} == {(True, "1"), (False, "0.07")}
         assert problems == []
+
+
+async def test_the_heading_of_a_picture_of_few_steps_has_room_in_it(tmp_path: Path) -> None:
+    many = 1_234_567
+    flow = pb.Flow(cases=many, reached_goal=many, dropped_off=many, no_goal=many, open=many)
+    flow.steps.add(id="checkout", name="Checkout")
+    picture = tmp_path / "flow.svg"
+    picture.write_text(flowchart.svg(pb.GetFlowResponse(flow=flow, map_id="shop")), encoding="utf-8")
+    async with browser_tab() as (tab, _):
+        await tab.goto(picture.as_uri())
+        ends = "[...document.querySelectorAll('text')].map(each => each.getBBox().x + each.getBBox().width)"
+        assert max(await tab.evaluate(ends)) <= await tab.evaluate("document.documentElement.viewBox.baseVal.width")
 
 
 @contextlib.asynccontextmanager

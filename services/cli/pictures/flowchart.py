@@ -124,7 +124,7 @@ def svg(found: pb.GetFlowResponse) -> str:
 
 
 #: So much beside the steps, for the heading.
-_LEAST_SIDE = 160.0
+_LEAST_SIDE = 260.0
 
 
 def _style(rows: int) -> str:
