@@ -1,7 +1,9 @@
 """Which of what the sources call a touchpoint is meant by a name."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
+import asyncpg
 import pytest
 from msgspec import structs
 
@@ -9,6 +11,7 @@ from recorrido.actions.v1.events import Target
 from recorrido.ingest.v1.events import Channel
 from recorrido.journey.v1.events import JourneyMap, MappingRule, Stage, Touchpoint
 from services.actions.views import measures
+from services.actions.views.naming import TouchpointNames
 from services.foundation.errors import NotFoundError
 from services.foundation.placement import place
 
@@ -69,3 +72,11 @@ def test_a_target_is_a_touchpoint_of_its_map_or_of_the_one_published_last() -> N
     assert meant(Target(metric="csat"), last) == (None, [desk], "", [])
     with pytest.raises(NotFoundError, match="there are: first, last"):
         meant(structs.replace(target, map_id="lost"), last, first)
+
+
+@pytest.mark.parametrize("error", [asyncpg.UndefinedTableError(""), asyncpg.UndefinedColumnError(""), OSError()])
+async def test_no_answer_fails_for_want_of_a_name(error: Exception) -> None:
+    def acquire() -> None:
+        raise error
+
+    assert await TouchpointNames(SimpleNamespace(acquire=acquire)).of(["till"]) == {}

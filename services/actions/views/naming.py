@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import asyncpg
 import msgspec
 
 from recorrido.ingest.v1.events import Channel
@@ -37,7 +38,8 @@ class TouchpointNames:
             async with asyncio.timeout(_PATIENCE_S):
                 with answerable():
                     maps, rows = await self._read(wanted)
-        except (UnavailableError, TimeoutError):
+        except (UnavailableError, TimeoutError, asyncpg.UndefinedColumnError):
+            # The last: an instance of an earlier version built its own tables again.
             return {}
         raws = defaultdict(list)
         for row in rows:
