@@ -595,6 +595,8 @@ class Bus:
                 try:
                     await store.check(_place(message.headers or {}))
                 except OtherHistoryError:
+                    if not await self._is_there(message):
+                        continue
                     settle = message.ack
                     LOG.error("message of no event passed over", durable=reaction.durable, subject=message.subject)  # noqa: TRY400 - as above
                 except UnavailableError:
@@ -602,6 +604,17 @@ class Bus:
                 # Those that were settled before it was noticed refuse; without a word the others come again later.
                 with contextlib.suppress(NatsError, OSError):
                     await settle()
+
+    async def _is_there(self, message: Msg) -> bool:
+        """Return whether the stream holds a message still.
+
+        Where it was made anew another one may have its sequence: to acknowledge this one would be to acknowledge that.
+        """
+        try:
+            found = await self._js.get_msg(STREAM, seq=message.metadata.sequence.stream)
+        except (NatsError, TimeoutError, OSError):
+            return False
+        return (found.headers or {}).get("ce-id") == (message.headers or {}).get("ce-id")
 
     async def _subscribe(self, reaction: Reaction, registry: Registry) -> JetStreamContext.PullSubscription:
         config = api.ConsumerConfig(

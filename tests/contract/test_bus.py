@@ -331,3 +331,50 @@ async def test_what_was_away_is_told_to_be_back_also_where_nothing_was_left_to_h
         await until(lambda: told == [False, True])
         task.cancel()
         await asyncio.wait([task])
+
+
+async def test_what_is_held_of_a_stream_that_was_deleted_settles_nothing_of_the_next(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another instance of the service may be at work already on the messages that have the same places there."""
+    monkeypatch.setattr(bus_module, "RECHECK_EVERY_S", 0.05)
+    mended, looked, got, release = asyncio.Event(), set[int](), asyncio.Event(), asyncio.Event()
+    seen: list[int] = []
+
+    class Replaced(Truth):
+        async def check(self, place: Place | None) -> None:
+            if place is None or place.position > 10:
+                await mended.wait()
+            else:
+                if mended.is_set():
+                    looked.add(place.position)
+                raise OtherHistoryError(f"position {place.position}")
+
+    async def handle(deliveries: Sequence[Delivery]) -> list[Answer]:
+        if not release.is_set():
+            got.set()
+            await release.wait()
+            return [Retry("again", 0.01)] * len(deliveries)
+        seen.extend(map(number, deliveries))
+        return [Done()] * len(deliveries)
+
+    reaction = Reaction("test", [InteractionRecorded], handle)
+    told: list[bool] = []
+    async with connected(cluster) as bus, connected(cluster) as another:
+        await publish(bus, 1, 2, 3)
+        tasks = [asyncio.create_task(bus.react(reaction, Replaced(always), available=told.append))]
+        await until(lambda: told == [False])
+        await another._js.delete_stream(STREAM)
+        await another.ensure_streams()
+        await publish(another, 11, 12, 13)
+        tasks.append(asyncio.create_task(another.react(reaction, Truth(always))))
+        await asyncio.wait_for(got.wait(), 20)
+        mended.set()
+        await until(lambda: looked == {1, 2, 3} and told[-1])
+        # Whatever it settles comes before what is asked behind it.
+        await asyncio.gather(bus.last(), bus.ping())
+        release.set()
+        await until(lambda: sorted(seen) == [11, 12, 13])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
