@@ -44,7 +44,7 @@ from services.actions.views.naming import TouchpointNames
 from services.actions.views.queries import DEFAULT_PAGE, ActionQueries, ActionQuery, BoardLine, Order
 from services.actions.views.watching import ActionChange, Watch, Watchers
 from services.foundation import rpc
-from services.foundation.errors import InvalidError, RecorridoError, Violation
+from services.foundation.errors import InvalidError, NotFoundError, RecorridoError, Violation
 from services.foundation.flow import until_set
 from services.foundation.rules import EnumT, Rules
 
@@ -140,8 +140,8 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
         return pb.CompleteActionResponse(action=done)
 
     async def VerifyAction(self, request: pb.VerifyActionRequest, _context: Any) -> pb.VerifyActionResponse:  # noqa: N802
-        impact = await self._impact(request.action_id)
         despite = request.despite_impact
+        impact = await self._impact(request.action_id, despite=despite)
         done = await self._change(VerifyAction, request, reason=request.reason, impact=impact, despite_impact=despite)
         return pb.VerifyActionResponse(action=done)
 
@@ -172,13 +172,21 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
         done = await self._commands.link(commands, metadata=rpc.metadata())
         return pb.LinkActionsResponse(actions=[_action(each.state, each.revision) for each in done])
 
-    async def _impact(self, action_id: str) -> Impact | None:
-        """Return what is measured now; None where there is nothing to measure, or nobody to ask."""
+    async def _impact(self, action_id: str, *, despite: bool) -> Impact | None:
+        """Return what is measured now; None where there is nothing to measure, or nobody to ask.
+
+        Raises:
+            NotFoundError: there is no such action, or no such map as its target names: not `despite` that.
+        """
         try:
             return await self._impacts.get(ImpactQuery(action_id=action_id), self._clock())
+        except NotFoundError:
+            if not despite:
+                raise
         except RecorridoError:
             # The command itself tells what is wrong with it.
-            return None
+            pass
+        return None
 
     async def _change(self, command: type[Change], request: Any, **fields: Any) -> pb.Action:
         done = await self._commands.execute(

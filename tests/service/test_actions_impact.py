@@ -561,6 +561,12 @@ async def test_verification_records_what_was_measured_and_refuses_what_got_worse
     assert info(error).reason == "GOT_WORSE"
     done = await world.office.ask("VerifyAction", bad, reason="they ask other customers now", despite_impact=True)
     assert done.state == action_pb2.ACTION_STATE_VERIFIED
+    # What cannot be measured, as its map is none, is not verified as if there were nothing to measure.
+    lost = await world.improvement(structs.replace(csat_at(worse), map_id="nowhere"))
+    error = await refusal(world.office.ask("VerifyAction", lost, reason="I think so"))
+    assert info(error).reason == "JOURNEY_MAP_UNKNOWN"
+    done = await world.office.ask("VerifyAction", lost, reason="it is a slip of the pen", despite_impact=True)
+    assert done.state == action_pb2.ACTION_STATE_VERIFIED
 
 
 async def test_a_fall_after_the_verification_reopens_once_and_a_steady_one_stays(world: World) -> None:

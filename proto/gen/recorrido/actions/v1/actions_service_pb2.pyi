@@ -665,7 +665,9 @@ class VerifyActionRequest(_message.Message):
     request_id: _builtins.str
     expected_revision: _builtins.int
     despite_impact: _builtins.bool
-    """Verify it though the measure got worse; otherwise that is refused (GOT_WORSE)."""
+    """Verify it though the measure got worse, or its target's map is none; otherwise that is refused (GOT_WORSE,
+    JOURNEY_MAP_UNKNOWN).
+    """
     def __init__(
         self,
         *,
