@@ -68,10 +68,10 @@ def train(arguments: argparse.Namespace, rows: list[corpus.Verbatim], taxonomy: 
         checkpoint = arguments.output / f"checkpoint-{run + 1}.npz"
         followed = fit.fit(network, words, taxonomy, (seen, watched), settings, say=say, keep=checkpoint)
         curve += [{**each, "epoch": run * arguments.epochs + each["epoch"]} for each in followed]
-        # Who goes on from an adapter begins with one that was drawn back already.
-        members.append(network.deltas() if arguments.start else soup.between(network.deltas(), source.tensors, KEPT))
+        members.append(soup.between(network.deltas(), source.tensors, arguments.kept))
+    mean = members[0] if len(members) == 1 else soup.mean(members, RANK)
     network = Network(source, questions, arguments.seed, arguments.device)
-    network.continue_from(members[0] if len(members) == 1 else soup.mean(members, RANK))
+    network.continue_from(mean if arguments.runs else soup.between(mean, source.tensors, arguments.kept))
     logits = fit.predict(network, words.encode([row.text for row in watched]), words.pad)
     temperatures = calibrate.temperatures(logits, watched, taxonomy)
     training = {
@@ -227,6 +227,12 @@ def main() -> None:
         help="an earlier adapter that goes into the mean too; may be repeated",
     )
     parser.add_argument(
+        "--kept",
+        type=float,
+        help="how far the encoder goes from the pretrained one to what was learnt, or with --runs 0 to the mean "
+        f"({KEPT}; where --start or --runs 0 begins with what was drawn back already: 1)",
+    )
+    parser.add_argument(
         "--corrections",
         type=Path,
         action="append",
@@ -244,6 +250,8 @@ def main() -> None:
             setattr(arguments, option, value)
     if not arguments.runs and not arguments.average:
         parser.error("--runs 0 needs an adapter to --average")
+    if arguments.kept is None:
+        arguments.kept = 1.0 if arguments.start or not arguments.runs else KEPT
     # What cuBLAS asks for before it gives the same sums each time (PyTorch's notes on reproducibility).
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     started = time.monotonic()
