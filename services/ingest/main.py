@@ -86,7 +86,9 @@ class IngestSettings(ServiceSettings):
         STREAM_BYTES, gt=0, description="bytes that all streams hold of what is not answered; beyond it STREAMS_FULL"
     )
     stream_bytes_per_client: int = Field(
-        STREAM_BYTES_PER_CLIENT, gt=0, description="the same of one client; beyond it its streams are not read"
+        STREAM_BYTES_PER_CLIENT,
+        gt=0,
+        description="the same of one client; beyond it a further stream of it ends with STREAMS_FULL",
     )
 
 
