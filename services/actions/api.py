@@ -44,7 +44,7 @@ from services.actions.views.naming import TouchpointNames
 from services.actions.views.queries import DEFAULT_PAGE, ActionQueries, ActionQuery, BoardLine, Order
 from services.actions.views.watching import ActionChange, Watch, Watchers
 from services.foundation import rpc
-from services.foundation.errors import InvalidError, NotFoundError, RecorridoError, Violation
+from services.foundation.errors import InvalidError, RecorridoError, Violation
 from services.foundation.flow import until_set
 from services.foundation.rules import EnumT, Rules
 
@@ -176,17 +176,15 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
         """Return what is measured now; None where there is nothing to measure, or nobody to ask.
 
         Raises:
-            NotFoundError: there is no such action, or no such map as its target names: not `despite` that.
+            NotFoundError: there is no such map as its target names: not `despite` that.
         """
         try:
             return await self._impacts.get(ImpactQuery(action_id=action_id), self._clock())
-        except NotFoundError:
-            if not despite:
+        except RecorridoError as error:
+            if error.reason == "JOURNEY_MAP_UNKNOWN" and not despite:
                 raise
-        except RecorridoError:
             # The command itself tells what is wrong with it.
-            pass
-        return None
+            return None
 
     async def _change(self, command: type[Change], request: Any, **fields: Any) -> pb.Action:
         done = await self._commands.execute(

@@ -303,20 +303,30 @@ class EventStore:
             return
         try:
             async with _in_time():
-                # With a filter, though it lets all through: only then has a position beyond the end an error class.
-                response = await self._client.read_all(
-                    commit_position=place.position, filter_include=[".*"], limit=1, timeout=TIMEOUT_S
-                )
-                found = [event async for event in response]
-                if found and found[0].commit_position == place.position:
-                    same = found[0].id == place.event_id
+                try:
+                    found = await self._from(place.position)
+                except kurrent.ServiceUnavailableError:
+                    # The client makes a connection that broke, as by a restart of the store, anew for calls that answer
+                    # as a whole, and not for a read, whose failure comes with its first event.
+                    await self._client.get_commit_position(timeout=TIMEOUT_S)
+                    found = await self._from(place.position)
+                if found is not None and found.commit_position == place.position:
+                    same = found.id == place.event_id
                 else:
                     # A deletion is itself an event: the history goes on behind what was deleted.
-                    same = bool(found) and await self._was_deleted(place)
+                    same = found is not None and await self._was_deleted(place)
         except kurrent.InvalidCommitPositionError:
             same = False
         if not same:
             raise OtherHistoryError(f"event {place.event_id} at position {place.position}")
+
+    async def _from(self, position: int) -> RecordedEvent | None:
+        """Return the first event at or behind a position."""
+        # With a filter, though it lets all through: only then has a position beyond the end an error class.
+        response = await self._client.read_all(
+            commit_position=position, filter_include=[".*"], limit=1, timeout=TIMEOUT_S
+        )
+        return next(iter([event async for event in response]), None)
 
     async def _was_deleted(self, place: Place) -> bool:
         try:

@@ -32,7 +32,7 @@ async def test_times_of_recording_follow_the_order_and_what_expired_stays_so(tmp
         async def record(customer_id: str) -> None:
             items = [of(customer_id, number) for number in range(10)]
             answer = await front_door.RecordInteractions(pb.RecordInteractionsRequest(interactions=items), timeout=20)
-            assert {r.status for r in answer.results} == {RECORDED}
+            assert {r.status for r in answer.results} == {RECORDED}, answer.results[0]
 
         client = AsyncKurrentDBClient(uri=cluster.environment["RECORRIDO_EVENTSTORE_URI"])
         await client.connect()

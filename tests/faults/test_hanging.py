@@ -47,7 +47,7 @@ async def test_callers_hear_of_it_in_time_and_repeat(tmp_path: Path) -> None:
         # The first is in an append, the others come while that is under way.
         first = asyncio.create_task(_refused(door.one(of("first"), timeout=30)))
         patient = [_refused(door.one(of("patient", n), timeout=30)) for n in range(20)]
-        hasty = _refused(door.one(of("hasty"), timeout=1))
+        hasty = asyncio.create_task(_refused(door.one(of("hasty"), timeout=1)))
         reader = _refused(identities.ListIdentities(asked, timeout=30))
         batch = asyncio.create_task(door.many(*(of("batch", n) for n in range(3)), timeout=30))
         read_store = asyncio.create_task(door.store.read(stream_name("customer", "early")))
