@@ -42,7 +42,8 @@ async def test_callers_hear_of_it_in_time_and_repeat(tmp_path: Path) -> None:
         await door.one(of("early"))
         identities: Any = identity_service_pb2_grpc.IdentityServiceStub(door.channel)
         asked = identity_service_pb2.ListIdentitiesRequest(customer_id="early")
-        await identities.ListIdentities(asked)
+        # Its table may not be made yet.
+        await until(lambda: identities.ListIdentities(asked), 20, ignoring=(grpc.aio.AioRpcError,))
         door.cluster.kill("eventstore", SIGSTOP)
         # The first is in an append, the others come while that is under way.
         first = asyncio.create_task(_refused(door.one(of("first"), timeout=30)))
