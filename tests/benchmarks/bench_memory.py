@@ -24,6 +24,7 @@ from typing import Any
 
 import asyncpg
 import grpc
+import numpy as np
 import uvloop
 from scipy.stats import linregress, t
 
@@ -147,7 +148,8 @@ def slope(events: Sequence[int], mib: Sequence[float], by_design: int) -> dict[s
     """Fit a line through what is behind the warm-up."""
     warm = len(mib) // 2
     fit = linregress(events[warm:], [each * 1024 * 1024 for each in mib[warm:]])
-    margin = float(t.ppf(0.975, max(len(mib) - warm - 2, 1)) * fit.stderr)
+    # Of a part that did not move at all no error is defined.
+    margin = float(np.nan_to_num(t.ppf(0.975, max(len(mib) - warm - 2, 1)) * fit.stderr))
     low, high = fit.slope - margin, fit.slope + margin
     grows = f"grows by {fit.slope:.0f} bytes an event"
     designed = f"{grows}, as designed" if by_design else "flat"
