@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.foundation.limits import CALLS_PER_CLIENT
+
 
 def _host_and_port(value: str) -> str:
     host, _, port = value.rpartition(":")
@@ -40,6 +42,11 @@ class ServiceSettings(BaseSettings):
         "INFO", description="DEBUG, INFO, WARNING or ERROR: the least that is told"
     )
     log_format: Literal["console", "json"] = Field("console", description="console for people, json for programs")
+    calls_per_client: int = Field(
+        CALLS_PER_CLIENT,
+        gt=0,
+        description="calls of one client in progress at once, but for streams; beyond it TOO_MANY_CALLS",
+    )
     drain_seconds: float = Field(5.0, gt=0, le=600, description="how long running calls may take after a stop signal")
 
 

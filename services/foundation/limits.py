@@ -1,11 +1,40 @@
-"""Token buckets: how much of something each client may do, without a thread, a timer or a list that grows."""
+"""How much of something each client may do, without a thread, a timer or a list that grows."""
 
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from services.foundation.errors import ExhaustedError
+
 #: Clients that are remembered; the ones not seen for longest are forgotten first, and begin anew with a full bucket.
 MAX_CLIENTS = 10_000
+#: Calls of one client that are in progress at once, but for those that answer with a stream.
+CALLS_PER_CLIENT = 256
+#: What a client that has as many calls in progress as it may is told to wait, in seconds.
+RETRY_AFTER_S = 1.0
+
+
+class CallLimit:
+    """How many calls each client may have in progress; who has none is not remembered."""
+
+    def __init__(self, most_per_client: int) -> None:
+        self._most = most_per_client
+        self._calls: dict[str, int] = {}
+
+    def enter(self, client: str) -> None:
+        """Count a call that begins. Raises ExhaustedError (TOO_MANY_CALLS): it is one too many, and not counted."""
+        mine = self._calls.get(client, 0)
+        if mine >= self._most:
+            raise ExhaustedError("TOO_MANY_CALLS", f"{client} has {mine:,} calls in progress already", RETRY_AFTER_S)
+        self._calls[client] = mine + 1
+
+    def leave(self, client: str) -> None:
+        """Forget a call that was counted."""
+        left = self._calls[client] - 1
+        if left:
+            self._calls[client] = left
+        else:
+            del self._calls[client]
 
 
 class RateLimiter:

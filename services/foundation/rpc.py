@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import math
+import random
 import time
 import urllib.parse
-import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, overload
 
 import grpc
@@ -21,7 +23,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
-from opentelemetry.trace import SpanKind
+from opentelemetry.context import attach
+from opentelemetry.trace import SpanKind, set_span_in_context
 from opentelemetry.trace import Status as SpanStatus
 from opentelemetry.trace import StatusCode as SpanStatusCode
 
@@ -42,6 +45,7 @@ from services.foundation.errors import (
     Violation,
 )
 from services.foundation.events import CORRELATION_ID
+from services.foundation.limits import CALLS_PER_CLIENT, CallLimit
 
 LOG = structlog.get_logger()
 
@@ -51,6 +55,8 @@ MAX_MESSAGE_BYTES = 24 * 1024 * 1024
 DEFAULT_DEADLINE_S = 30.0
 #: The same for calls that answer with a stream of messages, which may be a long work and its progress.
 STREAM_DEADLINE_S = 3600.0
+#: How long the one message of such a call, and the end of its request, may take to come.
+REQUEST_WITHIN_S = 10.0
 #: gRPC refuses metadata of more than 8 KiB. The message is in it twice, once with up to three bytes for each.
 _MAX_MESSAGE_BYTES = 512
 _MAX_VIOLATIONS_BYTES = 4096
@@ -60,6 +66,9 @@ SILENCE_MS = 30_000
 CORRELATION_HEADER = "x-correlation-id"
 #: Names the caller, who has a rate of its own.
 CLIENT_HEADER = "x-client-id"
+
+#: Who makes the call in progress: each call has a task, and so a context, of its own.
+_CLIENT: ContextVar[str] = ContextVar("client")
 
 #: The one table from expected failures to gRPC status codes.
 STATUS: dict[type[RecorridoError], StatusCode] = {
@@ -99,14 +108,16 @@ def timestamp(at: datetime | None) -> Timestamp | None:
     return found
 
 
-def client_of(context: Any) -> str:
-    """Return who calls: `x-client-id`, else the address the call comes from, without its port."""
-    for key, value in context.invocation_metadata() or ():
-        if key == CLIENT_HEADER and value:
-            return str(value)[:128]
+def client() -> str:
+    """Return who makes the call in progress: `x-client-id`, else the address it comes from, without its port."""
+    return _CLIENT.get()
+
+
+@lru_cache(maxsize=1024)
+def _address(peer: str) -> str:
     # ipv4:127.0.0.1:54321, ipv6:%5B::1%5D:54321, unix:/path
-    peer = urllib.parse.unquote(context.peer())
-    return str(peer.rpartition(":")[0] if peer.startswith("ip") else peer)[:128]
+    peer = urllib.parse.unquote(peer)
+    return (peer.rpartition(":")[0] if peer.startswith("ip") else peer)[:128]
 
 
 def _status(code: StatusCode, message: str) -> status_pb2.Status:
@@ -172,14 +183,19 @@ def _reader(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return read
 
 
+class _SlowRequestError(Exception):
+    """The one message of a request, or its end, did not come in time."""
+
+
 class _Methods(grpc.GenericRpcHandler):
     """A service's methods with `_call` around each.
 
     An interceptor would do the same at every call anew, which costs as much as an empty call itself.
     """
 
-    def __init__(self, handler: grpc.GenericRpcHandler) -> None:
+    def __init__(self, handler: grpc.GenericRpcHandler, calls: CallLimit) -> None:
         self._handler = handler
+        self._calls = calls
         self._wrapped: dict[str, Any] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
@@ -188,25 +204,26 @@ class _Methods(grpc.GenericRpcHandler):
             found = self._handler.service(handler_call_details)
             if found is None:
                 return None
-            self._wrapped[method] = _wrapped(method[1:], found)
+            self._wrapped[method] = _wrapped(method[1:], found, self._calls)
         return self._wrapped[method]
 
 
 class _Registrar:
     """Takes what generated code registers in place of the server."""
 
-    def __init__(self, server: grpc.aio.Server) -> None:
+    def __init__(self, server: grpc.aio.Server, calls: CallLimit) -> None:
         self._server = server
+        self._calls = calls
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        self._server.add_generic_rpc_handlers(tuple(map(_Methods, handlers)))
+        self._server.add_generic_rpc_handlers(tuple(_Methods(handler, self._calls) for handler in handlers))
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """Do nothing: the same methods come as generic handlers, which is all that grpc.aio looks at."""
 
 
-def _wrapped(method: str, handler: Any) -> Any:
-    inner, longest_s, wrap = _kind(handler)
+def _wrapped(method: str, handler: Any, calls: CallLimit) -> Any:
+    inner, longest_s, wrap = _kind(handler, calls)
     service, _, name = method.partition("/")
     attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
 
@@ -220,10 +237,10 @@ def _wrapped(method: str, handler: Any) -> Any:
     )
 
 
-def _kind(handler: Any) -> tuple[Any, Callable[[], float], Callable[..., Any]]:
+def _kind(handler: Any, calls: CallLimit) -> tuple[Any, Callable[[], float], Callable[..., Any]]:
     """Return the function that answers, what tells the longest it may take, and what makes a handler of it.
 
-    To gRPC every request is a stream: only so can it be read to its end (see `_ended`).
+    To gRPC every request is a stream: only so can it be read to its end (see `_request`).
     """
     if handler.request_streaming and handler.response_streaming:
         # Lasts as long as both sides like.
@@ -231,27 +248,59 @@ def _kind(handler: Any) -> tuple[Any, Callable[[], float], Callable[..., Any]]:
     if handler.request_streaming:
         return handler.stream_unary, lambda: STREAM_DEADLINE_S, grpc.stream_unary_rpc_method_handler
     if handler.response_streaming:
-        answer = _written(handler.unary_stream)
-        return _ended(answer), lambda: STREAM_DEADLINE_S, grpc.stream_stream_rpc_method_handler
-    return _ended(handler.unary_unary), lambda: DEFAULT_DEADLINE_S, grpc.stream_unary_rpc_method_handler
+        answer = _asked_soon(_written(handler.unary_stream))
+        return answer, lambda: STREAM_DEADLINE_S, grpc.stream_stream_rpc_method_handler
+    answer = _limited(handler.unary_unary, calls)
+    return answer, lambda: DEFAULT_DEADLINE_S, grpc.stream_unary_rpc_method_handler
 
 
-def _ended(inner: Any) -> Any:
-    """Return a handler that has `inner` answer the one message of a request when the request has ended.
+async def _request(context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    """Return the one message of a request when the request has ended. Raises InvalidError.
 
-    gRPC calls the handler of such a method when the message is there, and when the answer is complete before the caller
-    has closed its side of the HTTP/2 stream, gRPC's C core resets the stream (RST_STREAM with NO_ERROR, RFC 9113,
-    section 8.1). A caller that closes its side in a frame of its own, as Rust's and Node.js's do, may take that for a
-    failure: UNAVAILABLE, by chance, of what was done.
+    gRPC itself would call when the message is there, and when the answer is complete before the caller has closed its
+    side of the HTTP/2 stream, gRPC's C core resets the stream (RST_STREAM with NO_ERROR, RFC 9113, section 8.1). A
+    caller that closes its side in a frame of its own, as Rust's and Node.js's do, may take that for a failure:
+    UNAVAILABLE, by chance, of what was done.
+    """
+    request = await context.read()
+    if request is grpc.aio.EOF or await context.read() is not grpc.aio.EOF:
+        raise InvalidError([Violation("request", "exactly one message")])
+    if isinstance(request, InvalidError):
+        raise request
+    return request
+
+
+def _limited(inner: Any, calls: CallLimit) -> Any:
+    """Return a handler that has `inner` answer the one message of a request, if its client may have one more call.
+
+    It is counted before its message is read, which may be large; how long that may take its deadline tells.
     """
 
     async def call(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        request = await context.read()
-        if request is grpc.aio.EOF or await context.read() is not grpc.aio.EOF:
-            raise InvalidError([Violation("request", "exactly one message")])
-        if isinstance(request, InvalidError):
-            raise request
-        return await inner(request, context)
+        caller = client()
+        calls.enter(caller)
+        try:
+            return await inner(await _request(context), context)
+        finally:
+            calls.leave(caller)
+
+    return call
+
+
+def _asked_soon(inner: Any) -> Any:
+    """Return a handler that has `inner` answer the one message of a request, if that comes in a part of its deadline.
+
+    Raises:
+        _SlowRequestError: it does not.
+    """
+
+    async def call(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        try:
+            async with asyncio.timeout(REQUEST_WITHIN_S):
+                request = await _request(context)
+        except TimeoutError as error:
+            raise _SlowRequestError from error
+        await inner(request, context)
 
     return call
 
@@ -278,42 +327,46 @@ async def _call(
 ) -> Any:
     headers = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     # Kept with every event of the call, so a caller may not make it long.
-    correlation = headers.get(CORRELATION_HEADER, "")[:128] or str(uuid.uuid4())
+    correlation = headers.get(CORRELATION_HEADER, "")[:128] or _new_id()
+    _CLIENT.set(headers.get(CLIENT_HEADER, "")[:128] or _address(context.peer()))
     remaining = context.time_remaining()
     budget = longest_s if remaining is None else min(remaining, longest_s)
     started = time.monotonic()
-    # Never unbound: each call has a task, and so a context, of its own.
+    # Like the client, neither this nor the span is ever taken back.
     structlog.contextvars.bind_contextvars(correlation_id=correlation)
-    with telemetry.span(
+    span = telemetry.start_span(
         method,
         SpanKind.SERVER,
         parent=telemetry.extract(headers),
         attributes={**attributes, "correlation_id": correlation},
-    ) as span:
-        code, status = "CANCELLED", None
-        deadline = asyncio.timeout(None if math.isinf(budget) else budget)
-        try:
-            context.set_trailing_metadata(((CORRELATION_HEADER, correlation),))
-            async with deadline:
-                reply = await inner(request, context)
-            code = "OK"
-            return reply  # noqa: TRY300 - an else would stand far from its call
-        except RecorridoError as error:
-            status = status_of(error)
-        except Exception as error:
-            if deadline.expired():
-                status = _status(StatusCode.DEADLINE_EXCEEDED, f"not done within {budget:.1f} s")
-            else:
-                LOG.exception("call failed", method=method)
-                span.record_exception(error)
-                status = _status(StatusCode.INTERNAL, "internal error; the log has it by trace id")
-        finally:
-            if status is not None:
-                code = _name(status)
-                span.set_status(SpanStatus(SpanStatusCode.ERROR, code))
-            LOG.debug("call", method=method, code=code, seconds=round(time.monotonic() - started, 4))
-    # Outside of the span, which would take the exception that ends the call for a failure of its own. Metadata given
-    # here takes the place of what was set before.
+    )
+    attach(set_span_in_context(span))
+    context.set_trailing_metadata(((CORRELATION_HEADER, correlation),))
+    code, status = "CANCELLED", None
+    deadline = asyncio.timeout(None if math.isinf(budget) else budget)
+    try:
+        async with deadline:
+            reply = await inner(request, context)
+        code = "OK"
+        return reply  # noqa: TRY300 - an else would stand far from its call
+    except RecorridoError as error:
+        status = status_of(error)
+    except _SlowRequestError:
+        status = _status(StatusCode.DEADLINE_EXCEEDED, f"the request did not end within {REQUEST_WITHIN_S:g} s")
+    except Exception as error:
+        if deadline.expired():
+            status = _status(StatusCode.DEADLINE_EXCEEDED, f"not done within {budget:.1f} s")
+        else:
+            LOG.exception("call failed", method=method)
+            span.record_exception(error)
+            status = _status(StatusCode.INTERNAL, "internal error; the log has it by trace id")
+    finally:
+        if status is not None:
+            code = _name(status)
+            span.set_status(SpanStatus(SpanStatusCode.ERROR, code))
+        span.end()
+        LOG.debug("call", method=method, code=code, seconds=round(time.monotonic() - started, 4))
+    # Metadata given here takes the place of what was set before.
     rich = rpc_status.to_status(status)
     try:
         return await context.abort(
@@ -324,11 +377,19 @@ async def _call(
         raise asyncio.CancelledError from None
 
 
+def _new_id() -> str:
+    """Return a random UUID (RFC 9562, version 4); that nobody could guess it is not needed, and takes its time."""
+    hexadecimal = f"{random.getrandbits(128):032x}"
+    return f"{hexadecimal[:8]}-{hexadecimal[8:12]}-4{hexadecimal[13:16]}-a{hexadecimal[17:20]}-{hexadecimal[20:]}"
+
+
 class RpcServer:
     """One gRPC server. `register(adder, servicer, full_name)` before `start`."""
 
-    def __init__(self, listen: str) -> None:
+    def __init__(self, listen: str, *, calls_per_client: int = CALLS_PER_CLIENT) -> None:
+        """Serve on `listen` (host:port; port 0: a free one), at most `calls_per_client` at once that are no streams."""
         self._listen = listen
+        self._calls = CallLimit(calls_per_client)
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -352,7 +413,7 @@ class RpcServer:
         self.stopping = asyncio.Event()
 
     def register(self, add: Callable[[Any, Any], None], servicer: Any, full_name: str) -> None:
-        add(servicer, _Registrar(self._server))
+        add(servicer, _Registrar(self._server, self._calls))
         self._names.append(full_name)
 
     async def start(self) -> None:

@@ -29,7 +29,7 @@ class Process:
 
     def __init__(self, name: str, settings: ServiceSettings) -> None:
         self.name = name
-        self.server = RpcServer(settings.listen)
+        self.server = RpcServer(settings.listen, calls_per_client=settings.calls_per_client)
         self._settings = settings
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None

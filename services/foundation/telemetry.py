@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -129,6 +130,7 @@ def _brief(record: logging.LogRecord) -> bool:
     return True
 
 
+@cache
 def exported() -> bool:
     """Return whether spans leave the process: one that nothing continues need not be made where they do not."""
     return bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))

@@ -105,11 +105,11 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         self._room = room
 
     async def RecordInteraction(  # noqa: N802 - gRPC's name
-        self, request: pb.RecordInteractionRequest, context: Any
+        self, request: pb.RecordInteractionRequest, _context: Any
     ) -> pb.RecordInteractionResponse:
         if not request.HasField("interaction"):
             raise InvalidError([Violation("interaction", "required")])
-        (result,) = await self._record([request.interaction], context)
+        (result,) = await self._record([request.interaction])
         if isinstance(result, Refusal):
             if result.rejection_id:
                 result.error.details["rejection_id"] = result.rejection_id
@@ -117,30 +117,29 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         return pb.RecordInteractionResponse(result=result_message(result))
 
     async def RecordInteractions(  # noqa: N802 - gRPC's name
-        self, request: pb.RecordInteractionsRequest, context: Any
+        self, request: pb.RecordInteractionsRequest, _context: Any
     ) -> pb.RecordInteractionsResponse:
         """An empty request is answered with no results: an importer's last page may be empty."""
         _check_size(request.interactions)
-        results = await self._record(request.interactions, context, _unreadable(request))
+        results = await self._record(request.interactions, _unreadable(request))
         return pb.RecordInteractionsResponse(results=map(result_message, results))
 
     async def _record(
         self,
         interactions: Sequence[interaction_pb2.Interaction],
-        context: Any,
         unreadable: Mapping[int, Sequence[Violation]] = NONE,
     ) -> list[Result]:
-        client = rpc.client_of(context)
+        client = rpc.client()
         wait_s = self._limiter.take(client, len(interactions))
         if wait_s:
             raise ExhaustedError("RATE_LIMITED", f"{client} sends more than its share", wait_s)
         return await self._recorder.accept(self._batch(interactions, client, rpc.metadata(), unreadable)).results()
 
     async def StreamInteractions(  # noqa: N802 - gRPC's name
-        self, requests: AsyncIterator[pb.StreamInteractionsRequest | InvalidError], context: Any
+        self, requests: AsyncIterator[pb.StreamInteractionsRequest | InvalidError], _context: Any
     ) -> AsyncIterator[pb.StreamInteractionsResponse]:
         """Read while fewer than STREAM_WINDOW batches are unanswered and the client has room; answer in order."""
-        client = rpc.client_of(context)
+        client = rpc.client()
         with self._room.stream(client):
             async with contextlib.aclosing(self._stream(requests, client)) as answers:
                 async for answer in answers:

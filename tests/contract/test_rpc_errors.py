@@ -84,7 +84,7 @@ async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
         async def GetAction(self, request: pb.GetActionRequest, _context: Any) -> pb.GetActionResponse:  # noqa: N802
             return await served.behaviour(request)
 
-    server = rpc.RpcServer("127.0.0.1:0")
+    server = rpc.RpcServer("127.0.0.1:0", calls_per_client=3)
     server.register(
         pb_grpc.add_ActionsServiceServicer_to_server,
         Servicer(),
@@ -248,6 +248,43 @@ async def test_who_never_ends_a_request_is_held_to_the_deadline(
     assert await call.code() is StatusCode.DEADLINE_EXCEEDED
 
 
+# -- how much of the server a client may have ----------------------------------------------------------------------
+
+
+async def test_a_client_has_no_more_calls_in_progress_than_it_may(served: Served) -> None:
+    waiting, go = asyncio.Semaphore(0), asyncio.Event()
+
+    async def wait(request: pb.GetActionRequest) -> pb.GetActionResponse:
+        if request.action_id == "wait":
+            waiting.release()
+            await go.wait()
+        return pb.GetActionResponse()
+
+    served.behaviour = wait
+    mine = ((rpc.CLIENT_HEADER, "shop"),)
+    calls = [served.stub.GetAction(pb.GetActionRequest(action_id="wait"), metadata=mine) for _ in range(2)]
+    # One whose request does not come is in progress, too.
+    silent = served.channel.stream_stream("/recorrido.actions.v1.ActionsService/GetAction")(metadata=mine)
+    async with asyncio.timeout(10):
+        for _ in calls:
+            await waiting.acquire()
+        # It is there before what comes behind it on the same connection.
+        await silent.wait_for_connection()
+        caught = await served.failure(metadata=mine)
+    assert caught.code() is StatusCode.RESOURCE_EXHAUSTED
+    assert (info(caught).reason, caught.details()) == ("TOO_MANY_CALLS", "shop has 3 calls in progress already")
+    assert detail(caught, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == 1000
+    await served.stub.GetAction(pb.GetActionRequest(action_id="a"), metadata=((rpc.CLIENT_HEADER, "bank"),))
+    silent.cancel()
+    go.set()
+    await asyncio.gather(*calls)
+    # Those that are over are counted no more, whichever way they ended.
+    for _ in range(4):
+        await served.stub.GetAction(pb.GetActionRequest(action_id="a"), metadata=mine)
+    served.behaviour = raises(ValueError("x"))
+    assert [(await served.failure(metadata=mine)).code() for _ in range(4)] == [StatusCode.INTERNAL] * 4
+
+
 # -- correlation and trace -----------------------------------------------------------------------------------------
 
 
@@ -407,6 +444,28 @@ async def test_a_stream_is_answered_when_its_request_has_ended(streaming: Stream
 
     first = await held_open(call, relay_pb.RepublishRequest(replay_id="a").SerializeToString(), another)
     assert relay_pb.RepublishResponse.FromString(first).messages == 1
+
+
+@pytest.mark.parametrize("messages", [0, 1])
+async def test_a_request_for_a_stream_is_there_soon_though_its_answer_may_take_long(
+    streaming: Streaming, monkeypatch: pytest.MonkeyPatch, messages: int
+) -> None:
+    monkeypatch.setattr(rpc, "REQUEST_WITHIN_S", 0.1)
+    call = streaming.channel.stream_stream("/recorrido.relay.v1.RelayService/Republish")()
+    for _ in range(messages):
+        await call.write(relay_pb.RepublishRequest(replay_id="a").SerializeToString())
+    async with asyncio.timeout(10):
+        assert await call.code() is StatusCode.DEADLINE_EXCEEDED
+    assert await call.details() == "the request did not end within 0.1 s"
+
+    async def slowly() -> AsyncIterator[relay_pb.RepublishResponse]:
+        done = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.2, done.set)
+        await done.wait()
+        yield relay_pb.RepublishResponse(messages=7)
+
+    streaming.behaviour = slowly
+    assert [reply.messages async for reply in streaming.call()] == [7]
 
 
 @pytest.mark.parametrize(("error", "code"), EXAMPLES, ids=lambda value: type(value).__name__)
