@@ -120,7 +120,7 @@ async def wire(settings: ActionsSettings, process: Process) -> None:
     process.server.register(
         pb_grpc.add_ActionsServiceServicer_to_server,
         ActionsServicer(
-            commands=ActionCommands(executor, book),
+            commands=ActionCommands(store, executor, book),
             queries=queries,
             histories=Histories(store),
             watchers=watchers,

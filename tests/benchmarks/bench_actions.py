@@ -169,7 +169,7 @@ async def commands(stub: Any, store: EventStore, count: int) -> tuple[float, flo
 
 
 async def _accepting_here(store: EventStore, count: int) -> float:
-    path = ActionCommands(Executor(store, ActionDecider()), PlaybookBook(store))
+    path = ActionCommands(store, Executor(store, ActionDecider()), PlaybookBook(store))
     now = datetime.now(UTC)
     opened = [
         OpenAction(

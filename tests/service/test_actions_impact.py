@@ -355,6 +355,37 @@ async def test_a_touchpoint_that_is_renamed_in_between_is_measured_as_one(world:
     assert new in str(refused.value.details())
 
 
+async def test_what_is_compared_with_is_of_the_map_of_the_target(world: World) -> None:
+    here, other, raw = unique("here"), unique("other"), unique("raw")
+    for at, csat in ((BEGAN - 4 * DAY, BAD), (DONE, GOOD)):
+        await world.answers(here, at, [csat] * 40)
+        await world.answers(raw, at, [GOOD] * 40)
+    rule = MappingRule(source="test", touchpoint=raw, touchpoint_id=other)
+    # The one published last has the name, too, and would place something else at it.
+    for map_id, ids, rules in ((f"{here} map", (here, other), (rule,)), (f"{other} map", (other, f"{other} only"), ())):
+        touchpoints = tuple(Touchpoint(touchpoint_id=each, name=each) for each in ids)
+        map_ = JourneyMap(map_id=map_id, name="Shop", stages=(Stage(stage_id="all", touchpoints=touchpoints),))
+        published = JourneyMapPublished(map=structs.replace(map_, mapping_rules=rules), version=1, actor="maja")
+        await world.append(f"journeymap-{map_id}", published)
+    key = await world.improvement(csat_at(here))
+    last = action_pb2.Target(metric="csat", touchpoint=f"{other} only")
+
+    async def heard_all() -> bool:
+        return (await world.impact(key, target=last)).target.map_id == f"{other} map"
+
+    await until(heard_all, 20)
+    found = await world.measured(key, 40, 40, comparison_touchpoints=[other])
+    assert (found.target.map_id, found.comparison_before.count, found.comparison_after.count) == (f"{here} map", 40, 40)
+
+    # What is on another map only is no reason to compare with nothing in silence.
+    wrong = [other, f"{other} only"]
+    ((field, rule_told),) = violations(await refusal(world.impact(key, comparison_touchpoints=wrong)))
+    assert field == "comparison_touchpoints[1]"
+    assert (f"{here} map" in rule_told, f"{other} map" in rule_told) == (True, True)
+    told = await recorrido(world.office.cluster, "impact", key, "--against", f"{other} only")
+    assert (told.code, f"{other} map" in told.err) == (1, True)
+
+
 def bad_moment(said: Pending, touchpoint: str, *evidence: Evidence) -> SignalRaised:
     return SignalRaised(
         signal_id=str(uuid4()),
@@ -569,6 +600,17 @@ async def test_verification_records_what_was_measured_and_refuses_what_got_worse
     assert done.state == action_pb2.ACTION_STATE_VERIFIED
 
 
+async def test_a_target_of_no_map_is_told_when_it_is_opened(world: World) -> None:
+    map_id = unique("map")
+    target = action_pb2.Target(metric="csat", touchpoint="till", map_id=map_id)
+    wanted = {"kind": IMPROVEMENT, "customer_id": "", "target": target, "request_id": unique("open")}
+    error = await refusal(world.office.open(**wanted))
+    assert (error.code(), info(error).reason) == (grpc.StatusCode.NOT_FOUND, "JOURNEY_MAP_UNKNOWN")
+    # Nothing was opened, and the map is known as soon as it is published.
+    await world.append(f"journeymap-{map_id}", JourneyMapPublished(map=JourneyMap(map_id=map_id), version=1))
+    assert (await world.office.open(**wanted)).target.map_id == map_id
+
+
 async def test_a_fall_after_the_verification_reopens_once_and_a_steady_one_stays(world: World) -> None:
     verified_at = NOW - 21 * DAY
 
@@ -592,6 +634,17 @@ async def test_a_fall_after_the_verification_reopens_once_and_a_steady_one_stays
         return any(each.title == "(erased)" for each in (await world.office.list(**verified)).actions)
 
     await until(listed, 20)
+    # One whose map is not there cannot be watched, which somebody has to know of, and holds up no other.
+    lost = unique("lost")
+    blind = structs.replace(verification(lost)["impact"], target=structs.replace(csat_at(lost), map_id="nowhere"))
+    unseen = await world.improvement(csat_at(lost), impact=blind, occurred_at=verified_at)
+
+    async def told() -> Sequence[str]:
+        log = (world.office.cluster.data / "log/actions.log").read_text(encoding="utf-8")
+        return [line for line in log.splitlines() if "cannot be watched" in line]
+
+    assert {unseen in line and "nowhere" in line for line in await until(told, 20)} == {True}
+    await world.office.ask("ReopenAction", unseen, reason="its map is gone")
     steady, fallen = unique("steady"), unique("fallen")
     await world.answers(steady, verified_at, [*[GOOD] * 9, BAD] * 10)
     await world.answers(fallen, verified_at, [GOOD, BAD] * 50)

@@ -11,15 +11,17 @@ from services.actions.domain.action import Action, decide, stream_of, unknown
 from services.actions.domain.commands import Change, LinkActions, OpenAction, ReopenAction, RescheduleAction
 from services.actions.handlers.playbooks import PlaybookBook
 from services.foundation.commit import GroupCommit
-from services.foundation.errors import RecorridoError, RefusedError
-from services.foundation.events import encode
+from services.foundation.errors import NotFoundError, RecorridoError, RefusedError
+from services.foundation.events import encode, stream_name
+from services.foundation.eventstore import EventStore
 from services.foundation.execute import Executed, Executor, Intent
 
 
 class ActionCommands:
     """Executes what people ask for; commands that come at the same time share one append."""
 
-    def __init__(self, executor: Executor[Action], book: PlaybookBook) -> None:
+    def __init__(self, store: EventStore, executor: Executor[Action], book: PlaybookBook) -> None:
+        self._store = store
         self._executor = executor
         self._book = book
         self._commit = GroupCommit(executor, "actions")
@@ -27,9 +29,15 @@ class ActionCommands:
     async def execute(
         self, command: OpenAction | Change, *, metadata: Mapping[str, str], expected_revision: int | None = None
     ) -> Executed[Action]:
-        """Execute `command`; raises what `decide` refuses with, ConflictError, ExhaustedError and UnavailableError."""
+        """Execute `command`.
+
+        Raises what `decide` refuses with, NotFoundError where it names what there is not, ConflictError, ExhaustedError
+        and UnavailableError.
+        """
         if isinstance(command, OpenAction) and command.improvement_id:
             await self._check_improvement(command.improvement_id)
+        if isinstance(command, OpenAction) and command.target is not None and command.target.map_id:
+            await self._check_map(command.target.map_id)
         if isinstance(command, RescheduleAction | ReopenAction):
             command = await self._with_service_level(command)
         (done,) = await self._execute([command], metadata, expected_revision)
@@ -63,6 +71,11 @@ class ActionCommands:
             raise unknown(action_id)
         if state.kind is not ActionKind.IMPROVEMENT:
             raise RefusedError("NOT_AN_IMPROVEMENT", f"{action_id} is a recovery; only an improvement has recoveries")
+
+    async def _check_map(self, map_id: str) -> None:
+        # Of the store: a read model may not have heard of a map that was published a moment ago.
+        if not await self._store.read(stream_name("journeymap", map_id), limit=1):
+            raise NotFoundError("JOURNEY_MAP_UNKNOWN", f"there is no journey map {map_id!r}")
 
     async def _execute(
         self,

@@ -11,7 +11,8 @@ from recorrido.actions.v1.events import Impact
 from services.actions.domain.action import stream_of
 from services.actions.domain.commands import ReopenAction
 from services.actions.domain.rules import MAX_REASON, cut
-from services.foundation.errors import NotFoundError, RecorridoError, UnavailableError
+from services.foundation import telemetry
+from services.foundation.errors import RecorridoError, UnavailableError
 from services.foundation.events import derived_id
 from services.foundation.execute import Executor, Intent
 
@@ -56,6 +57,9 @@ class Falls:
         self._verified = verified
         self._fall = fall
         self._clock = clock
+        self._unseen = telemetry.METER.create_counter(
+            "recorrido.actions.falls.unseen", description="verified improvements that could not be looked at, by reason"
+        )
 
     async def run(self, every_s: float, ready: Awaitable[object]) -> None:
         """Look every `every_s` seconds, for ever, as soon as the measures are `ready`."""
@@ -73,8 +77,14 @@ class Falls:
         now = self._clock()
         try:
             fall = await self._fall(action_id, now)
-        except NotFoundError:
-            # Its customer was erased, and it with them; what is left of it is a figure.
+        except UnavailableError:
+            raise
+        except RecorridoError as error:
+            # What is left of one that was erased with its customer is a figure, which nobody need watch. Anything else,
+            # as a map that the store does not hold any more, is looked at again, and somebody has to know of it.
+            if error.reason != "ACTION_NOT_FOUND":
+                self._unseen.add(1, {"reason": error.reason})
+                LOG.warning("verified improvement cannot be watched", action_id=action_id, error=error.message)
             return
         if fall is None:
             return

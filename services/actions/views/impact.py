@@ -23,7 +23,7 @@ from services.actions.domain.action import Action, evolve, stream_of, unknown
 from services.actions.domain.impact import MEASURES, MIN_DAYS, WATCHED_WEEKS, Samples, assess, fell
 from services.actions.domain.rules import MAX_ID
 from services.actions.views.history import REGISTRY
-from services.actions.views.measures import Measures, Windows
+from services.actions.views.measures import Measured, Measures, Windows
 from services.actions.views.queries import MAX_PAGE, ActionQueries, ActionQuery
 from services.foundation.errors import RefusedError
 from services.foundation.eventstore import EventStore
@@ -102,6 +102,7 @@ class Impacts:
 
         Raises:
             NotFoundError: there is no such action, or no such journey map.
+            InvalidError: a touchpoint to compare with is one of other maps than the target's.
             RefusedError: NOT_AN_IMPROVEMENT, or NO_TARGET: neither the action nor the query tells of a measure.
             UnavailableError: the store or PostgreSQL does not answer.
         """
@@ -117,6 +118,7 @@ class Impacts:
         windows = Windows.around(min(found.began or done, done), done, now, days)
         comparison = (query.comparison or None) if query.compare else ()
         measured = await self._measures.measure(target, windows, comparison)
+        _check_compared(query.comparison, measured, measured.map_id or target.map_id)
         # What is recorded of it stays what it was, whatever map is published later.
         target = replace(target, map_id=measured.map_id)
         impact = assess(target, measured.samples, too_early=_too_early(found, windows))
@@ -209,6 +211,17 @@ def _as_heard_now(verified: Impact, measured: Samples) -> Impact:
         return verified
     elsewhere = measured.comparison_before if verified.comparison_after is not None else None
     return replace(verified, after=measured.before, comparison_after=elsewhere)
+
+
+def _check_compared(comparison: Sequence[str], measured: Measured, map_id: str) -> None:
+    rules = Rules()
+    for index, each in enumerate(comparison):
+        if having := measured.strangers.get(each):
+            place, others = f"comparison_touchpoints[{index}]", ", ".join(having)
+            rules.require(
+                False, place, f"of the target's map, {map_id}: {each} is a touchpoint of {others} only (map_id)"
+            )
+    rules.enforce()
 
 
 def _too_early(found: _Improvement, windows: Windows) -> str:

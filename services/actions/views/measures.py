@@ -414,13 +414,15 @@ class Measured:
     """The samples, exactly as the history told them up to `position`.
 
     `map_id` is the map that the target's touchpoint was found in, empty where no map has it; `other_map_ids` are those
-    that have one of that name, too, and place other interactions at it.
+    that have one of that name, too, and place other interactions at it. `strangers` are the touchpoints to compare with
+    that nothing was ever heard of and only other maps have, with the ids of these.
     """
 
     samples: Samples
     position: int
     map_id: str = ""
     other_map_ids: Sequence[str] = ()
+    strangers: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,6 +433,7 @@ class _Meant:
     others: Mapping[str, Sequence[str]]
     map_id: str = ""
     other_map_ids: Sequence[str] = ()
+    strangers: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 # $1: touchpoints of the target, NULL for all; $2 its need, '' for all; $3 what it is compared with, NULL: all others,
@@ -494,8 +497,8 @@ class Measures:
 
         A touchpoint is what a map places at the one of this id or alias (the target's map; where it names none, of
         several maps the one published last); where none has one, what the sources call so. `comparison` are the
-        touchpoints to compare with, None for all others; an empty one, or a target without a touchpoint, for no
-        comparison.
+        touchpoints of the same map to compare with, None for all others; an empty one, or a target without a
+        touchpoint, for no comparison.
 
         Raises:
             NotFoundError: there is no such map as the target names.
@@ -537,6 +540,7 @@ class Measures:
             position,
             meant.map_id,
             meant.other_map_ids,
+            meant.strangers,
         )
 
 
@@ -561,14 +565,28 @@ def _aimed_at(target: Target, others: Sequence[str], maps: Sequence[JourneyMap],
         known = ", ".join(sorted(each.map_id for each in maps)) or "none"
         raise NotFoundError("JOURNEY_MAP_UNKNOWN", f"there is no journey map {target.map_id!r}; there are: {known}")
     tried = [each for each in maps if target.map_id in ("", each.map_id)]
-    compared = _meant(set(others), tried, raws)
     if not target.touchpoint:
-        return _Meant(None, compared)
+        return _Meant(None, _meant(set(others), tried, raws))
     name = target.touchpoint
     by_map = {each.map_id: _meant({name}, [each], raws)[name] for each in maps if named(each, name) is not None}
     map_id = next((each.map_id for each in tried if each.map_id in by_map), "")
     there = by_map[map_id] if map_id else _meant({name}, (), raws)[name]
-    return _Meant(there, compared, map_id, [key for key, found in by_map.items() if map_id and found != there])
+    # What it is compared with is told in the words of the same map.
+    own = [each for each in tried if map_id in ("", each.map_id)]
+    compared = _meant(set(others), own, raws)
+    unheard = (each for each in others if not compared[each] and not _having(own, each))
+    return _Meant(
+        there,
+        compared,
+        map_id,
+        [key for key, found in by_map.items() if map_id and found != there],
+        {each: having for each in unheard if (having := _having(maps, each))},
+    )
+
+
+def _having(maps: Iterable[JourneyMap], name: str) -> Sequence[str]:
+    """Return the ids of the maps that have a touchpoint of this name."""
+    return [each.map_id for each in maps if named(each, name) is not None]
 
 
 def _meant(names: set[str], maps: Sequence[JourneyMap], raws: Sequence[str]) -> Mapping[str, Sequence[str]]:

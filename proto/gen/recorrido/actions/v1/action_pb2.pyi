@@ -298,7 +298,8 @@ class Target(_message.Message):
     """Empty: every need."""
     map_id: _builtins.str
     """Of which journey map the touchpoint is: another map may have one of the same id. Empty: of the one published last
-    that has it. A touchpoint that the map does not have is what the sources call so.
+    that has it. A touchpoint that the map does not have is what the sources call so. OpenAction answers NOT_FOUND
+    (JOURNEY_MAP_UNKNOWN) where there is no such map.
     """
     def __init__(
         self,

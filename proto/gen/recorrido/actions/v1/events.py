@@ -471,7 +471,8 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="came
     """Empty: every need."""
     map_id: str = ""
     """Of which journey map the touchpoint is: another map may have one of the same id. Empty: of the one published last
-    that has it. A touchpoint that the map does not have is what the sources call so."""
+    that has it. A touchpoint that the map does not have is what the sources call so. OpenAction answers NOT_FOUND
+    (JOURNEY_MAP_UNKNOWN) where there is no such map."""
 
     @classmethod
     def from_proto(cls, message: action_pb2.Target) -> Self:

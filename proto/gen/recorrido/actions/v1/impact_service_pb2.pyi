@@ -45,7 +45,9 @@ class GetImpactRequest(_message.Message):
 
     @_builtins.property
     def comparison_touchpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What to compare with, at most 100; empty: every other touchpoint, where the target has one."""
+        """What to compare with, at most 100; empty: every other touchpoint, where the target has one. They are of the map
+        that the target's is of; INVALID_ARGUMENT where one is of other maps only, and was never heard of.
+        """
 
     def __init__(
         self,
