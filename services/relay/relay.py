@@ -9,6 +9,7 @@ hears an answer stands by: this only saves the work of batches that the stream w
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ class _Instruments:
         "recorrido.relay.refused", description="batches that did not follow the stream's end"
     )
     takeovers = telemetry.METER.create_counter("recorrido.relay.takeovers", description="by reason")
+    publishing = telemetry.METER.create_gauge("recorrido.relay.publishing", description="1: it publishes; 0: another")
     lag_events = telemetry.METER.create_gauge("recorrido.relay.lag.events", description="in the store, not the stream")
     lag_seconds = telemetry.METER.create_gauge("recorrido.relay.lag.seconds", unit="s", description="of the oldest")
 
@@ -92,25 +94,28 @@ class Relay:
         self._bus = bus
         self._count = _Instruments()
         self._stalled = asyncio.Event()
+        #: The stream's end behind which the bus could not take what comes next: whoever publishes goes no further.
+        self._stuck_at = -1
         self.status = Status()
 
     async def run(self, *, able: Callable[[bool], None] = lambda _: None) -> None:
         """Publish for ever, unless another relay does; where the bus or the store is down, wait and go on.
 
         Where going on would leave events out, nothing is published and `able(False)` is called, until somebody put
-        it right: the store is not the one that the stream was filled from, or the bus cannot take an event.
+        it right: the store is not the one that the stream was filled from, or the bus cannot take an event. Who stands
+        by calls it as well, while it could not take over for such a reason.
         """
         told = ""
         while True:
             try:
-                reason = await self._stand_by()
+                reason = await self._stand_by(able)
                 await self._publish_until_stalled(reason, able)
             except UnavailableError as error:
-                LOG.warning("waiting", error=error.message)
+                LOG.warning("publishing waits", error=error.message)
             except RefusedError as error:
                 able(False)
                 if error.message != told:
-                    LOG.error("nothing is published", reason=error.message)  # noqa: TRY400 - the text says it all
+                    LOG.error("cannot publish", reason=error.message)  # noqa: TRY400 - the text says it all
                 told = error.message
                 self.status.state = State.WAITING
                 await asyncio.sleep(RECHECK_EVERY_S)
@@ -121,13 +126,23 @@ class Relay:
             self.status.state = State.WAITING
             await asyncio.sleep(ASK_EVERY_S)
 
-    async def _stand_by(self) -> str:
-        """Return, with the reason, when this relay has to publish."""
+    async def _stand_by(self, able: Callable[[bool], None]) -> str:
+        """Return, with the reason, when this relay has to publish.
+
+        Raises what publishing would raise first: RefusedError and UnavailableError.
+        """
+        looked_at = -math.inf
         while True:
             if self._stalled.is_set():
                 return "the stream does not move"
             if not await self._bus.answered(PUBLISHING, within_s=ANSWER_WITHIN_S):
                 return "no relay publishes"
+            if time.monotonic() - looked_at >= WATCH_EVERY_S:
+                last = await self._bus.last()
+                await self._store.check(last.place)
+                looked_at = time.monotonic()
+                if last.sequence != self._stuck_at:
+                    able(True)
             if self.status.state is not State.STANDING_BY:
                 LOG.info("another relay publishes, standing by")
                 self.status.state = State.STANDING_BY
@@ -170,7 +185,11 @@ class Relay:
                     able(True)
 
     async def _publish(self, batch: Sequence[Recorded], sequence: int) -> int:
-        sequence = await publish(self._bus, batch, sequence)
+        try:
+            sequence = await publish(self._bus, batch, sequence)
+        except RefusedError:
+            self._stuck_at = sequence
+            raise
         self.status.published += len(batch)
         self.status.batches += 1
         self._count.published.add(len(batch))
@@ -183,6 +202,7 @@ class Relay:
         """For ever: measure how far the stream is behind the store, and tell `bus` and `store` whether they answer."""
         moved_at = time.monotonic()
         while True:
+            self._count.publishing.set(int(self.status.state is State.PUBLISHING))
             try:
                 last = await self._bus.last()
                 bus(True)
@@ -196,7 +216,7 @@ class Relay:
                 await self._measure(last)
                 store(True)
             except OtherHistoryError:
-                # It answers; whoever publishes finds out and says so.
+                # It answers; who publishes, or would, finds out and says so.
                 store(True)
                 moved_at = time.monotonic()
             except UnavailableError:

@@ -136,7 +136,7 @@ async def test_a_bus_without_room_waits_and_the_relay_catches_up(tmp_path: Path)
                 assert {r.status for r in results.values()} == {RECORDED}, "the front door does not need the bus"
 
             def told() -> bool:
-                return "waiting" in (cluster.data / "log/relay.log").read_text()
+                return "publishing waits" in (cluster.data / "log/relay.log").read_text()
 
             await until(told, 20, what="the relay says that it waits")
             assert cluster.restarts("relay") == 0

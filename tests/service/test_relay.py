@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
@@ -239,6 +241,47 @@ async def test_a_publisher_that_only_says_so_is_not_believed(tmp_path: Path) -> 
         await bus.close()
 
 
+async def test_who_stands_by_is_healthy_while_it_could_take_over(tmp_path: Path) -> None:
+    async with running(["relay"], data=tmp_path) as cluster, store_of(cluster) as store:
+
+        async def is_ready(ready: bool) -> bool:  # noqa: FBT001 - the one thing that is asked
+            state = (await status(cluster.address("relay"))).state
+            return await healthy(cluster) is ready and (state == pb.RELAY_STATE_STANDING_BY) is ready
+
+        async def until_ready(*, ready: bool = True) -> None:
+            await until(lambda: is_ready(ready), deadline_s=15, ignoring=(grpc.aio.AioRpcError,))
+
+        await append(store, range(10))
+        await assert_stream_equals_store(cluster, 10)
+        bus = await Bus.connect(cluster.environment["RECORRIDO_NATS_URL"], name="test")
+        client = await nats.connect(cluster.environment["RECORRIDO_NATS_URL"])
+        place = (await bus.last()).place
+        assert place is not None
+        # Of a history that is not the store's, which whoever publishes would have to go on from.
+        other = Recorded(TYPE, b"{}", {}, uuid.uuid4(), place.stream, place.revision, place.position, datetime.now(UTC))
+        poison = {"subject": subject(TYPE, place.stream), "payload": b"{}", "headers": headers_of(other, {})}
+
+        # It was not able to publish; another publishes then.
+        at = (await client.jetstream().publish(**poison)).seq
+        await append(store, range(10, 11))
+        await until_ready(ready=False)
+        async with bus.answering(PUBLISHING):
+            await client.jetstream().delete_msg("RECORRIDO", at)
+            await until_ready()
+            # Nor could it take over.
+            at = (await client.jetstream().publish(**poison)).seq
+            await until_ready(ready=False)
+            await client.jetstream().delete_msg("RECORRIDO", at)
+            await until_ready()
+            await cluster.stop("eventstore")
+            await until_ready(ready=False)
+            await cluster.start("eventstore")
+            await until_ready()
+        await assert_stream_equals_store(cluster, 11)
+        await client.close()
+        await bus.close()
+
+
 async def test_the_stream_refuses_whoever_does_not_follow_its_end(tmp_path: Path) -> None:
     """The fence itself: a batch behind a wrong sequence leaves nothing behind."""
     async with running(["nats"], data=tmp_path) as cluster:
@@ -260,7 +303,7 @@ async def test_two_relays_that_both_believe_to_be_the_only_one(tmp_path: Path) -
     from services.relay.relay import Relay
 
     class Alone(Relay):
-        async def _stand_by(self) -> str:
+        async def _stand_by(self, _able: Callable[[bool], None]) -> str:
             return "for the test"
 
     async with running(["nats", "eventstore"], data=tmp_path) as cluster, store_of(cluster) as store:
@@ -322,7 +365,7 @@ async def test_its_metrics_are_sent(tmp_path: Path) -> None:
         }
         async with running(["relay"], data=tmp_path, env=telemetry) as cluster, store_of(cluster) as store:
             await append(store, range(10))
-            names = ("published", "batches", "takeovers", "lag.events", "lag.seconds")
+            names = ("published", "batches", "takeovers", "publishing", "lag.events", "lag.seconds")
             expected = {("relay", f"recorrido.relay.{name}") for name in names}
             await until(lambda: expected <= otlp.metrics, deadline_s=15)
 

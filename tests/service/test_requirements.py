@@ -21,7 +21,7 @@ from services.foundation.bus import MIN_PAYLOAD_BYTES, Bus
 from services.foundation.errors import RefusedError
 from services.foundation.events import Pending, derived_id
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
-from services.relay.relay import Relay
+from services.relay.relay import PUBLISHING, Relay, State
 from tests.support import eventstore as node
 from tests.support.nats import nats_server
 from tests.support.relays import append
@@ -90,12 +90,20 @@ async def test_an_event_that_the_bus_cannot_take_is_named_and_waits(tmp_path: Pa
         told: list[bool] = []
         async with nats_server(data, max_payload=MIN_PAYLOAD_BYTES, port=port) as url:
             bus = await Bus.connect(url, name="test")
-            relay = asyncio.create_task(Relay(store, bus).run(able=told.append))
+            publishing = Relay(store, bus)
+            relay = asyncio.create_task(publishing.run(able=told.append))
 
             async def those_before_it() -> bool:
                 return told[-1:] == [False] and len(await published(url)) == 3
 
+            async def standing_by() -> bool:
+                return publishing.status.state is State.STANDING_BY
+
             await until(those_before_it)
+            # While another one tries it could not do better.
+            async with bus.answering(PUBLISHING):
+                await until(standing_by)
+                assert told[-1] is False
         # Its operator raises the limit; the relay goes on by itself.
         async with nats_server(data, max_payload=8 * MIB, port=port) as url:
             await until(lambda: told[-1], deadline_s=30)
