@@ -1,9 +1,14 @@
-"""Training: batches of texts of like length, one loss over all heads, a curve of it, the same result for a seed."""
+"""Training: batches of texts of like length, one loss over all heads, a curve of it, the same result for a seed.
+
+On a GPU a step is recorded once per shape and played back (CUDA graphs): its thousands of small kernels take far longer
+to start one by one than to run.
+"""
 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,7 @@ from infra.triton.taxonomy import Taxonomy
 from infra.triton.train import heads, metrics
 from infra.triton.train.corpus import Verbatim, definitions
 from infra.triton.train.network import Network
+from infra.triton.train.teach import Answers
 
 MAX_TOKENS = 96
 #: Tokens of a batch, padding included.
@@ -35,7 +41,13 @@ SMOOTHING = 0.08
 WEIGHTS = {"sentiment": 1.0, "point": 1.0, "need": 0.6, "language": 0.2, "emotion": 0.4, "intent": 0.5}
 WEIGHT = 0.3
 
+#: On a GPU texts are padded to a multiple of this, so that there are few shapes to record.
+ROUND = 8
+#: How much a need's distance counts where its three levels are not looked at one by one: leaves stand for two.
+LEAVES = 2
+
 Allowed = dict[str, NDArray[np.bool_]]
+Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +55,7 @@ class Settings:
     """`rate` is the highest learning rate of the deltas; heads learn at a multiple of it.
 
     `consistency` weighs how far two readings of a text, each with dropout and cutoff of its own, may differ; with 0 a
-    text is read once.
+    text is read once. `taught` is the share of the loss that goes to what teachers say, where there are any.
     """
 
     seed: int
@@ -51,6 +63,7 @@ class Settings:
     threads: int
     rate: float
     consistency: float
+    taught: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +102,24 @@ def batches(
         start = end
 
 
+def shaped(ids: Sequence[list[int]], pad: int, device: str) -> Iterator[tuple[Any, torch.Tensor]]:
+    """As `batches`, of few shapes: as many texts as BATCH_TOKENS takes of a length, lengths rounded up to ROUND.
+
+    The last batch of a length is filled with the first texts of that length.
+    """
+    lengths: dict[int, list[int]] = {}
+    for position, each in enumerate(ids):
+        lengths.setdefault(-(-len(each) // ROUND) * ROUND, []).append(position)
+    for length, positions in sorted(lengths.items()):
+        size = BATCH_TOKENS // length
+        for start in range(0, len(positions), size):
+            some = np.resize([*positions[start : start + size], *positions], size)
+            padded = np.full((size, length), pad, dtype=np.int64)
+            for row, position in enumerate(some):
+                padded[row, : len(ids[position])] = ids[position]
+            yield some, torch.from_numpy(padded).to(device)
+
+
 def loss_of(
     logits: dict[str, torch.Tensor], allowed: dict[str, torch.Tensor], weights: torch.Tensor, smoothing: float = 0.0
 ) -> torch.Tensor:
@@ -122,10 +153,24 @@ def apart(logits: dict[str, torch.Tensor]) -> torch.Tensor:
         one, other = torch.log_softmax(values, 1).chunk(2)
         both = functional.kl_div(one, other, log_target=True, reduction="batchmean")
         both = both + functional.kl_div(other, one, log_target=True, reduction="batchmean")
-        # Needs are in the loss once per level; two of them do here, for leaves alone have this distance.
-        share = 2 if head == heads.NEED else 1
-        total = total + share * WEIGHTS.get(head, WEIGHT) * both / 2
+        total = total + _share(head) * both / 2
     return total
+
+
+def unlike(logits: dict[str, torch.Tensor], taught: dict[str, torch.Tensor]) -> torch.Tensor:
+    """How far the answers are from what teachers say: cross-entropy of each head, weighed as in `loss_of`.
+
+    Knowledge distillation (Hinton et al. 2015, arXiv:1503.02531) at temperature 1.
+    """
+    total = torch.zeros((), device=logits[heads.NEED].device)
+    for head, likely in taught.items():
+        total = total - _share(head) * (likely * torch.log_softmax(logits[head], 1)).sum(1).mean()
+    return total
+
+
+def _share(head: str) -> float:
+    """How much the distance of a head's classes counts; needs are in the loss once per level."""
+    return (LEAVES if head == heads.NEED else 1) * WEIGHTS.get(head, WEIGHT)
 
 
 def targets(rows: Sequence[Verbatim], taxonomy: Taxonomy) -> Allowed:
@@ -141,6 +186,15 @@ def predict(network: Network, ids: Sequence[list[int]], pad: int) -> dict[str, N
         for some, padded in batches(ids, pad, 4 * BATCH_TOKENS, network.device):
             for name, values in network.logits(padded, padded != pad).items():
                 results.setdefault(name, np.zeros((len(ids), values.shape[1])))[some] = values.cpu().numpy()
+    return results
+
+
+def likely(network: Network, ids: Sequence[list[int]], pad: int) -> dict[str, NDArray[np.float32]]:
+    """Probability of each head's classes, [texts, classes]."""
+    results = {}
+    for name, logits in predict(network, ids, pad).items():
+        values = np.exp(logits - logits.max(1, keepdims=True))
+        results[name] = (values / values.sum(1, keepdims=True)).astype(np.float32)
     return results
 
 
@@ -175,11 +229,12 @@ def fit(
     *,
     say: Callable[[str], None],
     keep: Path,
+    taught: Answers | None = None,
 ) -> list[dict[str, float]]:
     """Train on the first part of `split`, follow on the second; returns a row of figures per epoch.
 
-    What was learnt is written to `keep` after each epoch. A network that begins from an earlier training has its needs
-    started already.
+    `taught` is what teachers say of the first part's texts. What was learnt is written to `keep` after each epoch. A
+    network that begins from an earlier training has its needs started already.
     """
     torch.manual_seed(settings.seed)
     torch.set_num_threads(settings.threads)
@@ -191,36 +246,24 @@ def fit(
         start_needs(network, words, taxonomy)
     seen, watched = [*split[0], *definitions(taxonomy)], split[1]
     ids, watched_ids = encode([row.text for row in seen]), encode([row.text for row in watched])
-    allowed = {name: torch.from_numpy(value).to(device) for name, value in targets(seen, taxonomy).items()}
-    weights = torch.tensor([row.weight for row in seen], device=device)
     watched_allowed = {name: torch.from_numpy(value) for name, value in targets(watched, taxonomy).items()}
-    optimiser = torch.optim.AdamW(_groups(network, settings.rate), weight_decay=DECAY)
-    per_epoch = sum(1 for _ in batches(ids, pad))
-    steps = per_epoch * settings.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / steps))
+    weights = [row.weight for row in seen]
+    learn = _Learning(network, settings, pad, allowed=targets(seen, taxonomy), weights=weights, taught=taught or {})
+    on_gpu = device == "cuda"
+    step = _Recorded(learn.step) if on_gpu else learn.step
+    arrange = partial(shaped, device=device) if on_gpu else batches
+    per_epoch = sum(1 for _ in arrange(ids, pad))
     curve: list[dict[str, float]] = []
     started = time.monotonic()
     for epoch in range(1, settings.epochs + 1):
         epoch_loss = torch.zeros((), device=device)
         # Texts of like length share a batch, others each time.
         order = rng.permutation(len(ids))
-        made = list(batches([ids[position] for position in order], pad, device=device))
+        made = list(arrange([ids[position] for position in order], pad))
         for done, number in enumerate(rng.permutation(len(made)), start=1):
             some, padded = made[number]
-            rows = torch.from_numpy(order[some]).to(device)
-            if settings.consistency:
-                padded, rows = padded.repeat(2, 1), rows.repeat(2)
-            padded = cut(padded, pad)
-            logits = network.logits(padded, padded != pad, train=True)
-            loss = loss_of(logits, {name: value[rows] for name, value in allowed.items()}, weights[rows], SMOOTHING)
-            if settings.consistency:
-                loss = loss + settings.consistency * apart(logits)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.learnt.values(), CLIP)
-            optimiser.step()
-            schedule.step()
-            epoch_loss = epoch_loss + loss.detach()
+            learn.at(((epoch - 1) * per_epoch + done - 1) / (per_epoch * settings.epochs))
+            epoch_loss += step(padded, torch.from_numpy(order[some]).to(device))
             if done % 25 == 0:
                 say(f"epoch {epoch}, batch {done} of {len(made)}: {time.monotonic() - started:.0f} s")
         outcome = predict(network, watched_ids, pad)
@@ -237,6 +280,95 @@ def fit(
         figures = ", ".join(f"{name} {value:.3f}" for name, value in curve[-1].items() if name != "epoch")
         say(f"epoch {epoch} of {settings.epochs}: {figures}; {elapsed:.0f} s, about {left:.0f} s to go")
     return curve
+
+
+class _Learning:
+    """One step of learning at a time, from batches of rows with what `targets` admits of each, and their weights."""
+
+    def __init__(
+        self,
+        network: Network,
+        settings: Settings,
+        pad: int,
+        *,
+        allowed: Allowed,
+        weights: Sequence[float],
+        taught: Answers,
+    ) -> None:
+        device = network.device
+        self._network, self._settings, self._pad = network, settings, pad
+        self._allowed = {name: torch.from_numpy(value).to(device) for name, value in allowed.items()}
+        self._weights = torch.tensor(weights, device=device)
+        # Definitions, which come last, have no teacher: zeros add nothing to the loss.
+        self._taught = {
+            name: torch.from_numpy(np.pad(value, ((0, len(weights) - len(value)), (0, 0)))).to(device)
+            for name, value in taught.items()
+        }
+        self._optimiser = torch.optim.AdamW(
+            _groups(network, settings.rate), weight_decay=DECAY, capturable=device == "cuda"
+        )
+        self._rates = [float(group["lr"]) for group in self._optimiser.param_groups]
+        for group in self._optimiser.param_groups:
+            # Where a step is recorded, so is the place of its rate.
+            group["lr"] = torch.tensor(0.0, device=device)
+
+    def at(self, progress: float) -> None:
+        """Set the rates to what they are after this share of the training."""
+        for group, highest in zip(self._optimiser.param_groups, self._rates, strict=True):
+            group["lr"].fill_(highest * _rate(progress))
+
+    def step(self, padded: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Learn from the texts of `padded` [texts, length], which are those of the numbers `rows`; gives their loss."""
+        settings = self._settings
+        if settings.consistency:
+            padded, rows = padded.repeat(2, 1), rows.repeat(2)
+        padded = cut(padded, self._pad)
+        logits = self._network.logits(padded, padded != self._pad, train=True)
+        allowed = {name: value[rows] for name, value in self._allowed.items()}
+        loss = loss_of(logits, allowed, self._weights[rows], SMOOTHING)
+        if self._taught:
+            distance = unlike(logits, {name: value[rows] for name, value in self._taught.items()})
+            loss = (1 - settings.taught) * loss + settings.taught * distance
+        if settings.consistency:
+            loss = loss + settings.consistency * apart(logits)
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._network.learnt.values(), CLIP)
+        self._optimiser.step()
+        return loss.detach()
+
+
+class _Recorded:
+    """A training step on a GPU, recorded for each shape of batch and played back from then on.
+
+    All recordings share one pool of memory, so only one may be under way; what a step gives holds until the next.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._shapes: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, padded: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        shape = tuple(padded.shape)
+        if not self._shapes:
+            # What libraries and the optimiser set up at first use must not be recorded.
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._step(padded, rows)
+            torch.cuda.current_stream().wait_stream(stream)
+        if shape not in self._shapes:
+            mine, whose = padded.clone(), rows.clone()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                loss = self._step(mine, whose)
+            self._shapes[shape] = graph, mine, whose, loss
+        graph, mine, whose, loss = self._shapes[shape]
+        mine.copy_(padded)
+        whose.copy_(rows)
+        graph.replay()
+        return loss
 
 
 def cut(padded: torch.Tensor, pad: int) -> torch.Tensor:
