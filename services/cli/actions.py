@@ -107,7 +107,7 @@ async def _list(request: pb.ListActionsRequest, limit: int, *, as_json: bool) ->
         show.print_json(found)
         return
     out = show.console()
-    out.print(show.filled(_table(found)))
+    out.print(show.filled(_table(found, out.width)))
     if len(found.actions) < found.total:
         more = "more than " if found.more_than_total else ""
         out.print(f"{show.count(len(found.actions))} of {more}{show.count(found.total)} are shown; --limit shows more")
@@ -125,21 +125,22 @@ def _message(made: type[MessageT], **fields: Any) -> MessageT:
     )
 
 
-def _table(found: pb.ListActionsResponse) -> Table:
+def _table(found: pb.ListActionsResponse, width: int) -> Table:
     lines = show.table(
-        "opened (UTC)", "kind", "state", "customer~", "title~", "owner", "next due (UTC)", "result", "id"
+        *("id", "opened (UTC)", "kind", "state", "customer~", "owner", "due (UTC)", "result", "title~"),
+        spared=("opened (UTC)", "kind", "owner", "state"),
     )
     for each in found.actions:
         lines.add_row(
+            show.short_id(each.action_id, width),
             show.when(each.opened_at),
             show.name(ActionKind.DESCRIPTOR, each.kind),
             show.name(ActionState.DESCRIPTOR, each.state),
             show.plain(each.customer_id),
-            show.plain(each.title),
             show.plain(each.owner),
             Text(_due(each), style="red" if each.overdue else ""),
             show.name(ActionResult.DESCRIPTOR, each.result),
-            each.action_id,
+            show.plain(each.title),
         )
     return lines
 
@@ -164,14 +165,14 @@ async def _show(action_id: str, *, as_json: bool) -> None:
         return
     out = show.console()
     out.print(_details(found.action))
-    lines = show.table("recorded (UTC)", "who", "what~", "why~", "trace", title="History")
+    lines = show.table("recorded (UTC)", "who", "trace", "what~", "why~", title="History", spared=("trace",))
     for entry in found.history:
         lines.add_row(
             show.when(entry.recorded_at),
             show.plain(entry.actor),
+            show.plain(entry.trace_id),
             show.plain(entry.summary),
             show.plain(entry.reason),
-            show.plain(entry.trace_id),
         )
     out.print(show.filled(lines))
 

@@ -141,7 +141,8 @@ def _print(texts: Sequence[str], results: Sequence[pb.AnalyzeResult], *, sentenc
             "model",
             "problem~",
             "text~",
-        )
+        ),
+        spared=("model", "emotion", "intent", "unsure", "score", "language"),
     )
     for text, each in zip(texts, results, strict=True):
         meant = each.analysis

@@ -17,8 +17,9 @@ from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.options import AsOf, From, Json, MapId, To, run
 from services.cli.pictures import controlchart, drawing
 
-#: The last subgroups that one line has room for.
+#: The last subgroups that one line has room for, and one of a narrow terminal.
 _COURSE = 60
+_SHORT_COURSE = 15
 
 
 class Charted(StrEnum):
@@ -86,12 +87,18 @@ async def _chart(request: pb.GetControlChartRequest, limit: int, svg: Path | Non
     if svg:
         out.print(show.plain(f"{svg}: {drawn.name}, {show.count(len(drawn.points))} points"))
         return
-    out.print(show.plain(drawn.name), _course(drawn))
+    out.print(show.plain(drawn.name), _course(drawn, out.width))
     out.print(controlchart.in_words(drawn))
     if drawn.not_charted and controlchart.outside(drawn):
-        out.print(f"No limits since: {drawn.not_charted}.")
+        out.print(
+            "Since then it is charted anew: what came next, good or bad, only makes up a new baseline and is not"
+            f" judged, until there is enough of it: {drawn.not_charted}."
+        )
     day = show.name(pb.Period.DESCRIPTOR, drawn.subgroup)
-    lines = show.table(f"{day} from", "answers#", "value#", "centre#", "average#", "limits#", "", "signal~")
+    lines = show.table(
+        *(f"{day} from", "answers#", "value#", "centre#", "average#", "limits#", "signal", "state~"),
+        spared=("signal", "average", "limits"),
+    )
     for each in drawn.points[-limit:]:
         lines.add_row(
             show.when(getattr(each, "from"))[:10],
@@ -100,8 +107,8 @@ async def _chart(request: pb.GetControlChartRequest, limit: int, svg: Path | Non
             controlchart.unit(drawn, each.centre) if each.HasField("centre") else "",
             f"{each.average:+.2f}" if each.HasField("average") else "",
             f"±{each.limit:.2f}" if each.HasField("limit") else "",
-            _state(drawn, each),
             show.short_id(each.signal_id, out.width),
+            _state(drawn, each),
         )
     out.print(show.filled(lines))
     out.print(controlchart.method_in_words(found.method))
@@ -115,14 +122,16 @@ async def _charts(request: pb.ListControlChartsRequest, *, every: bool, as_json:
         return
     out = show.console()
     charted = [each for each in found.charts if every or not each.not_charted or controlchart.outside(each)]
-    out.print(show.filled(_chart_table(charted)))
+    out.print(show.filled(_chart_table(charted, out.width)))
     if left := len(found.charts) - len(charted):
         out.print(f"{show.count(left)} more have too few answers for limits: --all shows them, and what they lack")
     out.print(controlchart.method_in_words(found.method))
 
 
-def _chart_table(charts: Sequence[pb.ControlChart]) -> Table:
-    lines = show.table("chart~", "touchpoint or need~", "by", "course", "centre#", "last#", "state~")
+def _chart_table(charts: Sequence[pb.ControlChart], width: int) -> Table:
+    lines = show.table(
+        "chart~", "touchpoint or need~", "by", "course", "centre#", "last#", "state~", spared=("by", "centre", "last")
+    )
     for each in charts:
         judged = [point for point in each.points if point.state != pb.CHART_STATE_GAP]
         last = judged[-1] if judged else pb.ChartPoint()
@@ -132,7 +141,7 @@ def _chart_table(charts: Sequence[pb.ControlChart]) -> Table:
             show.plain(each.name),
             show.plain(each.touchpoint_id or each.need_path),
             show.name(pb.Period.DESCRIPTOR, each.subgroup),
-            _course(each),
+            _course(each, width),
             controlchart.unit(each, last.centre) if last.HasField("centre") else "",
             controlchart.unit(each, last.value) if last.HasField("value") else "",
             state,
@@ -140,9 +149,9 @@ def _chart_table(charts: Sequence[pb.ControlChart]) -> Table:
     return lines
 
 
-def _course(drawn: pb.ControlChart) -> str:
+def _course(drawn: pb.ControlChart, width: int) -> str:
     """Return the last values as blocks between the lowest and the highest of them; a gap stays empty."""
-    newest = drawn.points[-_COURSE:]
+    newest = drawn.points[-(_COURSE if width >= show.ROOM_FOR_IDS else _SHORT_COURSE) :]
     values = [each.value for each in newest if each.state != pb.CHART_STATE_GAP]
     if not values:
         return ""

@@ -124,11 +124,15 @@ async def _analyses(request: pb.ListAnalysesRequest, *, as_json: bool) -> None:
         return
     words = await _words(addresses, request.customer_id, {each.interaction_event_id for each in found.analyses})
     meanings = ("sentiment", "point", "need", "emotion", "intent")
-    lines = show.table("interaction", "recorded (UTC)", "by", "counts", *meanings, "comment~", "words~")
+    out = show.console()
+    lines = show.table(
+        *("interaction", "recorded (UTC)", "by", "counts", *meanings, "comment~", "words~"),
+        spared=("emotion", "intent", "recorded (UTC)", "counts", "need"),
+    )
     for each in found.analyses:
         meant = each.analysis
         lines.add_row(
-            each.interaction_event_id,
+            show.short_id(each.interaction_event_id, out.width),
             show.when(each.recorded_at),
             each.actor or f"{meant.model} {meant.model_version}".strip(),
             "yes" if each.counts else "",
@@ -141,7 +145,7 @@ async def _analyses(request: pb.ListAnalysesRequest, *, as_json: bool) -> None:
             # Told once, however many said what they mean.
             show.plain(words.pop(each.interaction_event_id, "")),
         )
-    show.console().print(show.filled(lines))
+    out.print(show.filled(lines))
 
 
 async def _words(addresses: Addresses, customer_id: str, wanted: set[str]) -> dict[str, str]:

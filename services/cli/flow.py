@@ -132,7 +132,9 @@ def _part(count: int, of: int) -> str:
 
 def _steps(flow_: pb.Flow) -> Table:
     columns = ("cases#", "begin#", "end#", "again#", "came back#", "dropped off#", "returned later#", "felt#")
-    lines = show.table("step~", "id", *columns)
+    lines = show.table(
+        *("step~", "id"), *columns, spared=("id", "returned later", "came back", "dropped off", "again", "felt")
+    )
     for step in flow_.steps:
         lost = step.drop_off
         lines.add_row(
@@ -157,7 +159,9 @@ _SHOWN = 25
 def _edges(flow_: pb.Flow) -> Table:
     rest = len(flow_.edges) - _SHOWN
     title = f"What follows what ({rest} rarer ones: --json)" if rest > 0 else "What follows what"
-    lines = show.table("from~", "to~", "times#", "cases#", "half within#", "nine of ten within#", title=title)
+    lines = show.table(
+        "from~", "to~", "times#", "cases#", "half within#", "nine of ten within#", title=title, spared=("cases",)
+    )
     for edge in flow_.edges[:_SHOWN]:
         lines.add_row(
             show.plain(edge.from_name),
@@ -221,18 +225,16 @@ async def _coverage(request: pb.GetCoverageRequest, *, as_json: bool) -> None:
             f"of {expected} scores that the map expects {found.all.met} are met, {found.all.missed} missed"
             f" and {found.all.not_known} not known with so few answers"
         )
-    # Where there is little room, it is for the names.
-    wide = out.width >= show.ROOM_FOR_IDS
-    counted = ("interactions#", "rated#", "verbatims#")
-    stage, owner = (("stage~", "id"), ["owner~"]) if wide else (("stage~",), [])
     lines = show.table(
-        *stage, "touchpoint~", "id", "hearing", "★", *counted, "last heard", "of what is expected~", *owner
+        *("stage~", "id", "touchpoint~", "id", "hearing", "★", "interactions#", "rated#", "verbatims#"),
+        *("last heard", "of what is expected~", "owner~"),
+        spared=("owner", "id", "last heard", "verbatims", "rated", "of what is expected"),
     )
     for each in found.touchpoints:
         hearing = show.name(pb.Hearing.DESCRIPTOR, each.hearing)
         lines.add_row(
             show.plain(each.stage_name),
-            *([each.stage_id] if wide else []),
+            each.stage_id,
             show.plain(each.name),
             each.touchpoint_id,
             Text(hearing, style=_HEARING_STYLES.get(each.hearing, "")),
@@ -242,7 +244,7 @@ async def _coverage(request: pb.GetCoverageRequest, *, as_json: bool) -> None:
             show.count(each.verbatims),
             show.when(each.last_heard_at),
             show.plain(", ".join(show.expected(each.expected))),
-            *([show.plain(each.owner)] if wide else []),
+            show.plain(each.owner),
         )
     out.print(show.filled(lines))
     if found.off_map:

@@ -186,7 +186,17 @@ def list_maps(*, as_json: Json = False) -> None:
         if as_json:
             show.print_json(found)
             return
-        lines = show.table("map", "name~", "version#", "published (UTC)", "by", "stages#", "touchpoints#", "rules#")
+        lines = show.table(
+            "map",
+            "name~",
+            "version#",
+            "published (UTC)",
+            "by",
+            "stages#",
+            "touchpoints#",
+            "rules#",
+            spared=("rules", "stages", "by"),
+        )
         for each in found.maps:
             lines.add_row(
                 each.map.map_id,
@@ -310,7 +320,17 @@ def _print_map(published: pb.PublishedMap) -> None:
     journey_map = published.map
     name = show.plain(journey_map.name)
     out.print(Text(journey_map.map_id, style="bold"), name, f"· version {published.version}")
-    lines = show.table("stage~", "id", "touchpoint~", "id", "moment of truth", "channel", "owner~", "expected~")
+    lines = show.table(
+        "stage~",
+        "id",
+        "touchpoint~",
+        "id",
+        "moment of truth",
+        "channel",
+        "owner~",
+        "expected~",
+        spared=("owner", "channel", "expected", "moment of truth"),
+    )
     for stage in journey_map.stages:
         for n, touchpoint in enumerate(stage.touchpoints):
             lines.add_row(

@@ -100,7 +100,8 @@ def _about(found: pb.GetCustomerJourneyResponse) -> Table:
     lines.add_row("signals", show.plain(", ".join(map(_signal, found.signals[:_POINTS]))))
     actions = [f"{each.title} ({show.name(ActionState.DESCRIPTOR, each.state)})" for each in found.actions[:_POINTS]]
     lines.add_row("actions", show.plain(", ".join(actions)))
-    lines.add_row("recorded under", show.plain(", ".join(found.customer_ids[1:])))
+    if len(found.customer_ids) > 1:
+        lines.add_row("recorded under", show.plain(", ".join(found.customer_ids[1:])))
     return lines
 
 
@@ -155,7 +156,10 @@ async def _watch(request: pb.WatchCustomerJourneyRequest, count: int, *, as_json
 
 
 def _timeline(found: pb.GetCustomerJourneyResponse | pb.WatchCustomerJourneyResponse) -> Table:
-    lines = show.table("when (UTC)", "stage", "touchpoint~", "channel", "outcome", "rating", "point", "need", "words~")
+    lines = show.table(
+        *("when (UTC)", "stage", "touchpoint~", "channel", "outcome", "rating", "point", "need~", "words~"),
+        spared=("channel", "stage", "outcome", "need"),
+    )
     for entry in found.entries:
         what = entry.interaction
         lines.add_row(
@@ -262,7 +266,7 @@ async def _scores(request: pb.GetScoresRequest, *, as_json: bool) -> None:
         if found.left_out:
             out.print(f"and {show.count(found.left_out)} groups of fewer interactions; --limit shows more")
         return
-    lines = show.table(show.SCORE_COLUMNS[0], "id", *show.SCORE_COLUMNS[1:], EXPECTED)
+    lines = show.table(show.SCORE_COLUMNS[0], "id", *show.SCORE_COLUMNS[1:], EXPECTED, spared=_SPARED)
     lines.add_row("all", "", *show.scores(found.total), "", style="bold")
     for each in found.touchpoints:
         title = each.name if each.touchpoint_id else f"{each.name} (not on the map)"
@@ -272,6 +276,7 @@ async def _scores(request: pb.GetScoresRequest, *, as_json: bool) -> None:
 
 #: What is, of what the map expects.
 EXPECTED = "of what is expected~"
+_SPARED = ("id", "customers", EXPECTED.rstrip("~"), "interactions")
 
 
 def _as_of(request: Any) -> Timestamp | None:
@@ -286,7 +291,7 @@ def _group_table(found: pb.GetScoresResponse, request: pb.GetScoresRequest) -> T
     names = [show.name(pb.Grouping.DESCRIPTOR, each) for each in request.group_by]
     keys = [column for name in names for column in (f"{name}~", *(["id"] if name in _WITH_IDS else []))]
     period = [f"{show.name(pb.Period.DESCRIPTOR, request.period)} from"] if request.period else []
-    lines = show.table(*keys, *period, *show.SCORE_COLUMNS[1:], EXPECTED)
+    lines = show.table(*keys, *period, *show.SCORE_COLUMNS[1:], EXPECTED, spared=_SPARED)
     for each in found.groups:
         start = [f"{each.period_start.ToDatetime():%Y-%m-%d}"] if request.period else []
         told: list[Text | str] = []
@@ -365,6 +370,7 @@ def _driver_table(found: pb.ListPointsResponse) -> Table:
         "answers with#",
         "without#",
         title="What moves the scores",
+        spared=("effect (g)",),
     )
     for each in found.drivers:
         lines.add_row(
@@ -412,6 +418,7 @@ def point_table(found: pb.ListPointsResponse, title: str = "") -> Table:
         "at stake#",
         "an example~",
         title=title,
+        spared=("id", "mentions", "severity", "trend", "share", "at stake"),
     )
     for each in found.points:
         if not each.need_path:
@@ -487,23 +494,20 @@ async def _signals(customer_id: str, rule: str, as_of: Timestamp | None, limit: 
 
 
 def _signal_table(found: pb.ListSignalsResponse, width: int) -> Table:
-    wide = width >= show.ROOM_FOR_IDS
-    # They are in the order in which they were raised; when it happened can be looked up.
-    times = ("raised (UTC)", "happened (UTC)") if wide else ("raised (UTC)",)
-    lines = show.table(*times, "customer~", "touchpoint~", "why~", "need~", "signal")
-    *_, customer_id, touchpoint, _why, need, _signal = lines.columns
-    if not wide:
-        # The reasons have what room there is.
-        for column in (customer_id, touchpoint, need):
-            column.max_width = width // 8
+    # They are in the order in which they were raised; what it is about, the reasons tell, too.
+    lines = show.table(
+        *("raised (UTC)", "happened (UTC)", "signal", "customer~", "touchpoint~", "need~", "why~"),
+        spared=("happened (UTC)", "need", "signal"),
+    )
     for each in found.signals:
         lines.add_row(
-            *(show.when(time) for time in (each.raised_at, each.occurred_at)[: len(times)]),
+            show.when(each.raised_at),
+            show.when(each.occurred_at),
+            show.short_id(each.signal_id, width),
             show.plain(show.short_id(each.customer_id, width)),
             show.plain(show.place(each.touchpoint_name, each.touchpoint)),
-            show.plain("; ".join(each.reasons)),
             show.plain(each.need_path),
-            show.short_id(each.signal_id, width),
+            show.plain("; ".join(each.reasons)),
         )
     return lines
 
@@ -556,7 +560,7 @@ async def _ladder(request: pb.GetLoyaltyLadderRequest, *, as_json: bool) -> None
             show.sparkline(course, 0, max([*course, 1])),
         )
     out.print(lines)
-    moves = show.table("from", "to", "rose#", "rose at~", "fell#", "fell at~")
+    moves = show.table("from", "to", "rose#", "rose at~", "fell#", "fell at~", spared=("to",))
     for period in periods:
         since, until = (f"{time.ToDatetime():%Y-%m-%d}" for time in (getattr(period, "from"), period.to))
         risen, fallen = (

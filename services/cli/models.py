@@ -51,7 +51,9 @@ async def _models(*, as_json: bool) -> None:
     if as_json:
         show.print_json(found)
         return
-    lines = show.table("model", "version", "state", "in service", "taxonomy", "languages", "answers~", "reason~")
+    lines = show.table(
+        "model", "version", "state", "in service", "taxonomy", "languages~", "answers~", "reason~", spared=("taxonomy",)
+    )
     for each in found.models:
         answers = [show.name(Aspect.DESCRIPTOR, aspect) for aspect in each.aspects]
         lines.add_row(
@@ -110,7 +112,9 @@ async def _compare(request: pb.CompareModelsRequest, *, as_json: bool) -> None:
         )
     out = show.console()
     out.print(f"{found.compared:,} verbatims compared, {found.failed:,} not understood by both.")
-    lines = show.table("question", "compared#", "changed#", "share#", "95 %", "right, of those judged")
+    lines = show.table(
+        "question", "compared#", "changed#", "share#", "95 %", "right, of those judged", spared=("changed",)
+    )
     for each in found.aspects:
         lines.add_row(
             show.name(Aspect.DESCRIPTOR, each.aspect),

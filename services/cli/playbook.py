@@ -95,7 +95,8 @@ def list_playbooks(*, as_json: Json = False) -> None:
             show.print_json(found)
             return
         lines = show.table(
-            "playbook", "name~", "version#", "on", "published (UTC)", "by", "recoveries#", "improvements#"
+            *("playbook", "name~", "version#", "on", "published (UTC)", "by", "recoveries#", "improvements#"),
+            spared=("by", "published (UTC)", "on"),
         )
         for each in found.playbooks:
             lines.add_row(
@@ -142,7 +143,8 @@ def _print(published: pb.PublishedPlaybook) -> None:
     where = playbook.calendar.time_zone or "UTC, around the clock"
     out.print(f"calendar {where} · at most {show.count(playbook.max_per_hour or 500)} actions an hour")
     lines = show.table(
-        "rule", "opens", "touchpoints~", "needs~", "priority", "owner", "accept", "resolve", "escalates~"
+        *("rule", "opens~", "touchpoints~", "needs~", "priority", "owner", "accept", "resolve", "escalates~"),
+        spared=("priority", "escalates"),
     )
     for rule in playbook.recoveries:
         days = f", {rule.cool_down_days} days apart" if rule.cool_down_days else ""
@@ -192,7 +194,16 @@ def dry_run(
 
 
 async def _dry_run(request: pb.DryRunPlaybookRequest, *, as_json: bool) -> None:
-    lines = show.table("when (UTC)", "opens", "rule", "customer~", "what~", "due (UTC)", "owner")
+    lines = show.table(
+        "when (UTC)",
+        "opens",
+        "rule",
+        "customer~",
+        "what~",
+        "due (UTC)",
+        "owner",
+        spared=("opens", "owner", "due (UTC)"),
+    )
     summary, told, progress = pb.DryRunSummary(), [], show.console(stderr=True)
     async with clients.playbooks(Addresses.configured()) as playbooks:
         async for answer in playbooks.DryRunPlaybook(request):

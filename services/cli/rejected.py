@@ -97,16 +97,19 @@ async def _list(request: pb.ListRejectedRequest, limit: int, *, as_json: bool) -
         show.print_json(found)
         return
     out = show.console()
-    lines = show.table("rejected (UTC)", "state", "source", "interaction~", "customer~", "why~", "id")
+    lines = show.table(
+        *("id", "rejected (UTC)", "state", "source", "interaction~", "customer~", "why~"),
+        spared=("rejected (UTC)", "state", "source", "customer"),
+    )
     for each in found.rejections:
         lines.add_row(
+            each.rejection_id,
             show.when(each.rejected_at),
             show.name(RejectionState.DESCRIPTOR, each.state),
             show.plain(each.interaction.source),
             show.plain(each.interaction.interaction_id),
             show.plain(each.interaction.customer.customer_id),
             show.plain(_why(each)),
-            each.rejection_id,
         )
     out.print(show.filled(lines))
     if len(found.rejections) < found.total:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
@@ -25,8 +26,11 @@ from recorrido.journey.v1.journey_service_pb2 import ExpectationResult, Expectat
 _PIPED_WIDTH = 200
 #: Columns of a terminal from which on ids are shown whole.
 ROOM_FOR_IDS = 160
-#: What a column of words wants at least.
-_FEW_WORDS = 24
+#: What a column of words wants at least, and one of longer words such as paths.
+_FEW_WORDS = 16
+#: And the last one, as long as other columns can be left out for it.
+_MANY_WORDS = 28
+_LONG_WORD = 20
 _UUID_LENGTH = 36
 
 _POINT_STYLES: dict[int, str] = {
@@ -37,21 +41,63 @@ _POINT_STYLES: dict[int, str] = {
 _SENTIMENT_STYLES: dict[int, str] = {Sentiment.SENTIMENT_NEGATIVE: "red", Sentiment.SENTIMENT_POSITIVE: "green"}
 
 
+class FittingTable(Table):
+    """A table that knows which of its columns are left out first where there is no room for all."""
+
+    spared: Sequence[str] = ()
+
+
 class _Console(Console):
-    """Prints a table that is too wide as a block for each row: a number that is cut misleads."""
+    """Fits tables into a terminal: a number that is cut misleads, and words that are cut cannot be read elsewhere.
+
+    Words go on in the next line. Where that is not enough, columns that matter less are left out, and it is said which;
+    a table that is too wide still is printed as a block for each row.
+    """
 
     def print(self, *objects: Any, **options: Any) -> None:
-        fitting = (_blocks(each) if isinstance(each, Table) and self._squeezes(each) else each for each in objects)
-        super().print(*fitting, **options)
+        super().print(*(self._fitted(each) if isinstance(each, FittingTable) else each for each in objects), **options)
 
-    def _squeezes(self, lines: Table) -> bool:
-        """Whether a column would be cut that does not give way; one that does wants a few words at least."""
-        needed = 2 * (len(lines.columns) - 1)
+    def _fitted(self, lines: FittingTable) -> RenderableType:
+        left_out: list[str] = []
+        for name in lines.spared:
+            if self._widths(lines, last=_MANY_WORDS):
+                break
+            if any(str(column.header) == name for column in lines.columns):
+                lines.columns = [column for column in lines.columns if str(column.header) != name]
+                left_out.append(name)
+        if not (widths := self._widths(lines)):
+            return _blocks(lines)
+        fitted = _empty(str(lines.title or ""), show_header=lines.show_header)
+        for column, width in zip(lines.columns, widths, strict=True):
+            header = column.header if column.no_wrap else _folded(column.header, width)
+            fitted.add_column(header, justify=column.justify, width=width, no_wrap=column.no_wrap)
+        for row, cells in zip(lines.rows, zip(*(column.cells for column in lines.columns), strict=True), strict=True):
+            fitted.add_row(*map(_folded, cells, widths), style=row.style)
+        if not left_out:
+            return fitted
+        told = f"not shown for want of room: {', '.join(left_out)}; a wider terminal or --json tells"
+        return Group(fitted, Text(told, style="dim"))
+
+    def _widths(self, lines: Table, last: int = 0) -> list[int]:
+        """Return what each column takes, nothing where a number or an id would be cut, or words have too little.
+
+        The last column, where it holds words, has at least `last`, or all that it wants.
+        What room is left is given to the narrowest of those that want more.
+        """
+        wanted, widths = [], []
         for column in lines.columns:
-            cells = [column.header, *column.cells] if lines.show_header else column.cells
-            widest = max((Measurement.get(self, self.options, cell).maximum for cell in cells), default=0)
-            needed += widest if column.no_wrap else min(widest, _FEW_WORDS)
-        return lines.show_header and needed > self.width
+            cells = [*([column.header] if lines.show_header else []), *column.cells]
+            measured = [Measurement.get(self, self.options, cell) for cell in cells]
+            widest = max((each.maximum for each in measured), default=0)
+            word = max((each.minimum for each in measured), default=0)
+            wanted.append(widest)
+            least = max(_FEW_WORDS, min(word, _LONG_WORD), last if column is lines.columns[-1] else 0)
+            widths.append(widest if column.no_wrap else min(widest, least))
+        room = self.width - sum(widths) - 2 * len(widths)
+        while room > 0 and (growing := [n for n, width in enumerate(widths) if width < wanted[n]]):
+            widths[min(growing, key=widths.__getitem__)] += 1
+            room -= 1
+        return widths if room >= 0 else []
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -76,12 +122,23 @@ def _blocks(lines: Table) -> Group:
     return Group(*parts)
 
 
-def _folded(cell: RenderableType) -> RenderableType:
-    if not isinstance(cell, Text):
-        return cell
-    whole = cell.copy()
+def _folded(cell: RenderableType, width: int = 0) -> RenderableType:
+    """Return a cell that goes on in the next line; a path or an id that is wider than `width` does so after a part."""
+    whole = cell.copy() if isinstance(cell, Text) else Text(str(cell))
+    if width and any(len(word) > width for word in whole.plain.split()):
+        whole = Text(" ".join(_in_parts(word, width) for word in whole.plain.split()), style=whole.style)
+    # rich breaks a line at spaces alone.
     whole.no_wrap, whole.overflow = False, "fold"
     return whole
+
+
+def _in_parts(word: str, width: int) -> str:
+    lines = [""]
+    for part in re.findall(r"[^/_-]*[/_-]|[^/_-]+", word):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def dictionary(message: Message) -> dict[str, Any]:
@@ -100,19 +157,14 @@ def print_json_line(message: Message, file: TextIO | None = None) -> None:
     (file or sys.stdout).write(json.dumps(dictionary(message), ensure_ascii=False) + "\n")
 
 
-def table(*columns: str, title: str = "") -> Table:
+def table(*columns: str, title: str = "", spared: Sequence[str] = ()) -> FittingTable:
     """Return an empty table. Without any column name there is no header.
 
     A column whose name ends in '#' holds numbers; one whose name ends in '~' gives way where the terminal is narrow.
+    Those whose names are `spared` are left out there, in this order, as far as it takes.
     """
-    empty = Table(
-        title=title or None,
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        show_header=any(column.strip("#~") for column in columns),
-        box=None,
-    )
+    empty = _empty(title, show_header=any(column.strip("#~") for column in columns))
+    empty.spared = spared
     for column in columns:
         empty.add_column(
             Text(column.rstrip("#~"), no_wrap=True, overflow="ellipsis"),
@@ -122,6 +174,17 @@ def table(*columns: str, title: str = "") -> Table:
             overflow="ellipsis",
         )
     return empty
+
+
+def _empty(title: str, *, show_header: bool) -> FittingTable:
+    return FittingTable(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        show_header=show_header,
+        box=None,
+    )
 
 
 def progress(*, quiet: bool) -> Progress:

@@ -91,7 +91,10 @@ def list_webhooks(*, as_json: Json = False) -> None:
         if as_json:
             show.print_json(answer)
             return
-        lines = show.table("url~", "types~", "state", "waiting#", "abandoned#", "registered (UTC)", "by", "key", "id")
+        lines = show.table(
+            *("url~", "types~", "state", "waiting#", "abandoned#", "registered (UTC)", "by", "key", "id"),
+            spared=("registered (UTC)", "by", "key", "types", "abandoned", "waiting"),
+        )
         for each in answer.webhooks:
             lines.add_row(
                 show.plain(each.url),

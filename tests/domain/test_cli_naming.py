@@ -4,6 +4,7 @@ from contextlib import asynccontextmanager
 from io import StringIO
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 import typer
@@ -57,7 +58,7 @@ def test_what_misses_its_target_by_little_does_not_look_as_if_it_were_met(value:
     assert show.expected([found]) == [f"✗ CSAT {shown} of 80"]
 
 
-@pytest.mark.parametrize("columns", ["80", "160"])
+@pytest.mark.parametrize("columns", ["80", "120"])
 def test_where_columns_would_be_cut_each_row_is_a_block(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str
 ) -> None:
@@ -69,8 +70,32 @@ def test_where_columns_would_be_cut_each_row_is_a_block(
     printed = capsys.readouterr().out
     assert "delivery/speed/promised_date" in printed
     assert "1,234" in printed
-    assert ("…" in printed) is (columns == "160")
-    assert " ".join(printed.split()).endswith("asked for it myself.") is (columns == "80")
+    assert "…" not in printed, "words go on in the next line"
+    assert printed.startswith(" touchpoint  customers  need") is (columns == "120")
+    assert " ".join(printed.split()).endswith("asked for it myself.")
+
+
+def test_where_there_is_no_room_the_columns_that_matter_least_are_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def printed(columns: int) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = show.table("id", "customers#", "need~", "words~", title="Points", spared=("id", "customers"))
+        lines.add_row(str(UUID(int=1)), "1,234", "information/order_facts/change_possible", show.plain("Late. " * 12))
+        show.console().print(show.filled(lines))
+        told = capsys.readouterr().out
+        assert all(len(line) <= columns for line in told.splitlines())
+        assert "…" not in told
+        return told.splitlines()
+
+    assert printed(160)[1].split() == ["id", "customers", "need", "words"]
+    assert str(UUID(int=1)) in printed(160)[2]
+    narrow = printed(64)
+    assert narrow[1].split() == ["customers", "need", "words"]
+    assert narrow[-1] == "not shown for want of room: id; a wider terminal or --json tells"
+    # A path goes on after one of its parts.
+    assert narrow[2].split()[1].endswith("/")
+    assert printed(40)[1].split() == ["need", "words"]
 
 
 def test_the_rules_that_can_be_asked_for_are_those_that_there_are() -> None:

@@ -7,8 +7,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -17,8 +18,10 @@ from playwright.async_api import Page, async_playwright
 
 from infra.local import directory
 from infra.local import ports as port_numbers
+from recorrido.actions.v1.actions_service_pb2 import ListActionsRequest
+from recorrido.inference.v1.inference_service_pb2 import ListAnalysesRequest
 from recorrido.journey.v1 import journey_service_pb2 as pb
-from services.cli import local, machine, sample
+from services.cli import actions, correct, flow, journeys, local, machine, sample
 from services.cli.clients import Addresses
 from services.cli.journeymap import SHIPPED
 from services.cli.pictures import flowchart
@@ -710,6 +713,29 @@ async def test_tables_tell_the_ids_that_options_take(cluster: Cluster) -> None:
     ):
         words = (await recorrido(cluster, *arguments)).out.split()
         assert [each for each in ids if each not in words] == [], arguments
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+async def test_tables_fit_into_a_terminal(
+    cluster: Cluster, customer_id: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    for name, value in environment(cluster.ports, COLUMNS=str(width)).items():
+        monkeypatch.setenv(name, value)
+
+    async def begins_with(work: Coroutine[Any, Any, None], *columns: str) -> None:
+        await work
+        told = capsys.readouterr().out.splitlines()
+        (head,) = [line for line in told if line.split()[: len(columns)] == list(columns)]
+        table = told[told.index(head) :]
+        assert "…" not in "".join(table)
+        assert all(len(line) <= width for line in table)
+
+    everything, one = pb.ListPointsRequest(map_id="omnichannel", limit=5), ListAnalysesRequest(customer_id=customer_id)
+    await begins_with(flow._coverage(pb.GetCoverageRequest(map_id="omnichannel"), as_json=False), "stage", "touchpoint")
+    await begins_with(journeys._points(everything, [journeys.Point.PAIN], as_json=False), "point", "need", "touchpoint")
+    await begins_with(journeys._signals("", "", None, 5, as_json=False), "raised", "(UTC)")
+    await begins_with(correct._analyses(one, as_json=False), "interaction")
+    await begins_with(actions._list(ListActionsRequest(), 5, as_json=False), "id")
 
 
 async def test_a_broken_rule_is_told_with_its_field(cluster: Cluster) -> None:

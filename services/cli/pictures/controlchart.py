@@ -17,7 +17,7 @@ _LEAST_SPAN = 1e-6
 
 STATES = {
     pb.CHART_STATE_GAP: "too few answers",
-    pb.CHART_STATE_BASELINE: "baseline",
+    pb.CHART_STATE_BASELINE: "not judged: baseline",
     pb.CHART_STATE_WITHIN: "within the limits",
     pb.CHART_STATE_OUTSIDE: "out of the limits",
 }
