@@ -29,7 +29,7 @@ from infra.local.parts import ROOT
 from recorrido.actions.v1 import webhook_service_pb2 as pb
 from recorrido.actions.v1.events import ActionCommented
 from recorrido.actions.v1.webhook_service_pb2_grpc import WebhookServiceStub
-from services.actions.domain.webhooks import Keyring, Webhook, networks
+from services.actions.domain.webhooks import MAX_WEBHOOKS, Keyring, Webhook, networks
 from services.actions.handlers import webhooks as webhook_handlers
 from services.actions.handlers.webhooks import WebhookHandlers
 from services.actions.receivers import Receivers
@@ -154,6 +154,14 @@ class Desk:
             return next((each for each in answer.webhooks if each.webhook_id == webhook_id), None)
 
         return await until(listed, 20)
+
+    @contextlib.asynccontextmanager
+    async def tables(self) -> AsyncIterator[Any]:
+        """What is to be delivered, as PostgreSQL holds it."""
+        async with asyncpg.create_pool(
+            self.office.cluster.environment["RECORRIDO_POSTGRES_DSN"], min_size=1, max_size=2
+        ) as pool:
+            yield pool
 
     @contextlib.asynccontextmanager
     async def hooked(self, **fields: Any) -> AsyncIterator[tuple[Receiver, str]]:
@@ -393,6 +401,67 @@ async def test_paused_it_waits_and_gone_it_is_paused(desk: Desk) -> None:
         await desk.until_state(key, DELIVERED, 2)
 
 
+async def test_what_failed_before_a_pause_is_not_given_up_at_once_after_it(desk: Desk) -> None:
+    async with desk.hooked() as (receiver, key), desk.tables() as pool:
+        receiver.answer = status(503)
+        await desk.ask("PauseWebhook", key)
+        await desk.office.open()
+        await desk.until_state(key, PENDING)
+        # As if it had failed once, a day before.
+        failed = "UPDATE actions_webhooks.delivery SET attempts = 1, first_at = $2 WHERE webhook_id = $1"
+        await pool.execute(failed, key, datetime.now(UTC) - timedelta(days=1))
+        await desk.ask("ResumeWebhook", key)
+        (given_up,) = await desk.until_state(key, ABANDONED)
+        # It had its time, and not one attempt only.
+        assert given_up.attempts > 2
+
+
+async def test_who_is_paused_is_told_nothing_before_the_outbox_hears_of_it(desk: Desk) -> None:
+    now, day = datetime.now(UTC), timedelta(days=1)
+    async with desk.hooked(event_types=["recorrido.actions.v1.ActionVerified"]) as (_, key), desk.tables() as pool:
+        await desk.ask("PauseWebhook", key)
+
+        async def paused() -> bool:
+            return (await desk.line(key)).state == pb.WEBHOOK_STATE_PAUSED
+
+        await until(paused, 20)
+        # As it was before; and due tomorrow, so that the service leaves it to us.
+        await pool.execute("UPDATE actions_webhooks.webhook SET paused = false WHERE webhook_id = $1", key)
+        await pool.execute(
+            """INSERT INTO actions_webhooks.delivery (delivery_id, webhook_id, event_id, event_type, stream, revision,
+               position, recorded_at, next_at) VALUES ($1, $2, $3, 'x', 'action-x', 0, 1, $4, $5)""",
+            *(str(uuid4()), key, uuid4(), now, now + day),
+        )
+        receivers, given = Receivers((), 2.0), {"first_wait_s": 1.0, "give_up_s": 10.0}
+        store, box = desk.office.store, outbox.Outbox(pool, 2.0)
+        handlers = WebhookHandlers(store, box, receivers, Keyring(()), lambda: now + 2 * day, **given)
+        await handlers._work(key)
+        await receivers.close()
+        (delivery,) = await desk.deliveries(key)
+        assert (delivery.state, delivery.attempts) == (PENDING, 0)
+
+
+async def test_who_repeats_the_last_registration_is_not_one_too_many(desk: Desk) -> None:
+    async with desk.tables() as pool:
+        registered = {"url": "http://127.0.0.1:9/", "request_id": unique("w")}
+        first = await desk.register(**registered)
+        key = first.webhook.webhook_id
+        await desk.line(key)
+        try:
+            await pool.execute(
+                """INSERT INTO actions_webhooks.webhook (webhook_id, url, event_types, description, registered_at,
+                   registered_by, position) SELECT 'many ' || n, '', '{}', '', now(), '', 0
+                   FROM generate_series(1, $1) AS n""",
+                MAX_WEBHOOKS - 1,
+            )
+            assert info(await refusal(desk.register("http://127.0.0.1:9/"))).reason == "TOO_MANY_WEBHOOKS"
+            again = await desk.register(**registered)
+            assert (again.webhook.webhook_id, again.secret) == (key, "")
+        finally:
+            await pool.execute("DELETE FROM actions_webhooks.webhook WHERE webhook_id LIKE 'many %'")
+            await desk.ask("DeleteWebhook", key)
+
+
 async def test_whoever_dies_loses_nothing(tmp_path: Path) -> None:
     async with desk_of(tmp_path, RECORRIDO_WEBHOOK_GIVE_UP_SECONDS="600") as desk, listening() as receiver:
         registered = await desk.register(receiver.url)
@@ -410,6 +479,9 @@ async def test_whoever_dies_loses_nothing(tmp_path: Path) -> None:
         cluster = desk.office.cluster
         # Appended, and dead before anybody put down what is to be delivered.
         left = ActionCommented(action_id=unique("a"), actor="x", text="x", request_id="1")
+        # What starts again finds the tables of an earlier version.
+        async with desk.tables() as pool:
+            await pool.execute("ALTER TABLE actions_webhooks.webhook DROP COLUMN resumed_at")
         killing = asyncio.create_task(cluster.kill_and_restart("actions"))
         stream = stream_name("action", left.action_id)
         await desk.office.store.append([StreamAppend(stream, NO_STREAM, [Pending(left, uuid4())])])

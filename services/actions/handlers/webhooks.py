@@ -195,6 +195,10 @@ class WebhookHandlers:
             while found := await self._outbox.claim(webhook_id, self._clock(), count):
                 started = time.monotonic()
                 webhook = (await self._executor.load(webhook_stream(webhook_id))).state
+                if webhook.paused or webhook.deleted:
+                    # Which the outbox has not heard of: it may be behind for long.
+                    await self._outbox.release(found, self._clock())
+                    return
                 await self._deliver_all(_Claimed(webhook, found, started + CLAIMED_S))
                 quick = time.monotonic() - started < _QUICK_S * len(found) / AT_ONCE
                 count = BATCH if quick else AT_ONCE

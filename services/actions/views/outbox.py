@@ -50,7 +50,10 @@ class WebhookLine:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A delivery that is to be tried now, for the `attempts`-th time since `first_at`."""
+    """A delivery that is to be tried now, for the `attempts`-th time.
+
+    `first_at` is when it was tried first, or when the webhook was resumed after that.
+    """
 
     delivery_id: str
     webhook_id: str
@@ -93,6 +96,8 @@ _CHORES = """
             done_to bigint NOT NULL DEFAULT -1
         );
     """
+#: Since a webhook was resumed last its failures count anew: nobody tried while it was paused.
+_RESUMED = "ALTER TABLE actions_webhooks.webhook ADD COLUMN IF NOT EXISTS resumed_at timestamptz"
 _REPLAY = """
     WITH part AS (
         SELECT delivery_id, position FROM actions_webhooks.delivery
@@ -158,6 +163,7 @@ class OutboxProjection:
         CREATE INDEX ON delivery (delivered_at) WHERE state = 'DELIVERED';
     """
         + _CHORES
+        + _RESUMED
     )
 
     async def apply(self, connection: Any, facts: Sequence[Fact]) -> None:
@@ -215,11 +221,12 @@ async def _change(connection: Any, fact: Fact, webhooks: dict[str, tuple[str, ..
                 event.actor,
                 fact.recorded.position,
             )
-        case WebhookPaused() | WebhookResumed():
+        case WebhookPaused():
+            await connection.execute("UPDATE webhook SET paused = true WHERE webhook_id = $1", event.webhook_id)
+        case WebhookResumed():
             await connection.execute(
-                "UPDATE webhook SET paused = $2 WHERE webhook_id = $1",
-                event.webhook_id,
-                isinstance(event, WebhookPaused),
+                "UPDATE webhook SET paused = false, resumed_at = $2 WHERE webhook_id = $1",
+                *(event.webhook_id, fact.recorded.recorded_at),
             )
         case WebhookDeleted():
             webhooks.pop(event.webhook_id, None)
@@ -255,7 +262,7 @@ class OutboxRunner(ProjectionRunner):
         try:
             there = await self._pool.fetchval("SELECT to_regnamespace($1) IS NOT NULL", self._schema)
             if there:
-                await self._pool.execute(_CHORES)
+                await self._pool.execute(_CHORES + _RESUMED)
         except POSTGRES_DOWN as error:
             raise UnavailableError("PostgreSQL", repr(error)) from error
         if not there:
@@ -292,7 +299,10 @@ class Outbox:
         """Return what is due, oldest first; nobody else gets it until the lease is over."""
         rows = await self._fetch(
             """UPDATE actions_webhooks.delivery d
-               SET attempts = attempts + 1, first_at = COALESCE(first_at, $2), next_at = $3
+               SET attempts = attempts + 1, next_at = $3,
+                   first_at = GREATEST(
+                       COALESCE(first_at, $2),
+                       (SELECT resumed_at FROM actions_webhooks.webhook w WHERE w.webhook_id = $1))
                WHERE delivery_id IN (
                    SELECT delivery_id FROM actions_webhooks.delivery
                    WHERE webhook_id = $1 AND state = 'PENDING' AND next_at <= $2

@@ -123,7 +123,7 @@ class WebhookServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReplayWebhook(self, request, context):
-        """Sends again what was abandoned, or everything; deliveries are kept for 30 days, abandoned ones for ever.
+        """Sends again what was abandoned, or everything; what was delivered, and what was abandoned, is kept for 30 days.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

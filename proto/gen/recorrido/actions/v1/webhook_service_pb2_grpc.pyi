@@ -46,7 +46,7 @@ class WebhookServiceStub:
     RotateWebhookSecret: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.RotateWebhookSecretRequest, _webhook_service_pb2.RotateWebhookSecretResponse]
     """For a day both secrets sign."""
     ReplayWebhook: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.ReplayWebhookRequest, _webhook_service_pb2.ReplayWebhookResponse]
-    """Sends again what was abandoned, or everything; deliveries are kept for 30 days, abandoned ones for ever."""
+    """Sends again what was abandoned, or everything; what was delivered, and what was abandoned, is kept for 30 days."""
     ListDeliveries: _grpc.UnaryUnaryMultiCallable[_webhook_service_pb2.ListDeliveriesRequest, _webhook_service_pb2.ListDeliveriesResponse]
 
 @_typing.type_check_only
@@ -67,7 +67,7 @@ class WebhookServiceAsyncStub(WebhookServiceStub):
     RotateWebhookSecret: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.RotateWebhookSecretRequest, _webhook_service_pb2.RotateWebhookSecretResponse]  # type: ignore[assignment]
     """For a day both secrets sign."""
     ReplayWebhook: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.ReplayWebhookRequest, _webhook_service_pb2.ReplayWebhookResponse]  # type: ignore[assignment]
-    """Sends again what was abandoned, or everything; deliveries are kept for 30 days, abandoned ones for ever."""
+    """Sends again what was abandoned, or everything; what was delivered, and what was abandoned, is kept for 30 days."""
     ListDeliveries: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.ListDeliveriesRequest, _webhook_service_pb2.ListDeliveriesResponse]  # type: ignore[assignment]
 
 class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -127,7 +127,7 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _webhook_service_pb2.ReplayWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_webhook_service_pb2.ReplayWebhookResponse, _abc.Awaitable[_webhook_service_pb2.ReplayWebhookResponse]]:
-        """Sends again what was abandoned, or everything; deliveries are kept for 30 days, abandoned ones for ever."""
+        """Sends again what was abandoned, or everything; what was delivered, and what was abandoned, is kept for 30 days."""
 
     @_abc_1.abstractmethod
     def ListDeliveries(
