@@ -127,7 +127,14 @@ def the_map() -> maps.JourneyMap:
             )
             for age in ("young", "old")
         ],
-        goals=[maps.Goal(goal_id="received", name="Received", touchpoint_ids=["receive_4"])],
+        goals=[
+            maps.Goal(
+                goal_id="received",
+                name="Received",
+                touchpoint_ids=["receive_4"],
+                begins_at_touchpoint_ids=["buy_0", "pay_0"],
+            )
+        ],
         episodes=maps.EpisodeRules(goal_ids=["received"]),
     )
 

@@ -71,14 +71,21 @@ class Truth:
     """A store of the same history as the bus; `held` tells what it still holds."""
 
     def __init__(self, held: Callable[[Recorded], Awaitable[bool]]) -> None:
-        self.holds = held
+        self._held = held
+
+    async def holds(self, recorded: Recorded) -> bool:
+        return await self._held(recorded)
 
     async def check(self, place: Place | None) -> None:
         """What is published by these tests is taken for true."""
 
 
 @contextlib.asynccontextmanager
-async def reacting(bus: Bus, handle, held=always) -> AsyncIterator[None]:  # noqa: ANN001 - as Reaction has it
+async def reacting(
+    bus: Bus,
+    handle: Callable[[Sequence[Delivery]], Awaitable[Sequence[Answer]]],
+    held: Callable[[Recorded], Awaitable[bool]] = always,
+) -> AsyncIterator[None]:
     task = asyncio.create_task(bus.react(Reaction("test", [InteractionRecorded], handle), Truth(held)))
     try:
         yield
@@ -125,8 +132,12 @@ async def test_waiting_for_a_part_is_no_try_however_often_we_restart(
             if waiting == 0:
                 await publish(bus, *range(5))
             before = waiting
+
+            def more(before: int = before) -> bool:
+                return waiting > before
+
             async with reacting(bus, handle):
-                await until(lambda before=before: waiting > before)
+                await until(more)
     done: list[int] = []
 
     async def works_again(deliveries: Sequence[Delivery]) -> list[Answer]:
@@ -192,7 +203,7 @@ async def test_what_can_never_succeed_is_buried_at_once_with_its_reason(cluster:
         assert message.headers["recorrido-dead-durable"] == "test"
 
 
-async def _is(asked, wanted: int) -> bool:  # noqa: ANN001 - a coroutine
+async def _is(asked: Awaitable[int], wanted: int) -> bool:
     return await asked == wanted
 
 

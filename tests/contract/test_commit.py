@@ -132,7 +132,11 @@ async def test_no_more_than_two_appends_are_in_flight(store: Gated) -> None:
     submissions = []
     for n in range(2):
         submissions.append(commit.submit(*note(f"notes-{n}", "a")))
-        await until(lambda n=n: len(store.appends) == n + 1)
+
+        def appended(count: int = n + 1) -> bool:
+            return len(store.appends) == count
+
+        await until(appended)
     submissions += [commit.submit(*note(f"notes-{n}", "a")) for n in range(2, 6)]
     await until(lambda: not commit._starting)
     assert store.appends == [1, 1]

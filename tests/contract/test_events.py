@@ -79,12 +79,12 @@ def test_an_empty_event_is_an_empty_object(event_type: Any) -> None:
 def with_unknown_fields(content: dict[str, Any], message: Descriptor) -> dict[str, Any]:
     more: dict[str, Any] = {"fieldOfTomorrow": [{"x": None}]}
     for field in message.fields:
-        value = content.get(field.json_name)
+        value, within = content.get(field.json_name), field.message_type
         # A key of a map is content, not a field.
-        if isinstance(value, dict) and not field.message_type.GetOptions().map_entry:
-            value = with_unknown_fields(value, field.message_type)
-        elif isinstance(value, list) and field.message_type is not None:
-            value = [with_unknown_fields(each, field.message_type) for each in value]
+        if isinstance(value, dict) and within is not None and not within.GetOptions().map_entry:
+            value = with_unknown_fields(value, within)
+        elif isinstance(value, list) and within is not None:
+            value = [with_unknown_fields(each, within) for each in value]
         more[field.json_name] = value
     return more
 

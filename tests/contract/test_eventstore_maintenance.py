@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -40,7 +41,7 @@ def new(count: int, data: bytes = b"x" * 1000) -> list[NewEvent]:
 def scavenge(node: eventstore.Node, client: KurrentDBClient) -> str:
     """Start a scavenge and wait for its end; gives back its result."""
     with grpc.insecure_channel(node.address) as channel:
-        start = channel.unary_unary(
+        start: Any = channel.unary_unary(
             "/event_store.client.operations.Operations/StartScavenge",
             response_deserializer=messages.ScavengeResp.FromString,
         )

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import grpc
@@ -56,7 +57,7 @@ def test_health_and_features_and_gossip(node: eventstore.Node) -> None:
         health = health_pb2_grpc.HealthStub(channel)
         answer = health.Check(health_pb2.HealthCheckRequest(), timeout=5)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        features = channel.unary_unary("/event_store.client.server_features.ServerFeatures/GetSupportedMethods")
+        features: Any = channel.unary_unary("/event_store.client.server_features.ServerFeatures/GetSupportedMethods")
         assert b"appendrecords" in features(b"", timeout=5)
     client = KurrentDBClient(f"esdb+discover://{node.address}?tls=false")
     client.append_to_stream("s", current_version=ANY, events=new(1))
@@ -79,20 +80,21 @@ async def test_a_call_is_answered_when_its_request_has_ended(node: eventstore.No
     request = streams_pb2.ReadReq(options=options).SerializeToString()
     read = "/event_store.client.streams.Streams/Read"
     async with grpc.aio.insecure_channel(node.address) as channel:
-        open_ended = channel.stream_stream(read)()
+        open_ended: Any = channel.stream_stream(read)()
         await open_ended.write(request)
         answer = asyncio.ensure_future(open_ended.read())
         # What the node sent before the end of a later call on the same connection is here then.
+        reading: Any = channel.unary_stream(read)
         for _ in range(3):
-            assert len([message async for message in channel.unary_stream(read)(request)]) == 1
+            assert len([message async for message in reading(request)]) == 1
         assert not answer.done()
         await open_ended.done_writing()
         assert await answer
         assert await open_ended.read() == grpc.aio.EOF
-        nothing = channel.stream_stream(read)()
+        nothing: Any = channel.stream_stream(read)()
         await nothing.done_writing()
         assert await nothing.code() == grpc.StatusCode.INTERNAL
-        twice = channel.stream_stream(read)()
+        twice: Any = channel.stream_stream(read)()
         await twice.write(request)
         await twice.write(request)
         assert await twice.code() == grpc.StatusCode.INTERNAL
@@ -113,8 +115,9 @@ def test_a_message_that_is_too_large_is_refused_and_no_fault_of_the_node(tmp_pat
     node = eventstore.Node(process, ready["address"], tmp_path)
     options = [("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(node.address, options) as channel:
+        call: Any = channel.unary_stream(f"/{method}")
         with pytest.raises(grpc.RpcError) as refused:
-            list(channel.unary_stream(f"/{method}")(b"\x0a" * (Limits().max_message_bytes + 1)))
+            list(call(b"\x0a" * (Limits().max_message_bytes + 1)))
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert node.stop() == 0
     assert told.read_text() == ""

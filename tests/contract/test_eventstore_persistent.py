@@ -5,6 +5,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -269,7 +270,7 @@ async def test_an_answer_that_names_no_event_is_refused(
     options.uuid_option.string.SetInParent()
     wrong = persistent_pb2.ReadReq.Ack(ids=[shared_pb2.UUID(string="no uuid")])
     async with grpc.aio.insecure_channel(urlsplit(uri).netloc) as channel, asyncio.timeout(DEADLINE_S):
-        call = persistent_pb2_grpc.PersistentSubscriptionsStub(channel).Read()
+        call = persistent_pb2_grpc.PersistentSubscriptionsStub(channel).Read()  # type: ignore[no-untyped-call]
         await call.write(persistent_pb2.ReadReq(options=options))
         await call.write(persistent_pb2.ReadReq(ack=wrong))
         assert (await call.read()).WhichOneof("content") == "subscription_confirmation"
@@ -282,7 +283,7 @@ async def test_a_write_that_fails_does_not_end_a_group(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     event = model.NewEvent(uuid4().bytes, "Recorded", True, b"", b"{}")
     await store.write(model.Append([model.Part("s", model.ANY, [event])]))
-    times = {"message_timeout_s": 0.05, "checkpoint_after_s": 0.05}
+    times: dict[str, Any] = {"message_timeout_s": 0.05, "checkpoint_after_s": 0.05}
     counts = dict.fromkeys((field.name for field in dataclasses.fields(GroupSettings) if field.type in (int, "int")), 0)
     settings = GroupSettings(
         stream="s",

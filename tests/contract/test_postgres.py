@@ -46,6 +46,7 @@ async def test_the_role_owns_its_database_and_is_no_superuser(cluster: Cluster) 
             " current_setting('fsync') as fsync, lower('ÑŠ') as lowered"
             " from pg_roles where rolname = current_user"
         )
+        assert row is not None
         assert dict(row) == {
             "role": "recorrido",
             "database": "recorrido",

@@ -133,7 +133,8 @@ async def given(store: EventStore, case: Case) -> str:
 async def at_once(store: EventStore, case: Case, *commands: Any) -> list[Any]:
     """Execute as so many processes would at the same moment."""
     calls = [Executor(store, case.decider).execute(Intent(case.stream(each), each)) for each in commands]
-    return await asyncio.gather(*calls, return_exceptions=True)
+    done: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
+    return done
 
 
 async def test_of_two_requests_under_one_id_only_the_one_that_was_recorded_is_acknowledged(

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,8 @@ EXAMPLES: list[tuple[RecorridoError, StatusCode]] = [
 
 
 def subclasses(of: type) -> set[type]:
-    return {c for direct in of.__subclasses__() for c in (direct, *subclasses(direct))}
+    found: list[type] = of.__subclasses__()
+    return {c for direct in found for c in (direct, *subclasses(direct))}
 
 
 def ours() -> set[type]:
@@ -82,18 +83,18 @@ async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
 
     class Servicer(pb_grpc.ActionsServiceServicer):
         async def GetAction(self, request: pb.GetActionRequest, _context: Any) -> pb.GetActionResponse:  # noqa: N802
-            return await served.behaviour(request)
+            return await it.behaviour(request)
 
     server = rpc.RpcServer("127.0.0.1:0", calls_per_client=3)
     server.register(
         pb_grpc.add_ActionsServiceServicer_to_server,
-        Servicer(),
+        Servicer(),  # type: ignore[abstract] # nobody calls the others
         pb.DESCRIPTOR.services_by_name["ActionsService"].full_name,
     )
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        served = Served(pb_grpc.ActionsServiceStub(channel), nothing, spans, channel, server)
-        yield served
+        it = Served(pb_grpc.ActionsServiceStub(channel), nothing, spans, channel, server)
+        yield it
     await server.stop(0)
 
 
@@ -225,7 +226,7 @@ async def test_a_call_is_answered_when_its_request_has_ended(served: Served) -> 
     """Who is answered before that has gRPC reset the stream, of which clients on Rust's HTTP/2 make UNAVAILABLE."""
     method = "/recorrido.actions.v1.ActionsService/GetAction"
     request = pb.GetActionRequest(action_id="a").SerializeToString()
-    open_ended = served.channel.stream_stream(method)
+    open_ended: Any = served.channel.stream_stream(method)
     call = open_ended()
     await held_open(call, request, lambda: served.stub.GetAction(pb.GetActionRequest()))
     assert await call.read() == grpc.aio.EOF
@@ -243,7 +244,7 @@ async def test_who_never_ends_a_request_is_held_to_the_deadline(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rpc, "DEFAULT_DEADLINE_S", 0.1)
-    call = served.channel.stream_stream("/recorrido.actions.v1.ActionsService/GetAction")()
+    call: Any = served.channel.stream_stream("/recorrido.actions.v1.ActionsService/GetAction")()
     await call.write(pb.GetActionRequest(action_id="a").SerializeToString())
     assert await call.code() is StatusCode.DEADLINE_EXCEEDED
 
@@ -264,7 +265,7 @@ async def test_a_client_has_no_more_calls_in_progress_than_it_may(served: Served
     mine = ((rpc.CLIENT_HEADER, "shop"),)
     calls = [served.stub.GetAction(pb.GetActionRequest(action_id="wait"), metadata=mine) for _ in range(2)]
     # One whose request does not come is in progress, too.
-    silent = served.channel.stream_stream("/recorrido.actions.v1.ActionsService/GetAction")(metadata=mine)
+    silent: Any = served.channel.stream_stream("/recorrido.actions.v1.ActionsService/GetAction")(metadata=mine)
     async with asyncio.timeout(10):
         for _ in calls:
             await waiting.acquire()
@@ -289,7 +290,8 @@ async def test_a_client_has_no_more_calls_in_progress_than_it_may(served: Served
 
 
 def correlation(metadata: Any) -> str:
-    return dict(metadata)[rpc.CORRELATION_HEADER]
+    found: str = dict(metadata)[rpc.CORRELATION_HEADER]
+    return found
 
 
 async def called(served: Served, *headers: tuple[str, str]) -> str:
@@ -369,7 +371,7 @@ class Streaming:
     """A server whose Republish does what `behaviour` does."""
 
     stub: Any
-    behaviour: Callable[[], AsyncIterator[relay_pb.RepublishResponse]]
+    behaviour: Callable[[], AsyncGenerator[relay_pb.RepublishResponse, None]]
     spans: InMemorySpanExporter
     channel: grpc.aio.Channel
 
@@ -392,24 +394,24 @@ async def streaming(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Streaming]
 
     class Servicer(relay_pb_grpc.RelayServiceServicer):
         async def Republish(self, _request: Any, _context: Any) -> AsyncIterator[relay_pb.RepublishResponse]:  # noqa: N802
-            async with contextlib.aclosing(streaming.behaviour()) as replies:  # type: ignore[type-var]
+            async with contextlib.aclosing(it.behaviour()) as replies:
                 async for reply in replies:
                     yield reply
 
     server = rpc.RpcServer("127.0.0.1:0")
     server.register(
         relay_pb_grpc.add_RelayServiceServicer_to_server,
-        Servicer(),
+        Servicer(),  # type: ignore[abstract] # nobody calls the others
         relay_pb.DESCRIPTOR.services_by_name["RelayService"].full_name,
     )
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        streaming = Streaming(relay_pb_grpc.RelayServiceStub(channel), _replies, spans, channel)
-        yield streaming
+        it = Streaming(relay_pb_grpc.RelayServiceStub(channel), _replies, spans, channel)
+        yield it
     await server.stop(0)
 
 
-async def _replies() -> AsyncIterator[relay_pb.RepublishResponse]:
+async def _replies() -> AsyncGenerator[relay_pb.RepublishResponse, None]:
     for messages in (1, 2, 3):
         yield relay_pb.RepublishResponse(messages=messages)
 
@@ -418,7 +420,7 @@ async def test_a_stream_arrives_whole_with_its_correlation_id_and_in_one_span(st
     trace_id, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
     inside = {}
 
-    async def note() -> AsyncIterator[relay_pb.RepublishResponse]:
+    async def note() -> AsyncGenerator[relay_pb.RepublishResponse, None]:
         async for reply in _replies():
             inside.update(telemetry.inject())
             yield reply
@@ -437,7 +439,7 @@ async def test_a_stream_arrives_whole_with_its_correlation_id_and_in_one_span(st
 
 
 async def test_a_stream_is_answered_when_its_request_has_ended(streaming: Streaming) -> None:
-    call = streaming.channel.stream_stream("/recorrido.relay.v1.RelayService/Republish")()
+    call: Any = streaming.channel.stream_stream("/recorrido.relay.v1.RelayService/Republish")()
 
     async def another() -> None:
         assert [reply.messages async for reply in streaming.call()] == [1, 2, 3]
@@ -451,14 +453,14 @@ async def test_a_request_for_a_stream_is_there_soon_though_its_answer_may_take_l
     streaming: Streaming, monkeypatch: pytest.MonkeyPatch, messages: int
 ) -> None:
     monkeypatch.setattr(rpc, "REQUEST_WITHIN_S", 0.1)
-    call = streaming.channel.stream_stream("/recorrido.relay.v1.RelayService/Republish")()
+    call: Any = streaming.channel.stream_stream("/recorrido.relay.v1.RelayService/Republish")()
     for _ in range(messages):
         await call.write(relay_pb.RepublishRequest(replay_id="a").SerializeToString())
     async with asyncio.timeout(10):
         assert await call.code() is StatusCode.DEADLINE_EXCEEDED
     assert await call.details() == "the request did not end within 0.1 s"
 
-    async def slowly() -> AsyncIterator[relay_pb.RepublishResponse]:
+    async def slowly() -> AsyncGenerator[relay_pb.RepublishResponse, None]:
         done = asyncio.Event()
         asyncio.get_running_loop().call_later(0.2, done.set)
         await done.wait()
@@ -472,7 +474,7 @@ async def test_a_request_for_a_stream_is_there_soon_though_its_answer_may_take_l
 async def test_a_typed_error_ends_a_stream_after_what_came_before(
     streaming: Streaming, error: RecorridoError, code: StatusCode
 ) -> None:
-    async def fail() -> AsyncIterator[relay_pb.RepublishResponse]:
+    async def fail() -> AsyncGenerator[relay_pb.RepublishResponse, None]:
         yield relay_pb.RepublishResponse(messages=7)
         raise error
 
@@ -489,7 +491,7 @@ async def test_a_typed_error_ends_a_stream_after_what_came_before(
 
 
 async def test_an_unknown_error_in_a_stream_tells_nothing_but_that(streaming: Streaming) -> None:
-    async def fail() -> AsyncIterator[relay_pb.RepublishResponse]:
+    async def fail() -> AsyncGenerator[relay_pb.RepublishResponse, None]:
         yield relay_pb.RepublishResponse()
         raise ValueError("password is hunter2")
 
@@ -505,7 +507,7 @@ async def test_a_stream_may_take_longer_than_other_calls_but_not_for_ever(
     monkeypatch.setattr(rpc, "STREAM_DEADLINE_S", 0.2)
     closed = asyncio.Event()
 
-    async def hang() -> AsyncIterator[relay_pb.RepublishResponse]:
+    async def hang() -> AsyncGenerator[relay_pb.RepublishResponse, None]:
         try:
             yield relay_pb.RepublishResponse()
             await asyncio.Event().wait()
@@ -524,7 +526,7 @@ async def test_a_reader_that_does_not_read_is_held_to_the_deadline(
     monkeypatch.setattr(rpc, "STREAM_DEADLINE_S", 0.2)
     closed = asyncio.Event()
 
-    async def endless() -> AsyncIterator[relay_pb.RepublishResponse]:
+    async def endless() -> AsyncGenerator[relay_pb.RepublishResponse, None]:
         try:
             while True:
                 yield relay_pb.RepublishResponse(stream="x" * 1_000_000)
@@ -541,7 +543,7 @@ async def test_a_reader_that_does_not_read_is_held_to_the_deadline(
 async def test_who_hangs_up_ends_the_work_of_a_stream(streaming: Streaming) -> None:
     closed = asyncio.Event()
 
-    async def hang() -> AsyncIterator[relay_pb.RepublishResponse]:
+    async def hang() -> AsyncGenerator[relay_pb.RepublishResponse, None]:
         try:
             yield relay_pb.RepublishResponse()
             await asyncio.Event().wait()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from kurrentdbclient import exceptions as kurrent
@@ -110,6 +111,7 @@ async def test_an_idle_checkpoint_passes_no_event_of_interest(store: EventStore)
                     writing = asyncio.create_task(write())
             if writing is not None and writing.done() and checkpoints[-1][0] == await store.head():
                 break
+    assert writing is not None
     await writing
     assert got[1:] == sorted(recorded)
     assert len(checkpoints) > 50, "it did look while it was written"
@@ -145,7 +147,7 @@ class Answering:
         (kurrent.GrpcDeadlineExceededError(), UnavailableError),
         (kurrent.AbortedByServerError(), UnavailableError),
         (kurrent.MaximumAppendSizeExceededError(), RefusedError),
-        (kurrent.RecordMaxSizeExceededError(stream_name="s", event_id="e", size=2, max_size=1), RefusedError),
+        (kurrent.RecordMaxSizeExceededError(stream_name="s", event_id=uuid4(), size=2, max_size=1), RefusedError),
         (kurrent.TransactionMaxSizeExceededError(size=2, max_size=1), RefusedError),
     ],
     ids=lambda case: getattr(case, "__name__", type(case).__name__),

@@ -202,10 +202,12 @@ def test_concurrent_callers_each_get_their_own_answers(server: Server) -> None:
 
 
 def test_whether_a_model_answers_can_be_asked(server: Server) -> None:
-    address = f"127.0.0.1:{server.settings.http_port}"
-    asyncio.run(probes.infers(address, "feedback")())
+    async def asked(model: str) -> None:
+        await probes.infers(f"127.0.0.1:{server.settings.http_port}", model)()
+
+    asyncio.run(asked("feedback"))
     with pytest.raises(probes.NotReadyError, match=r"HTTP/1.1 4\d\d"):
-        asyncio.run(probes.infers(address, "lost")())
+        asyncio.run(asked("lost"))
 
 
 def test_metrics_count_inferences(server: Server) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 folder = Path(sys.argv[1])
 sys.path.insert(0, str(folder))
-from analyze import Model  # noqa: E402 - its folder had to be put on the path
+from analyze import Model  # type: ignore[import-not-found] # noqa: E402 - its folder had to be put on the path
 
 texts = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
 threads, seconds, batch = int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5])

@@ -80,7 +80,7 @@ class Company:
         await self.store.append([StreamAppend(f"customer-{customer_id}", ANY, [Pending(event, uuid4())])])
 
     async def link(self, device: str, customer_id: str, *, unlink: bool = False) -> None:
-        request = {
+        request: dict[str, Any] = {
             "identity": identity_pb2.Identity(kind=identity_pb2.IDENTITY_KIND_DEVICE, value=device),
             "customer_id": customer_id,
             "actor": "agent",
@@ -213,7 +213,7 @@ class Company:
 
     async def scavenge(self) -> None:
         async with grpc.aio.insecure_channel(self.cluster.address("eventstore")) as channel:
-            start = channel.unary_unary(
+            start: Any = channel.unary_unary(
                 "/event_store.client.operations.Operations/StartScavenge",
                 response_deserializer=messages.ScavengeResp.FromString,
             )

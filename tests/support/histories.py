@@ -4,6 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from services.journey.domain.history import (
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 EUR = (4 * 26 + 20) * 26 + 17 + 1
+_Row = tuple[object, ...]
+_TableT = TypeVar("_TableT", bound=Table)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,10 @@ def history(*events: Happened | Linked, upto: int | None = None) -> History:
     customers, raws, scales = _Numbers(), _Numbers(), _Numbers()
     needs, profiles = _Numbers({"": 0}), _Numbers({"{}": 0})
     told: list[Mapping[str, str]] = [{}]
-    rows, analyses, ratings, links = [], [], [], []
+    rows: list[_Row] = []
+    analyses: list[_Row] = []
+    ratings: list[_Row] = []
+    links: list[_Row] = []
     for number, event in enumerate(events):
         position, recorded = 10 * (number + 1), at(1000 + number)
         if isinstance(event, Linked):
@@ -131,8 +137,8 @@ _TYPES = {
 }  # fmt: skip
 
 
-def _table(kind: type, rows: Sequence[tuple[object, ...]]) -> object:
-    names = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+def _table(kind: type[_TableT], rows: Sequence[_Row]) -> _TableT:
+    names = list(kind.__dataclass_fields__)
     columns = zip(*rows, strict=True) if rows else [()] * len(names)
     return kind(**{name: np.array(column, _TYPES.get(name, "i8")) for name, column in zip(names, columns, strict=True)})
 

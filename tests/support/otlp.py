@@ -88,8 +88,8 @@ async def receiver() -> AsyncIterator[Receiver]:
     """Receive on a free port for the block."""
     kept = Receiver()
     server = grpc.aio.server()
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(_Traces(kept), server)
-    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(_Metrics(kept), server)
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(_Traces(kept), server)  # type: ignore[no-untyped-call]
+    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(_Metrics(kept), server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     kept.endpoint = f"http://127.0.0.1:{port}"

@@ -15,7 +15,7 @@ async def refusal(call: Any) -> grpc.aio.AioRpcError:
     return caught.value
 
 
-def detail(error: grpc.aio.AioRpcError, of: type) -> Any:
+def detail(error: grpc.aio.AioRpcError, of: type[Any]) -> Any:
     """Return the detail of that type, None where there is none."""
     status = rpc_status.from_call(error)
     assert status is not None, f"no google.rpc.Status with {error.code()}: {error.details()}"

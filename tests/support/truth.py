@@ -35,7 +35,7 @@ async def published(url: str, stream: str = "RECORRIDO") -> list[Message]:
         subscription = await js.subscribe(
             "", stream=stream, ordered_consumer=True, config=api.ConsumerConfig(deliver_policy=api.DeliverPolicy.ALL)
         )
-        messages = []
+        messages: list[Message] = []
         while len(messages) < total:
             message = await subscription.next_msg(timeout=10)
             headers = message.headers or {}

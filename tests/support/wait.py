@@ -4,19 +4,37 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
+@overload
 async def until(
-    condition: Callable[[], T | Awaitable[T]],
+    condition: Callable[[], Awaitable[T | None]],
+    deadline_s: float = ...,
+    *,
+    what: str = ...,
+    ignoring: tuple[type[Exception], ...] = ...,
+    every_s: float = ...,
+) -> T: ...
+@overload
+async def until(
+    condition: Callable[[], T | None],
+    deadline_s: float = ...,
+    *,
+    what: str = ...,
+    ignoring: tuple[type[Exception], ...] = ...,
+    every_s: float = ...,
+) -> T: ...
+async def until(
+    condition: Callable[[], Any],
     deadline_s: float = 10.0,
     *,
     what: str = "",
     ignoring: tuple[type[Exception], ...] = (),
     every_s: float = 0.02,
-) -> T:
+) -> Any:
     """Wait until `condition` gives something true, and return that.
 
     Args:
@@ -34,7 +52,7 @@ async def until(
         last: object
         try:
             found = condition()
-            value: T = await found if inspect.isawaitable(found) else found
+            value = await found if inspect.isawaitable(found) else found
             if value:
                 return value
             last = value
