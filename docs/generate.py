@@ -16,7 +16,7 @@ import typer
 
 from recorrido.actions.v1.events import ActionKind
 from services.actions.domain.action import diagram, table
-from services.cli.main import app
+from services.cli.commands import app
 from services.foundation.config import ServiceSettings
 
 DOCS = Path(__file__).resolve().parent

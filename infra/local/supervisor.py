@@ -145,6 +145,8 @@ class Supervisor:
         for managed in self.managed.values():
             if managed.keeper:  # nothing is started any more
                 managed.keeper.cancel()
+            # What it says while others leave is for the file; what is wrong is told still.
+            managed.log.held = True
         stopping = [asyncio.create_task(self._stop_in_turn(managed)) for managed in self.managed.values()]
         _, late = await asyncio.wait(stopping, timeout=TELL_AFTER_S)
         if late:

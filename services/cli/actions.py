@@ -127,7 +127,7 @@ def _message(made: type[MessageT], **fields: Any) -> MessageT:
 
 def _table(found: pb.ListActionsResponse, width: int) -> Table:
     lines = show.table(
-        *("id", "opened (UTC)", "kind", "state", "customer~", "owner", "due (UTC)", "result", "title~"),
+        *("id", "opened (UTC)", "kind", "state", "customer~", "owner", "due next (UTC)", "result", "title~"),
         spared=("opened (UTC)", "kind", "owner", "state"),
     )
     for each in found.actions:
@@ -138,14 +138,14 @@ def _table(found: pb.ListActionsResponse, width: int) -> Table:
             show.name(ActionState.DESCRIPTOR, each.state),
             show.plain(each.customer_id),
             show.plain(each.owner),
-            Text(_due(each), style="red" if each.overdue else ""),
+            Text(due_next(each), style="red" if each.overdue else ""),
             show.name(ActionResult.DESCRIPTOR, each.result),
-            show.plain(each.title),
+            show.title(each),
         )
     return lines
 
 
-def _due(action: pb.Action) -> str:
+def due_next(action: pb.Action) -> str:
     """Return when it has to be accepted, while it is open, or completed: whichever comes first."""
     accept_by = show.when(action.accept_by) if action.state == ActionState.ACTION_STATE_OPEN else ""
     return min(filter(None, (accept_by, show.when(action.due_at))), default="")
@@ -165,7 +165,7 @@ async def _show(action_id: str, *, as_json: bool) -> None:
         return
     out = show.console()
     out.print(_details(found.action))
-    lines = show.table("recorded (UTC)", "who", "trace", "what~", "why~", title="History", spared=("trace",))
+    lines = show.table("recorded (UTC)", "who~", "trace", "what~", "why~", title="History", spared=("trace",))
     for entry in found.history:
         lines.add_row(
             show.when(entry.recorded_at),
@@ -180,7 +180,7 @@ async def _show(action_id: str, *, as_json: bool) -> None:
 def _details(action: pb.Action) -> Table:
     lines = show.table("", "~")
     for title, text in (
-        ("title", action.title),
+        ("title", show.title(action).plain),
         ("kind", show.name(ActionKind.DESCRIPTOR, action.kind)),
         ("state", show.name(ActionState.DESCRIPTOR, action.state)),
         ("customer", action.customer_id),
@@ -192,7 +192,8 @@ def _details(action: pb.Action) -> Table:
         ("result", show.name(ActionResult.DESCRIPTOR, action.result)),
         ("opened", show.when(action.opened_at)),
         ("accept by", show.when(action.accept_by)),
-        ("due", show.when(action.due_at) + (", overdue" if action.overdue else "")),
+        ("complete by", show.when(action.due_at)),
+        ("overdue", "yes" if action.overdue else ""),
         ("escalated to", action.escalated_to),
         ("closed", show.when(action.closed_at)),
         ("signal", action.signal_id),

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.text import Text
@@ -15,10 +15,15 @@ from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.failures import CommandError
 from services.cli.options import Json, run
 
+if TYPE_CHECKING:
+    from io import BufferedReader
+
 #: Texts in one message of the stream.
 BATCH = 250
 #: A file may be long.
 FILE_DEADLINE_S = 3600.0
+#: A text file has at least so many lines for each that is no UTF-8.
+_LINES_PER_BAD_ONE = 4
 
 ModelVersion = Annotated[
     str, typer.Option("--model-version", metavar="VERSION", help="Without it, the one in service; see `models`.")
@@ -62,11 +67,35 @@ async def _analyze(texts: list[str], version: str, *, as_json: bool, sentences: 
 async def _analyze_file(file: Path, version: str, *, as_json: bool, sentences: bool) -> None:
     # Opened first: what goes wrong while the call asks for more would be told as the call's failure.
     try:
-        source = sys.stdin.buffer if str(file) == "-" else file.open("rb")
+        source = cast("BufferedReader", sys.stdin.buffer) if str(file) == "-" else file.open("rb")
     except OSError as error:
         raise CommandError(f"cannot read {file}: {error.strerror}") from error
     with source:
+        _check_text(source.peek(), str(file))
         await _analyze_lines(source, version, as_json=as_json, sentences=sentences)
+
+
+def _check_text(head: bytes, name: str) -> None:
+    """Refuse what is no text by its first bytes: one that holds a NUL, as git tells it, or line after line no UTF-8.
+
+    A line of a text that is no UTF-8 is a matter of that line.
+
+    Raises:
+        CommandError: it is no text.
+    """
+    # What is cut off is not judged.
+    lines = head.split(b"\n")[:-1]
+    nul = head.find(b"\0")
+    if nul >= 0:
+        raise CommandError(f"{name} is no text: its byte {nul + 1:,} is NUL; nothing of it was sent")
+    if _LINES_PER_BAD_ONE * sum(_text(line) is None for line in lines) <= len(lines):
+        return
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        raise CommandError(
+            f"{name} is no text in UTF-8: its byte {error.start + 1:,} is none; nothing of it was sent"
+        ) from error
 
 
 async def _analyze_lines(source: Iterable[bytes], version: str, *, as_json: bool, sentences: bool) -> None:

@@ -11,7 +11,7 @@ import typer
 from recorrido.actions.v1 import actions_service_pb2 as pb
 from recorrido.actions.v1.action_pb2 import ActionKind, ActionState, Priority
 from services.cli import clients, show
-from services.cli.actions import Kind, board_table
+from services.cli.actions import Kind, board_table, due_next
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.failures import CommandError
 from services.cli.options import Json, run
@@ -153,17 +153,17 @@ def _breakable(name: str) -> str:
 
 
 def _late(late: pb.ListActionsResponse) -> str:
-    head = (*map(_Column, ("Action", "Kind", "State", "Priority", "Owner")), _number("Due (UTC)"))
+    head = (*map(_Column, ("Action", "Kind", "State", "Priority", "Owner")), _number("Due since (UTC)"))
     rows = [
         _row(
             head,
             [
-                _Cell(_text(each.title)),
+                _Cell(_text(show.title(each).plain)),
                 _Cell(show.name(ActionKind.DESCRIPTOR, each.kind)),
                 _Cell(show.name(ActionState.DESCRIPTOR, each.state)),
                 _Cell(show.name(Priority.DESCRIPTOR, each.priority)),
                 _Cell(_text(each.owner or "nobody")),
-                _Cell(show.when(each.due_at), "late"),
+                _Cell(due_next(each), "late"),
             ],
         )
         for each in late.actions

@@ -103,10 +103,8 @@ async def _flow(request: pb.GetFlowRequest, svg: Path | None, *, as_json: bool) 
 def _print_flow(found: pb.GetFlowResponse) -> None:
     out, flow_ = show.console(), found.flow
     out.print(
-        f"{show.count(flow_.cases)} cases of {show.count(flow_.customers)} customers:"
-        f" {_part(flow_.reached_goal, flow_.cases)} reached a goal,"
-        f" {_part(flow_.dropped_off, flow_.cases)} set out for one and dropped off,"
-        f" {_part(flow_.no_goal, flow_.cases)} were about none, {_part(flow_.open, flow_.cases)} may go on"
+        f"{show.count(flow_.cases)} cases of {show.count(flow_.customers)} customers: {flowchart.endings(flow_)}",
+        soft_wrap=True,
     )
     if not flow_.cases:
         return
@@ -124,10 +122,6 @@ def _print_flow(found: pb.GetFlowResponse) -> None:
     out.print(ways)
     if found.HasField("compared"):
         out.print(_changes(found))
-
-
-def _part(count: int, of: int) -> str:
-    return f"{show.count(count)} ({show.percent(count / max(of, 1))})"
 
 
 def _steps(flow_: pb.Flow) -> Table:
@@ -219,7 +213,7 @@ async def _coverage(request: pb.GetCoverageRequest, *, as_json: bool) -> None:
             f" tells), {counts.silent} silent (nothing happens)",
             soft_wrap=True,
         )
-    out.print(f"{_part(found.interactions_on_map, found.interactions)} interactions are on the map")
+    out.print(f"{show.part(found.interactions_on_map, found.interactions)} interactions are on the map")
     if expected := found.all.met + found.all.missed + found.all.not_known:
         out.print(
             f"of {expected} scores that the map expects {found.all.met} are met, {found.all.missed} missed"

@@ -71,15 +71,20 @@ async def _run(*, with_sample: bool, with_report: bool, quiet: bool) -> int:
         _welcome(supervisor, addresses, out, with_sample=with_sample, with_report=with_report)
     )
 
+    speaks = asyncio.Event()
+    asked: list[signal.Signals] = []
+
     def stop(number: signal.Signals) -> None:
+        asked.append(number)
         welcoming.cancel()
         with contextlib.suppress(ProcessLookupError):
-            supervisor.send_signal(number)
+            # As long as it loads, there is nothing to stop, and Python would tell of a Ctrl-C at length.
+            supervisor.send_signal(number if speaks.is_set() else signal.SIGTERM)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop, number)
     try:
-        await _pass_on(supervisor, out)
+        await _pass_on(supervisor, out, speaks)
         code = await supervisor.wait()
     finally:
         welcoming.cancel()
@@ -88,6 +93,9 @@ async def _run(*, with_sample: bool, with_report: bool, quiet: bool) -> int:
             # Nobody reads us any more. What runs is stopped in order, and what it says is taken in meanwhile.
             supervisor.terminate()
             await supervisor.communicate()
+    if asked and -code == signal.SIGTERM:
+        # It had started nothing yet.
+        return 0
     if code < 0:
         out.print(
             Text.assemble(
@@ -100,10 +108,11 @@ async def _run(*, with_sample: bool, with_report: bool, quiet: bool) -> int:
     return code if code >= 0 else 128 - code
 
 
-async def _pass_on(supervisor: Process, out: Console) -> None:
+async def _pass_on(supervisor: Process, out: Console, speaks: asyncio.Event) -> None:
     """Print what the supervisor writes, above a progress bar where there is one."""
     assert supervisor.stdout is not None
     async for line in supervisor.stdout:
+        speaks.set()
         out.print(Text.from_ansi(line.decode(errors="replace").rstrip("\r\n")), soft_wrap=True)
 
 
@@ -133,8 +142,11 @@ async def _until_ready(supervisor: Process, addresses: Addresses) -> None:
                 await asyncio.sleep(_POLL_S)
     # Another run may listen there, while ours is about to tell that its ports are taken.
     while True:
-        asked = await asyncio.create_subprocess_exec(*machine.STATUS, env=machine.environment(), stdout=PIPE)
-        answer, _ = await asked.communicate()
+        # In a group of its own a Ctrl-C does not reach it.
+        asking = await asyncio.create_subprocess_exec(
+            *machine.STATUS, env=machine.environment(), stdout=PIPE, process_group=0
+        )
+        answer, _ = await asking.communicate()
         status = json.loads(answer or b"{}")
         if status.get("ready") and status.get("pid") == supervisor.pid:
             return

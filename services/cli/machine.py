@@ -36,10 +36,14 @@ def advice(part: str, address: str, elsewhere: str, detail: str = "") -> str:
     """
     run = _status()
     more = f" ({detail})" if detail else ""
+    if run is None:
+        # On a machine that is too busy to tell, what does not answer may well be about to.
+        return f"try again in some seconds{more}; 'recorrido run' starts what does not run here"
     parts = {each["name"]: each for each in run.get("parts", [])}
     here = any(address in each["addresses"].values() for each in parts.values())
     if elsewhere and not here:
-        return f"start the services with 'recorrido run', or {elsewhere}{more}"
+        nothing = "" if parts or "data" not in run else f"nothing runs on {run['data']}: "
+        return f"{nothing}start the services with 'recorrido run', or {elsewhere}{more}"
     name = _NAMES.get(part, part)
     if not here or name not in parts:
         # It runs elsewhere, as what told of it does, or is part of a service, as a read model is.
@@ -52,8 +56,8 @@ def advice(part: str, address: str, elsewhere: str, detail: str = "") -> str:
     return f"'recorrido run' is starting it again, so try again in some seconds ({missing})"
 
 
-def _status() -> dict[str, Any]:
-    """Return what runs on this machine, as the supervisor tells it; nothing where it cannot be asked."""
+def _status() -> dict[str, Any] | None:
+    """Return what runs on this machine, as the supervisor tells it; None where it does not tell, or not in time."""
     try:
         told = subprocess.run(
             STATUS, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -61,5 +65,5 @@ def _status() -> dict[str, Any]:
         )  # fmt: skip
         found: dict[str, Any] = json.loads(told.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired):
-        return {}
+        return None
     return found

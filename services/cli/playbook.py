@@ -200,9 +200,9 @@ async def _dry_run(request: pb.DryRunPlaybookRequest, *, as_json: bool) -> None:
         "rule",
         "customer~",
         "what~",
-        "due (UTC)",
+        "complete by (UTC)",
         "owner",
-        spared=("opens", "owner", "due (UTC)"),
+        spared=("opens", "owner", "complete by (UTC)"),
     )
     summary, told, progress = pb.DryRunSummary(), [], show.console(stderr=True)
     async with clients.playbooks(Addresses.configured()) as playbooks:

@@ -102,7 +102,7 @@ def explain(action_id: ActionId, *, as_json: Json = False) -> None:
             show.print_json(answer)
             return
         out = show.console()
-        out.print(_tree(answer), soft_wrap=True)
+        out.print(_tree(answer))
         if answer.left_out:
             out.print(f"{show.count(answer.left_out)} signals and recoveries more are not shown")
 
@@ -154,9 +154,9 @@ def _line(event: ExplainedEvent) -> Text:
         # A comment has its words there.
         leads = ": " if event.event_type.endswith(".ActionCommented") else ", because: "
         line.append(leads + show.plain(event.details["reason"]).plain)
-    versions = [f"{name} {event.details[name]}" for name in _VERSIONS if name in event.details]
-    if versions:
-        line.append(f"  {', '.join(versions)}", style="cyan")
+    facts = [f"{name} {event.details[name]}" for name in _FACTS if name in event.details]
+    if facts:
+        line.append(f"  {', '.join(facts)}", style="cyan")
     place = "" if event.erased else f" {event.stream}@{event.revision} position {event.position}"
     line.append(f"\n{event.event_id}{place}", style="dim")
     if not event.erased:
@@ -164,4 +164,4 @@ def _line(event: ExplainedEvent) -> Text:
     return line
 
 
-_VERSIONS = ("rule", "rule_version", "model", "model_version", "taxonomy_version")
+_FACTS = ("touchpoint", "rule", "rule_version", "model", "model_version", "taxonomy_version")

@@ -68,7 +68,7 @@ def show_report(found: Report, addresses: Addresses, out: Console) -> None:
         "opened (UTC)", "customer", "what to make good~", title=f"Open recoveries: {total}, the newest"
     )
     for action in found.recoveries.actions:
-        recoveries.add_row(show.when(action.opened_at), show.plain(action.customer_id), show.plain(action.title))
+        recoveries.add_row(show.when(action.opened_at), show.plain(action.customer_id), show.title(action))
     out.print(recoveries)
     show_addresses(addresses, out)
 

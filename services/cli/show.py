@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from recorrido.actions.v1.actions_service_pb2 import Action
 from recorrido.inference.v1.analysis_pb2 import PointKind, Sentiment
 from recorrido.ingest.v1.interaction_pb2 import Interaction, RatingMetric
 from recorrido.journey.v1.journey_map_pb2 import Metric
@@ -225,6 +226,14 @@ def place(name: str, raw: str) -> str:
     return f"{name} ({raw})" if raw else name
 
 
+def title(action: Action) -> Text:
+    """Return an action's title: where a signal's rule wrote it, with what the map calls the touchpoint."""
+    if not (action.signal_id and action.touchpoint_name):
+        return plain(action.title)
+    raw = rf"^(.*? at |\d+ customers: ){re.escape(action.touchpoint)}(?![\w-])"
+    return plain(re.sub(raw, lambda found: f"{found[1]}{action.touchpoint_name}", action.title, count=1))
+
+
 def plain(text: str) -> Text:
     """Return what somebody else wrote as one line without control characters or markup."""
     printable = "".join(c if c.isprintable() else " " for c in text)
@@ -269,6 +278,10 @@ def count(value: int) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def part(count_: int, of: int) -> str:
+    return f"{count(count_)} ({percent(count_ / max(of, 1))})"
 
 
 def hours(value: float) -> str:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from recorrido.actions.v1.action_pb2 import Target
+from recorrido.actions.v1.actions_service_pb2 import Action
 from recorrido.inference.v1.analysis_pb2 import Analysis
 from recorrido.inference.v1.inference_service_pb2 import Correction
 from recorrido.journey.v1 import journey_service_pb2 as pb
@@ -24,6 +25,7 @@ from services.cli.importing import recording
 from services.cli.journeys import Rule
 from services.cli.options import event_types
 from services.cli.pictures.drawing import in_two_lines, shortened_path
+from services.cli.pictures.flowchart import endings
 from services.cli.webhooks import action_type
 from services.journey.domain.shifts import SHIFT_RULES
 from services.journey.domain.signals import BAD_MOMENT, RECOVERY_FAILED
@@ -144,6 +146,27 @@ async def test_a_map_that_nobody_knows_is_told_with_those_that_there_are(monkeyp
 def test_a_target_without_a_touchpoint_is_of_no_map() -> None:
     assert _target(Target(metric="pain_share", need_path="price", map_id="shop")) == "pain_share price"
     assert _target(Target(metric="csat", touchpoint="till", map_id="shop")) == "csat till of the map shop"
+
+
+@pytest.mark.parametrize(
+    ("title", "touchpoint", "shown"),
+    [
+        ("Bad moment at parcel_late: CSAT 2 of 5", "parcel_late", "Bad moment at Delivery: CSAT 2 of 5"),
+        ("Bad moment at parcel_late", "parcel", "Bad moment at parcel_late"),
+        ("20 customers: parcel_late and delivery/speed", "parcel_late", "20 customers: Delivery and delivery/speed"),
+        ("Touchpoint silent at chat: chat: nothing for 4 days", "chat", "Touchpoint silent at Delivery: chat: nothing"),
+    ],
+)
+def test_a_title_names_the_touchpoint_as_the_map_does(title: str, touchpoint: str, shown: str) -> None:
+    action = Action(title=title, touchpoint=touchpoint, touchpoint_name="Delivery", signal_id="s")
+    assert show.title(action).plain.startswith(shown)
+    action.signal_id = ""
+    assert show.title(action).plain == title, "a person's own words"
+
+
+def test_of_endings_that_there_are_none_of_nothing_is_told() -> None:
+    flow = pb.Flow(cases=4, reached_goal=3, dropped_off=1)
+    assert endings(flow) == "3 (75.0 %) reached a goal, 1 (25.0 %) set out for a goal and dropped off"
 
 
 def test_what_is_told_to_be_unchanged_is_what_was_not_corrected() -> None:

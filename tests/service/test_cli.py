@@ -899,6 +899,17 @@ async def test_advice_is_as_the_supervisor_tells(
         assert machine.advice("PostgreSQL", "10.0.0.1:2", "", "refused") == "try again in some seconds (refused)"
 
 
+async def test_whoever_cannot_be_asked_in_time_is_not_taken_for_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECORRIDO_DATA", str(tmp_path))
+    told = machine.advice("journey", "127.0.0.1:2", "look elsewhere")
+    assert told == f"nothing runs on {tmp_path}: start the services with 'recorrido run', or look elsewhere"
+    monkeypatch.setattr(machine, "_ANSWERS_WITHIN_S", 0)
+    told = machine.advice("journey", "127.0.0.1:2", "look elsewhere", "refused")
+    assert told == "try again in some seconds (refused); 'recorrido run' starts what does not run here"
+
+
 async def test_addresses_can_be_told_one_by_one(cluster: Cluster) -> None:
     nobody = port_numbers.free()
     process = await start(

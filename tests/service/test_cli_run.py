@@ -126,6 +126,9 @@ async def test_an_empty_store_offers_itself_with_the_sample_and_keeps_it(tmp_pat
         assert "is in use by another run" in other.text
     finally:
         took = await first.stop()
+    leaving = first.lines[first.lines.index("recorrido  | stopping: Ctrl-C (SIGINT)") :]
+    assert [line for line in leaving if not line.startswith("recorrido  |")] == [], "it stops quietly"
+    assert "Timeout" in (tmp_path / "log/triton.log").read_text(encoding="utf-8"), "what was said is in the file"
     assert (first.process.returncode, took < 10) == (0, True)
 
     again = await run(tmp_path, ports, "--quiet")
@@ -200,6 +203,25 @@ async def test_it_stops_in_order_when_nobody_reads_it_any_more(tmp_path: Path) -
     assert (process.returncode, err) == (141, b"")
     assert not (tmp_path / "run.json").exists(), "all of it was stopped before"
     assert not directory.is_held(tmp_path)
+
+
+async def test_an_interrupt_while_it_loads_is_not_told_of(tmp_path: Path) -> None:
+    def loads(run: Run) -> bool:
+        return "cygrpc" in Path(f"/proc/{run.process.pid}/maps").read_text()
+
+    def has_a_supervisor(run: Run) -> bool:
+        pid = run.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return any(b"infra.local" in Path(f"/proc/{child}/cmdline").read_bytes() for child in children)
+
+    for seen in (loads, has_a_supervisor):
+        begun = await run(tmp_path, port_numbers.free(), "--no-sample", "--no-report")
+        await until(lambda: seen(begun), 30, what=seen.__name__)  # noqa: B023 - waited for here
+        await begun.stop()
+        assert "Traceback" not in begun.text
+        assert "error" not in begun.text
+        assert begun.process.returncode in {0, 128 + SIGINT, -SIGINT}
+        await until(lambda: not directory.is_held(tmp_path), 20, what="the end of its supervisor")
 
 
 async def test_an_interrupt_while_it_starts_ends_it_too(tmp_path: Path) -> None:

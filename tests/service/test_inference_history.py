@@ -1,6 +1,7 @@
 """Two model versions side by side: what they say, what people say, and the history understood anew."""
 
 import json
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -502,9 +503,16 @@ async def test_texts_of_a_file_are_analysed_line_by_line(company: Company, tmp_p
     assert (await recorrido(company.cluster, "analyze")).code == 2
     missing = await recorrido(company.cluster, "analyze", "--file", "/nowhere")
     assert (missing.code, "No such file" in missing.err) == (1, True)
-    file.write_bytes(b"\xff\n\n")
+    file.write_bytes(b"\n\n")
     nothing = await recorrido(company.cluster, "analyze", "--file", str(file))
     assert (nothing.code, nothing.err) == (1, "error: 2 texts, 2 of them not analysed\n")
+    no_text = await recorrido(company.cluster, "analyze", "--file", sys.executable)
+    told = f"error: {sys.executable} is no text: its byte 8 is NUL; nothing of it was sent\n"
+    assert (no_text.code, no_text.out, no_text.err) == (1, "", told)
+    file.write_text("good\nschön\nmüde\n", encoding="latin-1")
+    latin = await recorrido(company.cluster, "analyze", "--file", str(file))
+    told = f"error: {file} is no text in UTF-8: its byte 9 is none; nothing of it was sent\n"
+    assert (latin.code, latin.out, latin.err) == (1, "", told)
 
 
 async def test_people_correct_compare_and_reanalyse(company: Company, tmp_path: Path) -> None:

@@ -193,9 +193,10 @@ class Explanations:
             return (_erased(known_id or stream, SignalRaised.type_name, Role.SIGNAL),)
         signal, recorded = found[0]
         evidence = await asyncio.gather(*(self._evidence(each) for each in signal.evidence))
-        where = f" at {await self._place(signal.touchpoint)}" if signal.touchpoint else ""
+        where = f" at {await self._name(signal.touchpoint)}" if signal.touchpoint else ""
         summary = f"{signal.rule}{where}: {'; '.join(signal.reasons)}"
         details = {"rule": signal.rule, "rule_version": str(signal.rule_version), "signal_id": signal_id}
+        details |= {"touchpoint": signal.touchpoint} if signal.touchpoint else {}
         because = [each.event_id for each in signal.evidence]
         return (*evidence, _explained(recorded, Role.SIGNAL, summary, because, details))
 
@@ -216,15 +217,15 @@ class Explanations:
             return _erased(evidence.event_id, evidence.event_type, role)
         if isinstance(event, InteractionRecorded):
             happened = event.interaction or Interaction()
-            return _explained(found[0], role, _happened(happened, await self._place(happened.touchpoint)))
+            summary = _happened(happened, await self._name(happened.touchpoint))
+            return _explained(found[0], role, summary, (), {"touchpoint": happened.touchpoint})
         words = event.analysis or Analysis() if isinstance(event, FeedbackAnalyzed) else Analysis()
         details = {name: getattr(words, name) for name in ("model", "model_version", "taxonomy_version")}
         return _explained(found[0], role, _understood(words), (event.interaction_event_id,), details)
 
-    async def _place(self, touchpoint: str) -> str:
-        """Return what a map calls a touchpoint, with what its source calls it in brackets where that differs."""
-        name = (await self._names.of([touchpoint])).get(touchpoint, touchpoint)
-        return name if name.casefold() == touchpoint.casefold() else f"{name} ({touchpoint})"
+    async def _name(self, touchpoint: str) -> str:
+        """Return what a map calls a touchpoint, or what its source does; `details` have that, too."""
+        return (await self._names.of([touchpoint])).get(touchpoint, touchpoint)
 
     async def _playbook(self, playbook_id: str, version: int) -> Sequence[Explained]:
         if not playbook_id:

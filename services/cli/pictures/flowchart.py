@@ -143,16 +143,23 @@ def _drawn(flow: pb.Flow) -> Sequence[pb.FlowEdge]:
     return edges
 
 
+def endings(flow: pb.Flow) -> str:
+    """Return, in words, how cases ended; of what there is none, nothing."""
+    counts = (
+        (flow.reached_goal, "reached a goal"),
+        (flow.dropped_off, "set out for a goal and dropped off"),
+        (flow.no_goal, "set out for no goal"),
+        (flow.open, "may go on"),
+    )
+    return ", ".join(f"{show.part(count, flow.cases)} {how}" for count, how in counts if count) or "none"
+
+
 def _heading(flow: pb.Flow, edges: Sequence[pb.FlowEdge], name: str) -> str:
     drawn, all_of_them = sum(e.count for e in edges), sum(e.count for e in flow.edges)
     shown = (
         f"{len(edges)} of {len(flow.edges)} edges are drawn: {show.percent(drawn / max(all_of_them, 1))} of all steps"
     )
-    ends = (
-        f"{show.count(flow.cases)} cases: {show.count(flow.reached_goal)} reached a goal,"
-        f" {show.count(flow.dropped_off)} dropped off, {show.count(flow.no_goal)} were about none,"
-        f" {show.count(flow.open)} may go on"
-    )
+    ends = f"{show.count(flow.cases)} cases: {endings(flow)}"
     return (
         text(20, 32, name, size=18, more='font-weight="600"')
         + text(20, 54, ends, size=13)
