@@ -13,7 +13,7 @@ from recorrido.actions.v1.playbook_service_pb2_grpc import PlaybookServiceStub
 from recorrido.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from recorrido.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 from recorrido.journey.v1.journey_service_pb2_grpc import JourneyServiceStub
-from services.cli.failures import CommandError, SettingError, explain
+from services.cli.failures import CommandError, SettingError, explain, info
 
 if TYPE_CHECKING:
     # Only the type stubs tell the asynchronous client from the blocking one.
@@ -110,7 +110,9 @@ async def channel(service: str, address: str) -> AsyncIterator[grpc.aio.Channel]
         try:
             yield opened
         except grpc.aio.AioRpcError as error:
-            raise CommandError(explain(error, service, address)) from error
+            failure = CommandError(explain(error, service, address))
+            failure.reason = info(error).reason
+            raise failure from error
 
 
 @contextlib.asynccontextmanager

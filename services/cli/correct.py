@@ -72,7 +72,7 @@ async def _correct(request: pb.CorrectAnalysisRequest, *, as_json: bool) -> None
     addresses = Addresses.configured()
     if request.correction.need_path:
         await naming.check_taxonomy(addresses, request.correction.need_path)
-    async with clients.inference(addresses) as inference:
+    async with naming.or_alike(addresses, request.customer_id), clients.inference(addresses) as inference:
         done = await inference.CorrectAnalysis(request, timeout=DEADLINE_S)
     if as_json:
         show.print_json(done)
@@ -117,7 +117,7 @@ def analyses(
 
 async def _analyses(request: pb.ListAnalysesRequest, *, as_json: bool) -> None:
     addresses = Addresses.configured()
-    async with clients.inference(addresses) as inference:
+    async with naming.or_alike(addresses, request.customer_id), clients.inference(addresses) as inference:
         found = await inference.ListAnalyses(request, timeout=DEADLINE_S)
     if as_json:
         show.print_json(found)

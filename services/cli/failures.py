@@ -13,6 +13,8 @@ class CommandError(Exception):
     """Ends the command with `exit_code`; the text is all that the person sees."""
 
     exit_code = 1
+    #: The stable reason that a service gave; empty where none did.
+    reason = ""
 
 
 class SettingError(CommandError):
@@ -49,15 +51,20 @@ def _where(reason: str, fields: list[str]) -> str:
     return next((f"; {each}" for each in told if each), "")
 
 
+def info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
+    """Return why a service refused, empty where it did not tell."""
+    found = error_details_pb2.ErrorInfo()
+    status = rpc_status.from_call(error)
+    any(detail.Unpack(found) for detail in (status.details if status else ()))
+    return found
+
+
 def explain(error: grpc.aio.AioRpcError, service: str, address: str) -> str:
     """Return a line with the reason, the broken rules and, where nobody answered, the address and what to do."""
-    status = rpc_status.from_call(error)
-    reason = part = ""
+    status, why = rpc_status.from_call(error), info(error)
+    reason, part = why.reason, why.metadata.get("part", "")
     violations: list[error_details_pb2.BadRequest.FieldViolation] = []
     for detail in status.details if status else ():
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info):
-            reason, part = info.reason, info.metadata.get("part", "")
         request = error_details_pb2.BadRequest()
         if detail.Unpack(request):
             violations = list(request.field_violations)
@@ -66,9 +73,9 @@ def explain(error: grpc.aio.AioRpcError, service: str, address: str) -> str:
         return f"{service} cannot answer, as {part} does not answer it: {machine.advice(part, address, '', detail)}"
     if reason:
         told = "; ".join(f"{each.field}: {each.description}" for each in violations) or error.details()
-        where = _where(reason, [each.field for each in violations])
+        where = "" if "near" in why.metadata else _where(reason, [each.field for each in violations])
         # Only journey is asked as of a time.
-        as_of = "; --as-of is about when something was recorded" if (service, reason) == _AS_OF else ""
+        as_of = "; --as-of is about when something was recorded" if where and (service, reason) == _AS_OF else ""
         return f"{service}: {reason}: {told}{where}{as_of}"
     if error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
         in_time = " in time" if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else ""

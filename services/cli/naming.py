@@ -7,7 +7,7 @@ checked.
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
 import grpc
 
@@ -15,7 +15,7 @@ from recorrido.inference.v1.inference_service_pb2 import GetTaxonomyRequest
 from recorrido.journey.v1 import journey_service_pb2 as pb
 from services.cli import clients, show
 from services.cli.clients import DEADLINE_S, Addresses
-from services.cli.failures import CommandError
+from services.cli.failures import CommandError, info
 
 _NEAREST = 3
 _ALL_TOLD = 12
@@ -114,16 +114,47 @@ async def check_customer(addresses: Addresses, customer_id: str, otherwise: str 
     Raises:
         UnknownNameError: nothing was.
     """
-    request = pb.GetCustomerJourneyRequest(customer_id=customer_id, page_size=1)
     with _unless_away():
-        async with clients.journey(addresses) as journey:
-            try:
-                await journey.GetCustomerJourney(request, timeout=DEADLINE_S)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.NOT_FOUND:
-                    raise
-                more = otherwise or "customers are called as their sources call them"
-                raise UnknownNameError(f"nothing was ever recorded of customer {customer_id!r}; {more}") from None
+        near = await _near_customers(addresses, customer_id)
+        if near is not None:
+            meant = f"did you mean {near}? " if near else ""
+            more = otherwise or ("" if near else "customers are called as their sources call them")
+            told = f"nothing was ever recorded of customer {customer_id!r}; {meant}{more}"
+            raise UnknownNameError(told.rstrip())
+
+
+@contextlib.asynccontextmanager
+async def or_alike(addresses: Addresses, customer_id: str) -> AsyncIterator[None]:
+    """Where what is asked of a customer is not known: tell of ids that are nearly the same, if there are any.
+
+    Raises:
+        UnknownNameError: there are.
+        CommandError: the question failed otherwise.
+    """
+    try:
+        yield
+    except CommandError as error:
+        if error.reason not in {"CUSTOMER_UNKNOWN", "INTERACTION_UNKNOWN"}:
+            raise
+        near = None
+        with contextlib.suppress(CommandError):
+            near = await _near_customers(addresses, customer_id)
+        if not near:
+            raise
+        raise UnknownNameError(f"nothing is known of customer {customer_id!r}; did you mean {near}?") from error
+
+
+async def _near_customers(addresses: Addresses, customer_id: str) -> str | None:
+    """Return the ids most like one of which journey knows nothing, in words; None where it knows of it."""
+    request = pb.GetCustomerJourneyRequest(customer_id=customer_id, page_size=1)
+    async with clients.journey(addresses) as journey:
+        try:
+            await journey.GetCustomerJourney(request, timeout=DEADLINE_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            return str(info(error).metadata.get("near", ""))
+    return None
 
 
 async def check_taxonomy(addresses: Addresses, need: str) -> None:

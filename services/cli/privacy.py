@@ -15,7 +15,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from recorrido.ingest.v1 import privacy_service_pb2 as pb
 from recorrido.ingest.v1.privacy_service_pb2_grpc import PrivacyServiceStub
-from services.cli import machine, privatefile, show
+from services.cli import machine, naming, privatefile, show
 from services.cli.clients import DEADLINE_S, Addresses, channel
 from services.cli.failures import CommandError, explain
 from services.cli.options import Json, run
@@ -55,8 +55,8 @@ async def _export(customer_id: str, out: Path | None) -> None:
 
 
 async def _write(customer_id: str, file: TextIO) -> int:
-    count = 0
-    async with channel("ingest", Addresses.configured().ingest) as opened:
+    count, addresses = 0, Addresses.configured()
+    async with naming.or_alike(addresses, customer_id), channel("ingest", addresses.ingest) as opened:
         call = PrivacyServiceStub(opened).ExportCustomer(
             pb.ExportCustomerRequest(customer_id=customer_id), timeout=WITHIN_S
         )

@@ -586,9 +586,18 @@ async def test_what_is_not_known_is_one_line(cluster: Cluster) -> None:
     call = ("actions", "open", "Call back", "--customer")
     assert (await recorrido(cluster, *call, "sample-1-0001")).code == 0
     assert _one_line(await recorrido(cluster, *call, "sample-1-O001"), 1) == (
-        "error: nothing was ever recorded of customer 'sample-1-O001'; --new-customer opens it all the same, for"
-        " somebody who is new"
+        "error: nothing was ever recorded of customer 'sample-1-O001'; did you mean sample-1-0001? --new-customer opens"
+        " it all the same, for somebody who is new"
     )
+    assert _one_line(await recorrido(cluster, "customer", "smaple-1-0001"), 1) == (
+        "error: journey: CUSTOMER_UNKNOWN: nothing is known of customer 'smaple-1-0001'; did you mean sample-1-0001?"
+    )
+    for asked in (("analyses", "Sample-1-0001"), ("export", "ample-1-0001")):
+        told = f"error: nothing is known of customer '{asked[1]}'; did you mean sample-1-0001?"
+        assert _one_line(await recorrido(cluster, *asked), 1) == told
+    # Then nobody was there to be meant.
+    then = await recorrido(cluster, "customer", "smaple-1-0001", "--as-of", "2020-01-01")
+    assert "did you mean" not in _one_line(then, 1)
     assert (await recorrido(cluster, *call, "somebody new", "--new-customer")).code == 0
     assert _one_line(await recorrido(cluster, "analyze", " "), 1).endswith("not analysed: the text is empty or blank")
     assert (await recorrido(cluster, "actions", "list", "--owner", "nobody")).out == "none\n"

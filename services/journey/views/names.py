@@ -111,6 +111,13 @@ async def texts_of(connection: Any, kind: Kind, keys: Iterable[int]) -> Mapping[
     return {row["key"]: row["text"] for row in rows}
 
 
+async def among(connection: Any, kind: Kind, candidates: Iterable[str]) -> Mapping[str, int]:
+    """Return the keys of those candidates that are names; one that shares its hash with another name may be missing."""
+    keys = {first_key(kind, each): each for each in candidates}
+    there = await texts_of(connection, kind, keys)
+    return {keys[key]: key for key, text in there.items() if text == keys[key]}
+
+
 async def key_of(connection: Any, kind: Kind, text: str) -> int | None:
     """Return the key of a name, None where nobody has met it."""
     key = first_key(kind, text)

@@ -19,9 +19,10 @@ from services.foundation.paging import read_token, write_token
 from services.journey.domain.experience import Experience, experience
 from services.journey.domain.history import History, Index, Ints, microseconds, moment_of
 from services.journey.domain.loyalty import Loyalty, loyalty, rules_of
+from services.journey.domain.naming import NEAREST, slips
 from services.journey.domain.reading import Reading
 from services.journey.views.money import Amount, ShareOfWallet, amount, share_of_wallet, spent
-from services.journey.views.names import Kind, texts_of
+from services.journey.views.names import Kind, among, texts_of
 from services.journey.views.points import KINDS
 from services.journey.views.signals import Signal, places, signals_at
 from services.journey.views.snapshot import NOW, MapInForce, Snapshot
@@ -198,16 +199,29 @@ async def newest_entries(snapshot: Snapshot, in_force: MapInForce, customer_id: 
     return await _about(snapshot, whole, entries, "")
 
 
+def _is_known(everyone: History, number: int) -> bool:
+    """Whether anything happened to whoever has this number."""
+    return number < len(everyone.owners) and bool(len(everyone.of_customer(int(everyone.owners[number])).interactions))
+
+
+async def _unknown(snapshot: Snapshot, everyone: History, customer_id: str) -> NotFoundError:
+    """Return what to raise where nothing is known; its detail `near` has the ids that one slip makes of this one."""
+    keys = await among(snapshot.connection, Kind.CUSTOMER, slips(customer_id))
+    numbers = {each: snapshot.model.columns.number_of(key) for each, key in keys.items()}
+    known = sorted(each for each, number in numbers.items() if number is not None and _is_known(everyone, number))
+    near = " or ".join(known[:NEAREST])
+    meant = f"; did you mean {near}?" if near else ""
+    told = f"nothing is known of customer {customer_id!r}{snapshot.then}{meant}"
+    return NotFoundError("CUSTOMER_UNKNOWN", told, {"near": near} if near else None)
+
+
 async def _whole(snapshot: Snapshot, in_force: MapInForce, customer_id: str, cut: int) -> _Whole:
-    unknown = NotFoundError("CUSTOMER_UNKNOWN", f"nothing is known of customer {customer_id!r}{snapshot.then}")
     asked = await snapshot.number_of(customer_id)
     everyone = snapshot.history_before(cut)
-    if asked is None or asked >= len(everyone.owners):
-        raise unknown
+    if asked is None or not _is_known(everyone, asked):
+        raise await _unknown(snapshot, everyone, customer_id)
     number = int(everyone.owners[asked])
     mine = everyone.of_customer(number)
-    if not len(mine.interactions):
-        raise unknown
     keys = [everyone.vocabulary.customers[n] for n in np.flatnonzero(everyone.owners == number)]
     names = await texts_of(snapshot.connection, Kind.CUSTOMER, keys)
     own = everyone.vocabulary.customers[number]
