@@ -44,7 +44,14 @@ Channel = StrEnum("Channel", "PHONE EMAIL CHAT MESSAGE LETTER IN_PERSON SOCIAL")
 Result = StrEnum("Result", "HELPED NO_CHANGE WORSE UNREACHABLE")
 
 
-ActionId = Annotated[str, typer.Argument(metavar="ID", help="The action; `actions list` tells it.")]
+def whole(given: str | list[str]) -> Any:
+    """Return whole ids of actions for those that tables told in short."""
+    if isinstance(given, str):
+        return asyncio.run(naming.action_id(Addresses.configured(), given))
+    return [whole(each) for each in given]
+
+
+ActionId = Annotated[str, typer.Argument(metavar="ID", callback=whole, help="The action; `actions list` tells it.")]
 Revision = Annotated[int | None, typer.Option(min=0, help="Only if nobody changed it since this revision.")]
 Reason = Annotated[str, typer.Option(help="Why.")]
 DueAt = Annotated[
@@ -63,7 +70,9 @@ def list_actions(
     touchpoint: Annotated[str, typer.Option(help="Only those about this touchpoint.")] = "",
     need: Annotated[str, typer.Option(metavar="PATH", help="Only those about this need.")] = "",
     priority: Annotated[PriorityName | None, typer.Option(help="Only of this priority.")] = None,
-    improvement: Annotated[str, typer.Option(metavar="ID", help="Only the recoveries of this improvement.")] = "",
+    improvement: Annotated[
+        str, typer.Option(metavar="ID", callback=whole, help="Only the recoveries of this improvement.")
+    ] = "",
     playbook: Annotated[str, typer.Option(metavar="ID", help="Only those that this playbook opened.")] = "",
     overdue: Annotated[bool | None, typer.Option("--overdue/--in-time", help="Only what is late, or is not.")] = None,
     order: Annotated[Order, typer.Option(help="What comes first; due: what falls due next.")] = Order.NEWEST,
@@ -235,7 +244,9 @@ def open_action(
     priority: Annotated[PriorityName | None, typer.Option(help="Without it, normal.")] = None,
     owner: Annotated[str, typer.Option(help="Whose it is before anybody accepted it.")] = "",
     due_at: DueAt = None,
-    improvement: Annotated[str, typer.Option(metavar="ID", help="The improvement that a recovery belongs to.")] = "",
+    improvement: Annotated[
+        str, typer.Option(metavar="ID", callback=whole, help="The improvement that a recovery belongs to.")
+    ] = "",
     target: Annotated[Metric | None, typer.Option(help="What an improvement is to move, where it hurts.")] = None,
     map_id: Annotated[
         str,
@@ -399,9 +410,13 @@ for _each in _CHANGES:
 
 @app.command("link")
 def link_actions(
-    action_ids: Annotated[list[str], typer.Argument(metavar="RECOVERY…", help="Their ids; `actions list` tells them.")],
+    action_ids: Annotated[
+        list[str], typer.Argument(metavar="RECOVERY…", callback=whole, help="Their ids; `actions list` tells them.")
+    ],
     *,
-    improvement: Annotated[str, typer.Option("--to", metavar="ID", help="The improvement; empty takes them away.")],
+    improvement: Annotated[
+        str, typer.Option("--to", metavar="ID", callback=whole, help="The improvement; empty takes them away.")
+    ],
     reason: Reason = "",
     actor: Actor,
     request_id: RequestId,
@@ -429,12 +444,14 @@ def link_actions(
 @app.command("watch")
 def watch_actions(
     *,
-    action_id: Annotated[str, typer.Option("--action", metavar="ID", help="Only this one.")] = "",
+    action_id: Annotated[str, typer.Option("--action", metavar="ID", callback=whole, help="Only this one.")] = "",
     kind: Annotated[Kind | None, typer.Option(help="Only of this kind.")] = None,
     customer_id: Annotated[str, typer.Option("--customer", metavar="ID", help="Only for this customer.")] = "",
     owner: Annotated[str, typer.Option(help="Only those of this owner.")] = "",
     touchpoint: Annotated[str, typer.Option(help="Only those about this touchpoint.")] = "",
-    improvement: Annotated[str, typer.Option(metavar="ID", help="This improvement and its recoveries.")] = "",
+    improvement: Annotated[
+        str, typer.Option(metavar="ID", callback=whole, help="This improvement and its recoveries.")
+    ] = "",
     after: Annotated[int, typer.Option(metavar="POSITION", min=0, help="Go on behind this position.")] = 0,
     limit: Annotated[int, typer.Option(min=0, help="End after so many changes; 0 is never.")] = 0,
     as_json: Json = False,

@@ -70,6 +70,7 @@ def correct(
 
 async def _correct(request: pb.CorrectAnalysisRequest, *, as_json: bool) -> None:
     addresses = Addresses.configured()
+    request.interaction_event_id = await naming.event_id(addresses, request.customer_id, request.interaction_event_id)
     if request.correction.need_path:
         await naming.check_taxonomy(addresses, request.correction.need_path)
     async with naming.or_alike(addresses, request.customer_id), clients.inference(addresses) as inference:
@@ -117,6 +118,7 @@ def analyses(
 
 async def _analyses(request: pb.ListAnalysesRequest, *, as_json: bool) -> None:
     addresses = Addresses.configured()
+    request.interaction_event_id = await naming.event_id(addresses, request.customer_id, request.interaction_event_id)
     async with naming.or_alike(addresses, request.customer_id), clients.inference(addresses) as inference:
         found = await inference.ListAnalyses(request, timeout=DEADLINE_S)
     if as_json:

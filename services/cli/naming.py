@@ -7,11 +7,13 @@ checked.
 
 import contextlib
 import difflib
+import string
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
 import grpc
 
-from recorrido.inference.v1.inference_service_pb2 import GetTaxonomyRequest
+from recorrido.actions.v1.actions_service_pb2 import ListActionsRequest
+from recorrido.inference.v1.inference_service_pb2 import GetTaxonomyRequest, ListAnalysesRequest
 from recorrido.journey.v1 import journey_service_pb2 as pb
 from services.cli import clients, show
 from services.cli.clients import DEADLINE_S, Addresses
@@ -22,6 +24,8 @@ _ALL_TOLD = 12
 #: How alike the nearest are at least; see `difflib.get_close_matches`.
 _ALIKE = 0.6
 _OFF_MAP = 1000
+#: Among how many actions a short id is looked for.
+_PAGE, _PAGES = 1000, 10
 
 
 class UnknownNameError(CommandError):
@@ -155,6 +159,47 @@ async def _near_customers(addresses: Addresses, customer_id: str) -> str | None:
                 raise
             return str(info(error).metadata.get("near", ""))
     return None
+
+
+def is_short(given: str) -> bool:
+    """Whether it is an id as tables tell it where there is little room: the first block of a UUID."""
+    return len(given) == show.SHORT_ID and set(given) <= set(string.hexdigits)
+
+
+def whole_id(kind: str, given: str, known: Iterable[str]) -> str:
+    """Return the one of the `known` ids that begins so; what is given where none does.
+
+    Raises:
+        UnknownNameError: several do.
+    """
+    found = sorted({each for each in known if each.startswith(given.lower())})
+    if len(found) > 1:
+        raise UnknownNameError(f"{len(found)} {kind}s begin with {given}: {', '.join(found)}")
+    return found[0] if found else given
+
+
+async def action_id(addresses: Addresses, given: str) -> str:
+    """Return an action's whole id for one as tables tell it, among the newest actions."""
+    if not is_short(given):
+        return given
+    known, request = set[str](), ListActionsRequest(page_size=_PAGE)
+    async with clients.actions(addresses) as actions:
+        for _ in range(_PAGES):
+            page = await actions.ListActions(request, timeout=DEADLINE_S)
+            known |= {each.action_id for each in page.actions}
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                break
+    return whole_id("action", given, known)
+
+
+async def event_id(addresses: Addresses, customer_id: str, given: str) -> str:
+    """Return the whole id of an interaction's event for one as `analyses` tells it."""
+    if not is_short(given):
+        return given
+    async with or_alike(addresses, customer_id), clients.inference(addresses) as inference:
+        found = await inference.ListAnalyses(ListAnalysesRequest(customer_id=customer_id), timeout=DEADLINE_S)
+    return whole_id("event", given, (each.interaction_event_id for each in found.analyses))
 
 
 async def check_taxonomy(addresses: Addresses, need: str) -> None:

@@ -13,7 +13,7 @@ from recorrido.actions.v1.explanation_service_pb2 import ExplainedEvent, Explain
 from recorrido.actions.v1.explanation_service_pb2_grpc import ExplanationServiceStub
 from recorrido.actions.v1.impact_service_pb2_grpc import ImpactServiceStub
 from services.cli import clients, naming, show
-from services.cli.actions import Metric
+from services.cli.actions import Metric, whole
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.options import Json, run
 
@@ -23,7 +23,7 @@ _STYLES = {
     impact_pb2.IMPACT_VERDICT_TOO_EARLY: "yellow",
 }
 
-ActionId = Annotated[str, typer.Argument(metavar="ACTION", help="The action; `actions list` tells it.")]
+ActionId = Annotated[str, typer.Argument(metavar="ACTION", callback=whole, help="The action; `actions list` tells it.")]
 
 
 def impact(

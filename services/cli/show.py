@@ -33,6 +33,8 @@ _FEW_WORDS = 16
 _MANY_WORDS = 28
 _LONG_WORD = 20
 _UUID_LENGTH = 36
+#: What is told of one where there is less room; commands take that, too.
+SHORT_ID = 8
 
 _POINT_STYLES: dict[int, str] = {
     PointKind.POINT_KIND_PAIN: "red",
@@ -253,7 +255,7 @@ def age(seconds: float) -> str:
 
 def short_id(text: str, width: int) -> str:
     """Return a UUID's first block where a terminal of `width` columns has no room for all of it."""
-    return text[:8] if width < ROOM_FOR_IDS and len(text) == _UUID_LENGTH else text
+    return text[:SHORT_ID] if width < ROOM_FOR_IDS and len(text) == _UUID_LENGTH else text
 
 
 def name(enum: EnumDescriptor, value: int) -> str:

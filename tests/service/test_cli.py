@@ -21,7 +21,7 @@ from infra.local import ports as port_numbers
 from recorrido.actions.v1.actions_service_pb2 import ListActionsRequest
 from recorrido.inference.v1.inference_service_pb2 import ListAnalysesRequest
 from recorrido.journey.v1 import journey_service_pb2 as pb
-from services.cli import actions, correct, flow, journeys, local, machine, sample
+from services.cli import actions, correct, flow, journeys, local, machine, sample, show
 from services.cli.clients import Addresses
 from services.cli.journeymap import SHIPPED
 from services.cli.pictures import flowchart
@@ -472,6 +472,23 @@ async def test_an_action_lives_from_open_to_completed(cluster: Cluster) -> None:
         return [each["actionId"] for each in found["actions"]] == [action_id]
 
     await until(listed, 20)
+
+
+async def test_an_id_is_taken_as_a_narrow_table_tells_it(cluster: Cluster, customer_id: str) -> None:
+    narrow = {"COLUMNS": "80"}
+    listed = await recorrido(cluster, "actions", "list", "--limit", "1", **narrow)
+    short = listed.out.splitlines()[1].split()[0]
+    assert len(short) == show.SHORT_ID
+    (action,) = (await answer(cluster, "actions", "list", "--limit", "1"))["actions"]
+    assert action["actionId"].startswith(short)
+    for asked in (("actions", "show"), ("explain",)):
+        found = await recorrido(cluster, *asked, short)
+        assert (found.code, action["actionId"] in found.out) == (0, True), found
+    assert "there is no action 00000000; " in _one_line(await recorrido(cluster, "actions", "show", "00000000"), 1)
+    table = (await recorrido(cluster, "analyses", customer_id, **narrow)).out.splitlines()
+    event = table[1].split()[0]
+    (one, *_) = (await answer(cluster, "analyses", customer_id, event))["analyses"]
+    assert one["interactionEventId"].startswith(event)
 
 
 async def test_a_repeated_request_changes_nothing(cluster: Cluster) -> None:
