@@ -98,11 +98,18 @@ def _about(found: pb.GetCustomerJourneyResponse) -> Table:
     told = [f"{show.point(each.kind)} {each.need_path or each.touchpoint_name}" for each in found.points[:_POINTS]]
     lines.add_row("points", show.plain(", ".join(told)))
     lines.add_row("signals", show.plain(", ".join(map(_signal, found.signals[:_POINTS]))))
-    actions = [f"{each.title} ({show.name(ActionState.DESCRIPTOR, each.state)})" for each in found.actions[:_POINTS]]
-    lines.add_row("actions", show.plain(", ".join(actions)))
+    lines.add_row("actions", show.plain(", ".join(_action(each, found.signals) for each in found.actions[:_POINTS])))
     if len(found.customer_ids) > 1:
         lines.add_row("recorded under", show.plain(", ".join(found.customer_ids[1:])))
     return lines
+
+
+def _action(action: pb.CustomerAction, signals: Sequence[pb.Signal]) -> str:
+    title = action.title
+    for each in signals:
+        if each.signal_id == action.signal_id and each.touchpoint_name:
+            title = show.titled(title, each.touchpoint, each.touchpoint_name)
+    return f"{title} ({show.name(ActionState.DESCRIPTOR, action.state)})"
 
 
 def _signal(found: pb.Signal) -> str:

@@ -230,10 +230,14 @@ def place(name: str, raw: str) -> str:
 
 def title(action: Action) -> Text:
     """Return an action's title: where a signal's rule wrote it, with what the map calls the touchpoint."""
-    if not (action.signal_id and action.touchpoint_name):
-        return plain(action.title)
-    raw = rf"^(.*? at |\d+ customers: ){re.escape(action.touchpoint)}(?![\w-])"
-    return plain(re.sub(raw, lambda found: f"{found[1]}{action.touchpoint_name}", action.title, count=1))
+    named = bool(action.signal_id and action.touchpoint_name)
+    return plain(titled(action.title, action.touchpoint, action.touchpoint_name) if named else action.title)
+
+
+def titled(title_: str, touchpoint: str, name_: str) -> str:
+    """Return a title that a signal's rule wrote, with the name of the touchpoint for what its source calls it."""
+    raw = rf"^(.*? at |\d+ customers: ){re.escape(touchpoint)}(?![\w-])"
+    return re.sub(raw, lambda found: f"{found[1]}{name_}", title_, count=1)
 
 
 def plain(text: str) -> Text:
