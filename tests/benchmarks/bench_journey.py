@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_journey.py [--sizes 100000,1000000] [--queries 100] [--seed 1] [--plans]
 
-For each size (interactions; a tenth as many customers; every fourth has words that inference has analysed) in a store
-and a PostgreSQL of its own:
+For each size (interactions; a tenth as many customers; every fourth has words that inference has analysed, one in
+thirty failed and raised a signal) in a store and a PostgreSQL of its own:
 
 - projection: the very projection, in a process of its own, from the store into PostgreSQL, against bare COPY of the
   same rows by the same client in the same portions, one durable transaction each, into tables with the same indexes;
@@ -66,6 +66,7 @@ from services.foundation import telemetry
 from services.foundation.events import Pending, Registry, derived_id, stream_name
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
 from services.foundation.sharing import SharedRunner
+from services.journey.domain.signals import Seen, bad_moment
 from services.journey.views.projection import BATCH, JourneyProjection
 from tests.support.cluster import Cluster, running
 from tests.support.wait import until
@@ -235,6 +236,22 @@ async def fill(store: EventStore, source: Source, interactions: int, console: Co
     for at in range(0, len(links), PORTION):
         await store.append(links[at : at + PORTION])
     return events / (time.perf_counter() - begun)
+
+
+async def raised(store: EventStore) -> None:
+    """Append the signals of the interactions that failed, as journey would raise them."""
+    registry, some = Registry((InteractionRecorded,)), list[StreamAppend]()
+    async for recorded in store.read_all(None, registry.type_names):
+        event: InteractionRecorded = registry.decode(recorded)
+        if event.interaction is None or event.interaction.outcome is not Outcome.FAILED:
+            continue
+        seen = Seen(event, recorded.event_id, recorded.stream, recorded.revision, recorded.position)
+        signal = bad_moment(seen)
+        assert signal is not None
+        pending = Pending(signal, derived_id("bench signal", signal.signal_id))
+        some.append(StreamAppend(stream_name("signal", signal.signal_id), ANY, [pending]))
+    for at in range(0, len(some), PORTION):
+        await store.append(some[at : at + PORTION])
 
 
 # -- projection --------------------------------------------------------------------------------------------------------
@@ -513,6 +530,7 @@ async def measure(interactions: int, given: argparse.Namespace, console: Console
             since = datetime.now(UTC)
             console.rule(f"{interactions:,} interactions")
             figures.filled = await fill(store, source, interactions, console)
+            await raised(store)
             console.print(f"recorded {figures.filled:,.0f} events/s")
             figures.events, figures.read = await read_alone(store)
             console.print(f"store read alone {figures.read:,.0f} events/s")

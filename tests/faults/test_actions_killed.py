@@ -94,7 +94,9 @@ async def test_a_signal_of_an_erased_customer_opens_nothing_and_leaves_no_dead_l
     async with grpc.aio.insecure_channel(cluster.address("actions")) as channel:
         stub = PlaybookServiceStub(channel)
         rule = playbook_pb2.RecoveryRule(rule_id="call", match=playbook_pb2.SignalMatch(touchpoints=[where]))
-        cause = playbook_pb2.ImprovementRule(rule_id="fix", match=rule.match, customers=1, within_days=1, group_by=[1])
+        cause = playbook_pb2.ImprovementRule(
+            rule_id="fix", match=rule.match, customers=1, within_days=1, group_by=[playbook_pb2.CAUSE_PART_TOUCHPOINT]
+        )
         care = playbook_pb2.Playbook(playbook_id="care", name="Care", recoveries=[rule], improvements=[cause])
         request = playbook_pb.PublishPlaybookRequest(playbook=care, actor="maja", request_id="r")
         await insist(lambda: stub.PublishPlaybook(request))
@@ -119,7 +121,7 @@ async def test_a_signal_of_an_erased_customer_opens_nothing_and_leaves_no_dead_l
 
         async def settled() -> bool:
             consumer = await client.jetstream().consumer_info(bus.STREAM, "actions-recoveries")
-            return consumer.num_pending == consumer.num_ack_pending == 0
+            return (consumer.num_pending, consumer.num_ack_pending) == (0, 0)
 
         await until(settled, 20)
         dead = (await client.jetstream().stream_info(bus.DEAD_LETTERS)).state.messages

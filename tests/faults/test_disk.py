@@ -211,7 +211,7 @@ async def test_killed_between_accepting_and_answering_the_client_repeats_and_it_
 
 async def _answer(stub: Any, request: pb.RecordInteractionRequest) -> pb.RecordResult | grpc.aio.AioRpcError:
     try:
-        return (await stub.RecordInteraction(request, timeout=30)).result
+        return (await stub.RecordInteraction(request, timeout=30)).result  # type: ignore[no-any-return]
     except grpc.aio.AioRpcError as error:
         return error
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
 from typing import Any
@@ -15,7 +15,7 @@ from recorrido.ingest.v1 import identity_service_pb2, identity_service_pb2_grpc
 from recorrido.ingest.v1.events import InteractionRecorded
 from services.foundation import projection
 from services.foundation.errors import UnavailableError
-from services.foundation.events import stream_name
+from services.foundation.events import Event, stream_name
 from services.foundation.eventstore import TIMEOUT_S
 from services.foundation.projection import ProjectionRunner
 from tests.support.cluster import running
@@ -79,7 +79,7 @@ class _Hanging:
     """A read model whose first write never ends."""
 
     name = "hanging"
-    types = (InteractionRecorded,)
+    types: Sequence[type[Event]] = (InteractionRecorded,)
     ddl = "CREATE TABLE seen (event_id uuid NOT NULL)"
 
     def __init__(self) -> None:

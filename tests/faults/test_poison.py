@@ -117,7 +117,7 @@ async def test_poison_in_the_store_becomes_a_dead_letter_and_stops_nobody(cluste
         assert all(h["recorrido-dead-reason"].startswith("undecodable") for h in mine)
     # What came behind it had its effects, and the read models hold it.
     for customer_id in ("ana", "ben"):
-        await until(lambda c=customer_id: _is(_signals(cluster, c), 3), 20, what="signals")
+        await until(partial(lambda c: _is(_signals(cluster, c), 3), customer_id), 20, what="signals")
 
 
 async def test_events_that_make_no_sense_stop_nobody(cluster: Cluster) -> None:
@@ -153,7 +153,7 @@ async def test_events_that_make_no_sense_stop_nobody(cluster: Cluster) -> None:
         # The reactions, and every read model: of journey, actions, rejections and what is held.
         for asked, wanted in ((partial(_signals, cluster, "after"), 3), (opened, 1), (listed, 1), (exported, 3 + 1)):
             late = (grpc.aio.AioRpcError,)
-            await until(lambda a=asked, w=wanted: _at_least(a(), w), 60, ignoring=late, what=repr(asked))
+            await until(partial(lambda a, w: _at_least(a(), w), asked, wanted), 60, ignoring=late, what=repr(asked))
     assert [cluster.restarts(part) for part in cluster.parts] == before
 
 

@@ -25,6 +25,7 @@ from recorrido.ingest.v1.events import Interaction, InteractionRecorded
 from services.foundation import bus as bus_module
 from services.foundation.bus import Bus, Delivery, Done, Reaction
 from services.foundation.errors import OtherHistoryError, UnavailableError
+from services.foundation.events import Event
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
 from services.foundation.execute import Executor, Intent
 from services.foundation.projection import Fact, ProjectionRunner
@@ -172,7 +173,7 @@ class _Seen:
     """A read model that keeps the ids of what it saw."""
 
     name = "seen"
-    types = (InteractionRecorded,)
+    types: Sequence[type[Event]] = (InteractionRecorded,)
     ddl = "CREATE TABLE seen (event_id uuid NOT NULL)"
 
     async def apply(self, connection: Any, facts: Any) -> None:

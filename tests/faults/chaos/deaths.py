@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 
@@ -24,7 +25,7 @@ class Deaths:
 
 async def strike(cluster: Cluster, plan: Plan, tally: Tally, deaths: Deaths) -> None:
     for kill in plan.kills:
-        await until(lambda kill=kill: tally.settled >= kill.after, 600, what=f"{kill.after} answers")
+        await until(partial(lambda count: tally.settled >= count, kill.after), 600, what=f"{kill.after} answers")
         names = [await _publisher(cluster) if part == "relay" else part for part in kill.parts]
         killed = {name: cluster.supervisor.managed[name].process for name in names}
         for name in names:
@@ -33,12 +34,12 @@ async def strike(cluster: Cluster, plan: Plan, tally: Tally, deaths: Deaths) -> 
             began = time.monotonic()
             heir = "standby" if "relay" in names else "relay"
             if cluster.supervisor.managed[heir].ready.is_set() and not {"nats", "eventstore"} & set(names):
-                await until(lambda heir=heir: _publishes(cluster, heir), 60, what=f"{heir} takes over")
+                await until(partial(_publishes, cluster, heir), 60, what=f"{heir} takes over")
                 deaths.handovers_s.append(time.monotonic() - began)
         if kill.twice:
             for name, process in killed.items():
                 managed = cluster.supervisor.managed[name]
-                await until(lambda m=managed, p=process: m.process is not p, 30, what=f"{name} starts again")
+                await until(partial(lambda m, p: m.process is not p, managed, process), 30, what=f"{name} starts again")
                 _kill(cluster, name, deaths)
 
 

@@ -23,7 +23,8 @@ def projections() -> dict[str, frozenset[str]]:
             continue
         for each in vars(importlib.import_module(module.name)).values():
             if isinstance(each, type) and all(name in vars(each) for name in ("name", "types", "ddl", "apply")):
-                found[each.name] = frozenset(event.type_name for event in each.types)
+                model: Any = each
+                found[model.name] = frozenset(event.type_name for event in model.types)
     return found
 
 

@@ -37,13 +37,13 @@ class Plan:
         # Everybody once, the rest by weight.
         first = list(VICTIMS)
         dice.shuffle(first)
-        chosen = [*first, *dice.choices(list(VICTIMS), VICTIMS.values(), k=max(kills - len(first), 0))][:kills]
+        chosen = [*first, *dice.choices(list(VICTIMS), list(VICTIMS.values()), k=max(kills - len(first), 0))][:kills]
         times = sorted(dice.sample(range(interactions // 50, interactions * 9 // 10), kills))
         planned = []
         for after, part in zip(times, chosen, strict=True):
             beside = {part: None}
             if dice.random() < 0.2:
-                beside |= dict.fromkeys(dice.choices(list(VICTIMS), VICTIMS.values()))
+                beside |= dict.fromkeys(dice.choices(list(VICTIMS), list(VICTIMS.values())))
             planned.append(Kill(after, tuple(beside), twice=dice.random() < 0.1))
         return cls(seed=seed, interactions=interactions, clients=clients, kills=tuple(planned))
 
