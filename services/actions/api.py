@@ -85,7 +85,7 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
             reasons=tuple(request.reasons),
             touchpoint=request.touchpoint,
             need_path=request.need_path,
-            priority=Priority.from_number(request.priority),
+            priority=_given(Priority, request.priority, "priority") or Priority.UNSPECIFIED,
             owner=request.owner,
             due_at=moment(request, "due_at"),
             improvement_id=request.improvement_id,
@@ -212,13 +212,13 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
 
     async def ListActions(self, request: pb.ListActionsRequest, _context: Any) -> pb.ListActionsResponse:  # noqa: N802
         query = ActionQuery(
-            state=_filter(ActionState, request.state, "state"),
-            kind=_filter(ActionKind, request.kind, "kind"),
+            state=_given(ActionState, request.state, "state"),
+            kind=_given(ActionKind, request.kind, "kind"),
             customer_id=request.customer_id,
             owner=request.owner,
             touchpoint=request.touchpoint,
             need_path=request.need_path,
-            priority=_filter(Priority, request.priority, "priority"),
+            priority=_given(Priority, request.priority, "priority"),
             improvement_id=request.improvement_id,
             playbook_id=request.playbook_id,
             overdue=request.overdue if request.HasField("overdue") else None,
@@ -236,7 +236,7 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
         )
 
     async def GetBoard(self, request: pb.GetBoardRequest, _context: Any) -> pb.GetBoardResponse:  # noqa: N802
-        board = await self._queries.board(_filter(ActionKind, request.kind, "kind"), self._clock())
+        board = await self._queries.board(_given(ActionKind, request.kind, "kind"), self._clock())
         names = {"touchpoint": await self._names.of(line.key for line in board.lines["touchpoint"])}
         lines = {
             f"by_{dimension}": [_line(line, names.get(dimension, {})) for line in found]
@@ -249,7 +249,7 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
     ) -> AsyncIterator[pb.WatchActionsResponse]:
         watch = Watch(
             action_id=request.action_id,
-            kind=_filter(ActionKind, request.kind, "kind"),
+            kind=_given(ActionKind, request.kind, "kind"),
             customer_id=request.customer_id,
             owner=request.owner,
             touchpoint=request.touchpoint,
@@ -262,8 +262,8 @@ class ActionsServicer(pb_grpc.ActionsServiceServicer):
             )
 
 
-def _filter(enum: type[EnumT], number: int, field: str) -> EnumT | None:
-    """Return what to filter by; a value of a newer contract must not silently mean everything."""
+def _given(enum: type[EnumT], number: int, field: str) -> EnumT | None:
+    """Return a value, None where none is given; one of a newer contract must not silently mean none."""
     rules = Rules()
     value = rules.known(field, enum, number)
     rules.enforce()

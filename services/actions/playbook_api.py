@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from typing import Any
 
-from recorrido.actions.v1 import action_pb2
+from recorrido.actions.v1 import action_pb2, playbook_pb2
 from recorrido.actions.v1 import playbook_service_pb2 as pb
 from recorrido.actions.v1 import playbook_service_pb2_grpc as pb_grpc
-from recorrido.actions.v1.events import Playbook
+from recorrido.actions.v1.events import Playbook, Priority
 from services.actions.api import moment
 from services.actions.domain.dry_run import Opening, Summary
 from services.actions.domain.playbooks import FIRST, PublishPlaybook
@@ -16,6 +16,7 @@ from services.actions.handlers.playbooks import PlaybookBook, Published
 from services.actions.views.dry_runs import DryRuns
 from services.foundation import rpc
 from services.foundation.flow import until_set
+from services.foundation.rules import Rules
 
 
 class PlaybookServicer(pb_grpc.PlaybookServiceServicer):
@@ -31,7 +32,7 @@ class PlaybookServicer(pb_grpc.PlaybookServiceServicer):
 
     async def PublishPlaybook(self, request: pb.PublishPlaybookRequest, _context: Any) -> pb.PublishPlaybookResponse:  # noqa: N802
         command = PublishPlaybook(
-            playbook=Playbook.from_proto(request.playbook),
+            playbook=_playbook(request.playbook),
             actor=request.actor,
             reason=request.reason,
             request_id=request.request_id,
@@ -52,7 +53,7 @@ class PlaybookServicer(pb_grpc.PlaybookServiceServicer):
         self, request: pb.DryRunPlaybookRequest, _context: Any
     ) -> AsyncIterator[pb.DryRunPlaybookResponse]:
         # `from` is a word of Python.
-        draft = Playbook.from_proto(request.playbook)
+        draft = _playbook(request.playbook)
         book = await self._book.all()
         others = [] if request.alone else [published.in_force for published in book]
         found = self._dry_runs.run(draft, others, moment(request, "from"), moment(request, "to"), request.max_openings)
@@ -65,6 +66,15 @@ class PlaybookServicer(pb_grpc.PlaybookServiceServicer):
                     yield pb.DryRunPlaybookResponse(summary=_summary(each, told))
                 case (signals, at):
                     yield pb.DryRunPlaybookResponse(progress=pb.DryRunProgress(signals=signals, at=rpc.timestamp(at)))
+
+
+def _playbook(message: playbook_pb2.Playbook) -> Playbook:
+    rules = Rules()
+    for name in ("recoveries", "improvements"):
+        for index, rule in enumerate(getattr(message, name)):
+            rules.known(f"playbook.{name}[{index}].priority", Priority, rule.priority)
+    rules.enforce()
+    return Playbook.from_proto(message)
 
 
 def _published(published: Published) -> pb.PublishedPlaybook:

@@ -174,6 +174,13 @@ async def test_every_problem_of_a_playbook_is_told(playbooks: Any) -> None:
         ("playbook.improvements[0].rule_id", "unique in the playbook"),
         ("playbook.improvements[0].customers", "between 1 and 10,000"),
     ]
+    # A priority of a newer contract is not taken for none.
+    newer = draft(place())
+    newer.recoveries[0].priority = 99  # type: ignore[assignment]
+    told = [("playbook.recoveries[0].priority", "one of the known values")]
+    assert violations(await refusal(publish(playbooks, newer))) == told
+    tried = playbooks.DryRunPlaybook(pb.DryRunPlaybookRequest(playbook=newer))
+    assert violations(await refusal(tried.read())) == told
 
 
 # -- what is opened ------------------------------------------------------------------------------------------------

@@ -173,6 +173,7 @@ LONG = "x" * 1_048_576
 BAD: Sequence[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
     ("open", {"kind": 0}, [("kind", "RECOVERY or IMPROVEMENT")]),
     ("open", {"kind": 99}, [("kind", "RECOVERY or IMPROVEMENT")]),
+    ("open", {"priority": 99}, [("priority", "one of the known values")]),
     ("open", {"customer_id": ""}, [("customer_id", "required")]),
     ("open", {"customer_id": "an\0a"}, [("customer_id", "no control characters")]),
     ("open", {"title": LONG}, [("title", "at most 200 characters")]),
