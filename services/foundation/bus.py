@@ -7,9 +7,11 @@ A message is a CloudEvent in binary content mode (https://github.com/cloudevents
 import asyncio
 import contextlib
 import hashlib
+import math
+import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -67,6 +69,9 @@ ACK_WAIT_S = 10.0
 DUPLICATE_WINDOW_S = 1.0
 #: How often to look whether the store is again the one that the bus was filled from.
 RECHECK_EVERY_S = 2.0
+#: How often to look whether a consumer is still the one that delivered what is settled: in less time no stream is
+#: deleted, filled anew and delivered by its next consumer.
+SAME_CONSUMER_FOR_S = 0.05
 #: Stores take events of 1 MiB; what a message has besides (headers, a long stream id) is far from another one.
 MIN_PAYLOAD_BYTES = 2 * 1024 * 1024
 #: A batch that does not follow the stream's end is refused by its sequence, or before that by an id that was just seen.
@@ -212,6 +217,10 @@ def answer_to(error: RecorridoError | None) -> Answer:
     return Skip(error.message)
 
 
+class _OtherConsumerError(Exception):
+    """The consumer that delivered is gone, and with it what it would have been told of its messages."""
+
+
 class StoppedError(RuntimeError):
     """A reaction answered Stop."""
 
@@ -241,7 +250,7 @@ class Truth(Protocol):
     """The store, as far as reactions ask it what became of an event."""
 
     async def holds(self, recorded: Recorded) -> bool:
-        """Return whether it still holds an event: not where it was erased. Raises UnavailableError."""
+        """Return whether it still holds an event: not where it was erased. Raises as `check`, UnavailableError."""
 
     async def check(self, place: Place | None) -> None:
         """Raise OtherHistoryError where the event of `place` never was in its history, UnavailableError."""
@@ -540,18 +549,23 @@ class Bus:
         """
         registry = Registry(reaction.types)
         same = SameHistory(store.check)
-        subscription = await self._subscribe(reaction, registry)
+        subscription, consumer = await self._subscribe(reaction, registry)
+
+        async def resume(error: Exception) -> None:
+            nonlocal subscription, consumer
+            LOG.warning("consumer lost, resuming", durable=reaction.durable, error=repr(error)[:200])
+            await asyncio.sleep(0.25)
+            with contextlib.suppress(NatsError, OSError):
+                await subscription.unsubscribe()
+            subscription, consumer = await self._subscribe(reaction, registry)
+
         while True:
             try:
                 messages = await subscription.fetch(reaction.batch_size, timeout=5.0)
             except TimeoutError:
                 continue
             except (NatsError, OSError) as error:
-                LOG.warning("consumer lost, resuming", durable=reaction.durable, error=repr(error)[:200])
-                await asyncio.sleep(0.25)
-                with contextlib.suppress(NatsError, OSError):
-                    await subscription.unsubscribe()
-                subscription = await self._subscribe(reaction, registry)
+                await resume(error)
                 continue
             if not messages:
                 # A server without JetStream answers at once; do not spin.
@@ -559,11 +573,15 @@ class Bus:
                 continue
             try:
                 make_sure = partial(_make_sure, same, messages, available)
-                await self._handle_batch(reaction, store, registry, messages, available=available, make_sure=make_sure)
+                settling = _Settling(reaction, store, consumer)
+                await self._handle_batch(settling, registry, messages, available=available, make_sure=make_sure)
                 available(True)
+            except _OtherConsumerError as error:
+                # What it delivered is delivered by the next one.
+                await resume(error)
             except OtherHistoryError:
                 await self._hold(reaction, store, messages, available)
-            except (NatsError, TimeoutError, OSError) as error:
+            except (NatsError, TimeoutError, OSError, UnavailableError) as error:
                 # Unacknowledged messages come again, and their effects are idempotent.
                 LOG.warning("could not settle, will be redelivered", durable=reaction.durable, error=repr(error)[:200])
 
@@ -616,7 +634,9 @@ class Bus:
             return False
         return (found.headers or {}).get("ce-id") == (message.headers or {}).get("ce-id")
 
-    async def _subscribe(self, reaction: Reaction, registry: Registry) -> JetStreamContext.PullSubscription:
+    async def _subscribe(
+        self, reaction: Reaction, registry: Registry
+    ) -> tuple[JetStreamContext.PullSubscription, "_Consumer"]:
         config = api.ConsumerConfig(
             durable_name=reaction.durable,
             description=reaction.description or None,
@@ -631,34 +651,35 @@ class Bus:
         backoff = Backoff()
         while True:
             try:
-                await self._js.add_consumer(STREAM, config)
-                return await self._js.pull_subscribe_bind(durable=reaction.durable, stream=STREAM)
+                made = await self._js.add_consumer(STREAM, config)
+                subscription = await self._js.pull_subscribe_bind(durable=reaction.durable, stream=STREAM)
+                return subscription, _Consumer(partial(self._js.consumer_info, STREAM, reaction.durable), made.created)
             except (NatsError, TimeoutError, OSError) as error:
                 LOG.warning("waiting for JetStream", durable=reaction.durable, error=repr(error)[:200])
                 await backoff.wait()
 
     async def _handle_batch(
         self,
-        reaction: Reaction,
-        store: Truth,
+        settling: "_Settling",
         registry: Registry,
         messages: Sequence[Msg],
         *,
         available: Callable[[bool], None],
         make_sure: Callable[[], Awaitable[None]],
     ) -> None:
+        reaction = settling.reaction
         accepted: list[tuple[Msg, Delivery]] = []
         spans = []
         await make_sure()
         for message in messages:
             if message.metadata.num_delivered > MAX_DELIVERIES:
-                await self._bury(reaction, store, message, "delivered too often: whoever handles it dies of it")
+                await self._bury(settling, message, "delivered too often: whoever handles it dies of it")
                 continue
             try:
                 recorded = recorded_of(message)
                 event = registry.decode(recorded)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it will stay wrong
-                await self._bury(reaction, store, message, f"undecodable: {error!r}")
+                await self._bury(settling, message, f"undecodable: {error!r}")
                 continue
             span = telemetry.start_span(
                 f"react {reaction.durable}",
@@ -677,8 +698,10 @@ class Bus:
         try:
             async with _in_progress([message for message, _ in accepted]):
                 answers = await self._answers(reaction, accepted, available, make_sure)
+                # What was decided about another store tells nothing about these events.
+                await make_sure()
                 for (message, delivery), answer in zip(accepted, answers, strict=True):
-                    await self._settle(reaction, store, message, answer, tries=delivery.tries)
+                    await self._settle(settling, message, answer, tries=delivery.tries)
         finally:
             for span in spans:
                 span.end()
@@ -714,53 +737,112 @@ class Bus:
             else:
                 return answers
 
-    async def _settle(self, reaction: Reaction, store: Truth, message: Msg, answer: Answer, *, tries: int) -> None:
-        key = reaction.durable, message.metadata.sequence.stream
-        self._handled.add(1, {"durable": reaction.durable, "answer": type(answer).__name__})
+    async def _settle(self, settling: "_Settling", message: Msg, answer: Answer, *, tries: int) -> None:
+        durable = settling.reaction.durable
+        key = durable, message.metadata.sequence.stream
+        self._handled.add(1, {"durable": durable, "answer": type(answer).__name__})
         match answer:
             case Done():
-                await message.ack()
+                await settling.acknowledge(message)
                 self._failures.pop(key, None)
             case Retry(reason, delay_s):
                 if tries >= MAX_TRIES:
-                    await self._bury(reaction, store, message, reason)
+                    await self._bury(settling, message, reason)
                     self._failures.pop(key, None)
                 else:
                     self._failures[key] = tries
-                    LOG.warning("retry", durable=reaction.durable, reason=reason, delay_s=delay_s)
+                    LOG.warning("retry", durable=durable, reason=reason, delay_s=delay_s)
                     await message.nak(delay=delay_s)
             case Skip(reason):
-                await self._bury(reaction, store, message, reason)
+                await self._bury(settling, message, reason)
                 self._failures.pop(key, None)
             case Stop(reason):
-                raise StoppedError(f"{reaction.durable}: {reason}")
+                raise StoppedError(f"{durable}: {reason}")
 
-    async def _bury(self, reaction: Reaction, store: Truth, message: Msg, reason: str) -> None:
-        if await _erased(message, store):
-            await message.ack()
+    async def _bury(self, settling: "_Settling", message: Msg, reason: str) -> None:
+        durable = settling.reaction.durable
+        if await _erased(message, settling.store):
+            await self._forget(settling, message)
             return
         # The relay's publishing orders stay behind: its batch and sequence are not those of this stream.
         headers = {k: v for k, v in (message.headers or {}).items() if not k.startswith("Nats-")}
         # The id is per durable: two consumers may bury the same event, each once. What others published past the store
         # may say that it is any event.
         sequence = message.metadata.sequence.stream
-        headers["Nats-Msg-Id"] = f"{reaction.durable}:{sequence}:{headers.get('ce-id', '')}"
+        headers["Nats-Msg-Id"] = f"{durable}:{sequence}:{headers.get('ce-id', '')}"
         headers["recorrido-dead-reason"] = _header(reason[:512])
         headers["recorrido-dead-subject"] = message.subject
-        headers["recorrido-dead-durable"] = reaction.durable
-        to = f"recorrido_dead.{reaction.durable}.{message.subject}"
-        letter = await self._js.publish(to, message.data, stream=DEAD_LETTERS, headers=headers)
+        headers["recorrido-dead-durable"] = durable
+        to = f"recorrido_dead.{durable}.{message.subject}"
+        await self._js.publish(to, message.data, stream=DEAD_LETTERS, headers=headers)
         # An erasure wipes the store and then looks through the dead letters: one that it cannot have seen there is of
         # an event that the store does not hold now.
-        if await _erased(message, store):
-            with contextlib.suppress(NotFoundError):
-                await self._js.delete_msg(DEAD_LETTERS, letter.seq)
+        if await _erased(message, settling.store):
+            await self._forget(settling, message)
+            return
+        await settling.acknowledge(message)
+        LOG.error("dead letter", durable=durable, subject=message.subject, reason=reason)
+
+    async def _forget(self, settling: "_Settling", message: Msg) -> None:
+        """Leave nothing of an erased event, also where it was buried before and not acknowledged then."""
+        recorded = recorded_of(message)
+        await self.erase([recorded.stream], [recorded.position], within=DEAD_LETTERS)
+        await settling.acknowledge(message)
+
+
+class _Consumer:
+    """The consumer that delivers to a reaction.
+
+    With its stream it is deleted and may be made anew, by another instance of the service too. The next one numbers its
+    messages from the beginning again, and would take what it is told of an earlier one's for its own.
+    """
+
+    def __init__(self, ask: Callable[[], Coroutine[Any, Any, api.ConsumerInfo]], created: datetime) -> None:
+        self._ask = ask
+        self._created = created
+        self._asked_at = -math.inf
+
+    async def check(self) -> None:
+        """Make sure that it is still there. Raises _OtherConsumerError and what NATS raises."""
+        now = time.monotonic()
+        if now - self._asked_at < SAME_CONSUMER_FOR_S:
+            return
+        # As a task: nats-py asks within asyncio.wait_for, which before Python 3.12 may lose a cancellation that comes
+        # together with the answer (https://github.com/python/cpython/issues/86296).
+        asking = asyncio.create_task(self._ask())
+        try:
+            await asyncio.wait({asking})
+        finally:
+            asking.cancel()
+        try:
+            found = asking.result()
+        except NotFoundError as error:
+            raise _OtherConsumerError("it is gone") from error
+        if found.created != self._created:
+            raise _OtherConsumerError(f"it was made anew at {found.created}")
+        self._asked_at = now
+
+
+@dataclass(frozen=True, slots=True)
+class _Settling:
+    """What messages of a reaction are settled with."""
+
+    reaction: Reaction
+    store: Truth
+    consumer: _Consumer
+
+    async def acknowledge(self, message: Msg) -> None:
+        """Raises _OtherConsumerError: who would hear it is not the one that delivered the message."""
+        await self.consumer.check()
         await message.ack()
-        LOG.error("dead letter", durable=reaction.durable, subject=message.subject, reason=reason)
 
 
 async def _erased(message: Msg, store: Truth) -> bool:
-    """Return whether the store holds the event of a message no more; wait while nobody can tell."""
+    """Return whether the store holds the event of a message no more; wait while nobody can tell.
+
+    Raises:
+        OtherHistoryError: the event never was in its history.
+    """
     try:
         recorded = recorded_of(message)
     except (KeyError, ValueError):

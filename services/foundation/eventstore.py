@@ -62,7 +62,7 @@ IDLE_S = 1.0
 
 #: How often who goes by what it was told looks whether the store is still the one that told it: in less time no store
 #: is stopped, replaced, started and filled beyond where it was.
-SAME_FOR_S = 0.25
+SAME_FOR_S = 0.1
 
 #: A refused append names every stream that stood in its way, in the call's trailing metadata; gRPC's own limit of
 #: 8 KiB is met at some fifty streams, and what does not fit arrives as no error that anybody could read.
@@ -212,7 +212,19 @@ class EventStore:
             return []
 
     async def holds(self, recorded: Recorded) -> bool:
-        """Return whether an event can still be read: not where it was wiped or truncated. Raises UnavailableError."""
+        """Return whether an event can still be read: not where it was wiped or truncated.
+
+        Raises:
+            OtherHistoryError: it never was in this history, so that tells nothing about it.
+            UnavailableError: the store does not answer.
+        """
+        if await self._reads(recorded):
+            return True
+        await self.check(recorded.place)
+        # Again: it may have been another store that did not have it.
+        return await self._reads(recorded)
+
+    async def _reads(self, recorded: Recorded) -> bool:
         found = await self.read(recorded.stream, after=max(recorded.revision, 0) - 1, limit=1)
         return any(event.event_id == recorded.event_id for event in found)
 

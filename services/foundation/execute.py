@@ -14,7 +14,14 @@ import structlog
 from msgspec import Struct, field
 from opentelemetry.context import Context
 
-from services.foundation.errors import ConflictError, ErasedError, OtherHistoryError, RecorridoError, RefusedError
+from services.foundation.errors import (
+    ConflictError,
+    ErasedError,
+    OtherHistoryError,
+    RecorridoError,
+    RefusedError,
+    UnavailableError,
+)
 from services.foundation.events import Event, Pending, Place, Recorded, Registry, derived_id
 from services.foundation.eventstore import (
     EXISTS,
@@ -263,9 +270,13 @@ class Executor(Generic[StateT]):
         return decided
 
     async def _erased(self, intents: Iterable[Intent]) -> set[str]:
-        """Return the ids of the events behind `intents` that are not there any more."""
+        """Return the ids of the events behind `intents` that are not there any more. Raises UnavailableError."""
         causes = {i.because.event_id: i.because for i in intents if i.because is not None}
-        held = await asyncio.gather(*map(self._store.holds, causes.values()))
+        try:
+            held = await asyncio.gather(*map(self._store.holds, causes.values()))
+        except OtherHistoryError as error:
+            # They are not erased: the store was replaced since they were heard of, and has to be put right.
+            raise UnavailableError("event store", error.message) from error
         return {str(event_id) for event_id, is_held in zip(causes, held, strict=True) if not is_held}
 
     def _known(self, stream: str) -> Folded[StateT]:

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import nats
 import pytest
+import structlog
 
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded
 from services.foundation import bus as bus_module
@@ -389,3 +390,65 @@ async def test_what_is_held_of_a_stream_that_was_deleted_settles_nothing_of_the_
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+
+
+async def test_what_is_done_of_a_stream_that_was_deleted_acknowledges_nothing_of_the_next(cluster: Cluster) -> None:
+    """Another instance of the service may be at work already on the messages that have the same places there."""
+    begun, finish, got, release = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event()
+    seen: set[int] = set()
+
+    async def handle(deliveries: Sequence[Delivery]) -> list[Answer]:
+        if number(deliveries[0]) < 10:
+            begun.set()
+            await finish.wait()
+        elif not release.is_set():
+            got.set()
+            await release.wait()
+            return [Retry("again", 0.01)] * len(deliveries)
+        seen.update(map(number, deliveries))
+        return [Done()] * len(deliveries)
+
+    reaction = Reaction("test", [InteractionRecorded], handle)
+    async with connected(cluster) as bus, connected(cluster) as another:
+        await publish(bus, 1, 2, 3)
+        with structlog.testing.capture_logs() as logs:
+            tasks = [asyncio.create_task(bus.react(reaction, Truth(always)))]
+            await asyncio.wait_for(begun.wait(), 20)
+            await another._js.delete_stream(STREAM)
+            await another.ensure_streams()
+            await publish(another, 11, 12, 13)
+            tasks.append(asyncio.create_task(another.react(reaction, Truth(always))))
+            await asyncio.wait_for(got.wait(), 20)
+            finish.set()
+            await until(lambda: [log for log in logs if log["event"] == "consumer lost, resuming"], 20)
+        # Whatever it settles comes before what is asked behind it.
+        await asyncio.gather(bus.last(), bus.ping())
+        release.set()
+        await until(lambda: seen == {1, 2, 3, 11, 12, 13})
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def test_what_is_done_of_a_stream_that_is_gone_is_done_again_of_the_next(cluster: Cluster) -> None:
+    """The one instance of the service comes to the stream that the relay fills anew."""
+    begun, finish = asyncio.Event(), asyncio.Event()
+    seen: set[int] = set()
+
+    async def handle(deliveries: Sequence[Delivery]) -> list[Answer]:
+        begun.set()
+        await finish.wait()
+        seen.update(map(number, deliveries))
+        return [Done()] * len(deliveries)
+
+    async with connected(cluster) as bus:
+        await publish(bus, 1, 2, 3)
+        async with reacting(bus, handle):
+            await asyncio.wait_for(begun.wait(), 20)
+            await bus._js.delete_stream(STREAM)
+            finish.set()
+            await until(lambda: 1 in seen)
+            await bus.ensure_streams()
+            await publish(bus, 11, 12)
+            await until(lambda: {11, 12} <= seen, 20)
+            await until(lambda: settled(bus), 20)

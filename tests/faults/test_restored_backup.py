@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import shutil
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from infra.eventstore import messages
 from infra.local.cluster import Cluster, running
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded
 from services.foundation import bus as bus_module
-from services.foundation.bus import Bus, Delivery, Done, Reaction
+from services.foundation.bus import Answer, Bus, Delivery, Done, Reaction, Skip
 from services.foundation.errors import OtherHistoryError, UnavailableError
 from services.foundation.events import Event
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
@@ -319,6 +320,74 @@ async def test_nothing_is_done_because_of_another_history(
         task.cancel()
         await asyncio.wait([task])
         await bus.close()
+
+
+@pytest.mark.parametrize("answer", [Done(), Skip("never")], ids=["done", "skipped"])
+async def test_what_was_decided_about_another_history_settles_nothing(
+    tmp_path: Path, answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is replaced while events are handled: that it does not hold them is no erasure."""
+    monkeypatch.setattr(bus_module, "RECHECK_EVERY_S", 0.1)
+    handled: Counter[UUID] = Counter()
+
+    async def handle(deliveries: Sequence[Delivery]) -> list[Answer]:
+        if not handled:
+            await cluster.stop("eventstore")
+            shutil.copytree(cluster.data / "eventstore", tmp_path / "right")
+            await _replace_store(cluster, None)
+            await append(store, range(100, 140))
+        handled.update(delivery.recorded.event_id for delivery in deliveries)
+        return [answer] * len(deliveries)
+
+    async with running(["relay"], data=tmp_path / "data") as cluster, store_of(cluster) as store:
+        await append(store, range(10))
+        await assert_stream_equals_store(cluster, 10)
+        bus = await Bus.connect(cluster.environment["RECORRIDO_NATS_URL"], name="test")
+        client = await nats.connect(cluster.environment["RECORRIDO_NATS_URL"])
+        with structlog.testing.capture_logs() as logs:
+            task = asyncio.create_task(bus.react(Reaction("test", [InteractionRecorded], handle), store))
+            await until(lambda: [log for log in logs if log["event"] == "nothing is done"], deadline_s=30)
+        first = dict(handled)
+        consumer = await client.jetstream().consumer_info("RECORRIDO", "test")
+        assert consumer.ack_floor is not None
+        assert (consumer.ack_floor.stream_seq, consumer.num_ack_pending) == (0, len(first))
+        await cluster.stop("eventstore")
+        await _replace_store(cluster, tmp_path / "right" / "events.db")
+
+        async def settled() -> bool:
+            consumer = await client.jetstream().consumer_info("RECORRIDO", "test")
+            return consumer.ack_floor is not None and consumer.ack_floor.stream_seq == 10
+
+        await until(settled, deadline_s=30)
+        assert set(handled) == {pending(n).event_id for n in range(10)}
+        assert all(handled[each] > 1 for each in first)
+        letters = (await client.jetstream().stream_info("RECORRIDO_DEAD")).state.messages
+        assert letters == (10 if isinstance(answer, Skip) else 0)
+        task.cancel()
+        await asyncio.wait([task])
+        await client.close()
+        await bus.close()
+
+
+async def test_an_event_of_another_history_is_not_taken_for_erased(tmp_path: Path) -> None:
+    with node.running(tmp_path / "one") as one:
+        store = await EventStore.connect(one.uri)
+        await append(store, range(30))
+        recorded = [event async for event in store.read_all(None)][-1]
+        assert await store.holds(recorded)
+        one.kill()
+        with node.running(tmp_path / "two", one.address) as two:
+            other = await EventStore.connect(two.uri)
+            await append(other, range(100, 160))
+            await until(store.ping)
+            with pytest.raises(OtherHistoryError):
+                await store.holds(recorded)
+            command = RecordInteraction.of(Interaction.from_proto(of("ana", 1)), datetime.now(UTC))
+            with pytest.raises(UnavailableError, match="event store"):
+                await Executor(store, History()).execute(Intent(command.stream, command, because=recorded))
+            assert await other.read(command.stream) == []
+            await other.close()
+        await store.close()
 
 
 async def test_the_front_door_forgets_what_it_knows_of_another_history(tmp_path: Path) -> None:
