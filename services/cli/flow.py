@@ -103,7 +103,8 @@ async def _flow(request: pb.GetFlowRequest, svg: Path | None, *, as_json: bool) 
 def _print_flow(found: pb.GetFlowResponse) -> None:
     out, flow_ = show.console(), found.flow
     out.print(
-        f"{show.count(flow_.cases)} cases of {show.count(flow_.customers)} customers: {flowchart.endings(flow_)}",
+        f"{show.count(flow_.cases)} cases of {show.count(flow_.customers)} customers:"
+        f" {flowchart.endings(flow_, lambda count: show.part(count, flow_.cases))}",
         soft_wrap=True,
     )
     if not flow_.cases:

@@ -32,15 +32,18 @@ app.callback(invoke_without_command=True)(mapdrawing.draw)
 SHIPPED = Path(__file__).parent / "maps"
 
 
-def load(path: Path) -> JourneyMap:
-    """Read a map.
+def load(file: str | Path) -> JourneyMap:
+    """Read a map from a YAML file, or a shipped one by its name.
 
     Raises:
         CommandError: the file cannot be read, is not YAML or breaks the form; every problem is told with its place.
     """
-    shipped = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
+    path = Path(file)
+    if not path.exists() and (shipped := SHIPPED / f"{file}.yaml").exists():
+        path = shipped
+    names = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
     reader = _Reader()
-    found = reader.journey_map(yamlfiles.read(path, others=f"shipped maps are {shipped}"))
+    found = reader.journey_map(yamlfiles.read(path, others=f"shipped maps are {names}"))
     if reader.problems:
         raise yamlfiles.refusal(path, "journey map", reader.problems)
     return found
@@ -159,10 +162,7 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Publish a map, or a new version of it."""
-    path = Path(file)
-    shipped = SHIPPED / f"{file}.yaml"
-    journey_map = load(shipped if not path.exists() and shipped.exists() else path)
-    request = pb.PublishJourneyMapRequest(map=journey_map, actor=actor, request_id=request_id)
+    request = pb.PublishJourneyMapRequest(map=load(file), actor=actor, request_id=request_id)
 
     async def work() -> None:
         async with clients.journey(Addresses.configured()) as journey:
@@ -264,7 +264,7 @@ def diff(
 
 @app.command()
 def preview(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A draft as a YAML file.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A draft as a YAML file, or the name of a shipped map.")],
     *,
     as_of: AsOf = None,
     as_json: Json = False,
@@ -295,7 +295,8 @@ def _print_preview(found: pb.PreviewJourneyMapResponse) -> None:
     out = show.console()
     against = f"version {found.against_version}" if found.against_version else "no map of this id"
     out.print(f"against {against}; {show.count(found.moved)} interactions would be placed elsewhere")
-    out.print(_change_table(found.changes))
+    if found.changes:
+        out.print(_change_table(found.changes))
     lines = show.table("touchpoint~", "interactions#", "would be#", "NPS#", "would be#", "CSAT#", "would be#")
     for each in found.touchpoints:
         # The cells of scores begin with interactions and customers.

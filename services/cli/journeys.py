@@ -70,7 +70,7 @@ async def _customer(customer_id: str, as_of: Timestamp | None, map_id: str, limi
     out = show.console()
     kind = show.name(CustomerKind.DESCRIPTOR, found.kind) or "customer"
     out.print(
-        Text(kind, style="bold"), show.plain(found.customer_id), f"· {show.count(found.total_entries)} interactions"
+        Text(kind, style="bold"), show.plain(found.customer_id), f"· {show.counted(found.total_entries, 'interaction')}"
     )
     out.print(show.filled(_about(found)))
     out.print(show.filled(_timeline(found)))
@@ -80,27 +80,31 @@ async def _customer(customer_id: str, as_of: Timestamp | None, map_id: str, limi
 
 def _about(found: pb.GetCustomerJourneyResponse) -> Table:
     lines = show.table("", "~")
-    lines.add_row("persona", show.plain(found.persona.name))
-    lines.add_row("loyalty", show.plain(_loyalty(found.loyalty)))
+
+    def tell(name: str, text: str) -> None:
+        if text:
+            lines.add_row(name, show.plain(text))
+
+    tell("persona", found.persona.name)
+    tell("loyalty", _loyalty(found.loyalty))
     felt = found.experience
     if felt.HasField("lasting_impression"):
         curve = show.sparkline([moment.value for moment in felt.moments[-_CURVE:]], -1, 1)
         peak, end = (f"{each.value:+.2f} at {each.touchpoint_name}" for each in (felt.peak, felt.end))
         lines.add_row("experience", f"{curve}  lasting impression {felt.lasting_impression:+.2f}")
-        lines.add_row("", show.plain(f"peak {peak}, end {end}"))
+        tell("", f"peak {peak}, end {end}")
     path = [f"{each.stage_name}{' again' if each.re_entry else ''}" for each in found.stage_path]
-    lines.add_row("stages", show.plain(" → ".join(path[-_STAGES:])))
+    tell("stages", " → ".join(path[-_STAGES:]))
     reached = sum(1 for each in found.episodes if each.goal_ids)
     lines.add_row("episodes", f"{show.count(len(found.episodes))}, {show.count(reached)} of them reached a goal")
-    lines.add_row("spent", ", ".join(f"{each.amount} {each.currency_code}" for each in found.spent))
+    tell("spent", ", ".join(f"{each.amount} {each.currency_code}" for each in found.spent))
     if found.HasField("share_of_wallet"):
         lines.add_row("share of wallet", f"{100 * found.share_of_wallet.share:.0f} %")
     told = [f"{show.point(each.kind)} {each.need_path or each.touchpoint_name}" for each in found.points[:_POINTS]]
-    lines.add_row("points", show.plain(", ".join(told)))
-    lines.add_row("signals", show.plain(", ".join(map(_signal, found.signals[:_POINTS]))))
-    lines.add_row("actions", show.plain(", ".join(_action(each, found.signals) for each in found.actions[:_POINTS])))
-    if len(found.customer_ids) > 1:
-        lines.add_row("recorded under", show.plain(", ".join(found.customer_ids[1:])))
+    tell("points", ", ".join(told))
+    tell("signals", ", ".join(map(_signal, found.signals[:_POINTS])))
+    tell("actions", ", ".join(_action(each, found.signals) for each in found.actions[:_POINTS]))
+    tell("recorded under", ", ".join(found.customer_ids[1:]))
     return lines
 
 
@@ -404,9 +408,9 @@ def _trend(point: pb.Point) -> str:
 def unknown_needs(found: pb.ListPointsResponse) -> Iterator[str]:
     """Return, in words, how many told of something whose need is not known."""
     for each in found.unknown:
-        mentions = f"{show.count(each.mentions)} mention{'s' if each.mentions != 1 else ''}"
+        mentions = show.counted(each.mentions, "mention")
         kind = show.name(PointKind.DESCRIPTOR, each.kind)
-        told = f"{show.count(each.customers)} customers ({100 * each.share:.1f} %) in {mentions}"
+        told = f"{show.counted(each.customers, 'customer')} ({100 * each.share:.1f} %) in {mentions}"
         yield f"{kind}, need not known: {told}"
 
 

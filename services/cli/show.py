@@ -282,6 +282,10 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def counted(value: int, what: str) -> str:
+    return f"{count(value)} {what}{'s' if value != 1 else ''}"
+
+
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 

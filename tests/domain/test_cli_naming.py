@@ -21,7 +21,9 @@ from services.cli import naming, show
 from services.cli.actions import _target
 from services.cli.clients import Addresses
 from services.cli.correct import _stays
+from services.cli.failures import CommandError
 from services.cli.importing import recording
+from services.cli.journeymap import load
 from services.cli.journeys import Rule
 from services.cli.options import event_types
 from services.cli.pictures.drawing import in_two_lines, shortened_path
@@ -164,9 +166,19 @@ def test_a_title_names_the_touchpoint_as_the_map_does(title: str, touchpoint: st
     assert show.title(action).plain == title, "a person's own words"
 
 
+def test_a_shipped_map_is_read_by_its_name() -> None:
+    assert load("ecommerce").map_id == "ecommerce"
+    with pytest.raises(CommandError, match="no such file; shipped maps are ecommerce, omnichannel"):
+        load("nothing")
+
+
+def test_of_one_there_is_no_plural() -> None:
+    assert [show.counted(number, "mention") for number in (0, 1, 1000)] == ["0 mentions", "1 mention", "1,000 mentions"]
+
+
 def test_of_endings_that_there_are_none_of_nothing_is_told() -> None:
     flow = pb.Flow(cases=4, reached_goal=3, dropped_off=1)
-    assert endings(flow) == "3 (75.0 %) reached a goal, 1 (25.0 %) set out for a goal and dropped off"
+    assert endings(flow, show.count) == "3 reached a goal, 1 dropped off"
 
 
 def test_what_is_told_to_be_unchanged_is_what_was_not_corrected() -> None:

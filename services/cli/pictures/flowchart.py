@@ -7,7 +7,7 @@ it with the keyboard, leaves its lines alone.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -143,15 +143,15 @@ def _drawn(flow: pb.Flow) -> Sequence[pb.FlowEdge]:
     return edges
 
 
-def endings(flow: pb.Flow) -> str:
-    """Return, in words, how cases ended; of what there is none, nothing."""
+def endings(flow: pb.Flow, told: Callable[[int], str]) -> str:
+    """Return, in words, how cases ended, each number as it is `told`; of what there is none, nothing."""
     counts = (
         (flow.reached_goal, "reached a goal"),
-        (flow.dropped_off, "set out for a goal and dropped off"),
-        (flow.no_goal, "set out for no goal"),
+        (flow.dropped_off, "dropped off"),
+        (flow.no_goal, "had no goal"),
         (flow.open, "may go on"),
     )
-    return ", ".join(f"{show.part(count, flow.cases)} {how}" for count, how in counts if count) or "none"
+    return ", ".join(f"{told(count)} {how}" for count, how in counts if count) or "none"
 
 
 def _heading(flow: pb.Flow, edges: Sequence[pb.FlowEdge], name: str) -> str:
@@ -159,7 +159,7 @@ def _heading(flow: pb.Flow, edges: Sequence[pb.FlowEdge], name: str) -> str:
     shown = (
         f"{len(edges)} of {len(flow.edges)} edges are drawn: {show.percent(drawn / max(all_of_them, 1))} of all steps"
     )
-    ends = f"{show.count(flow.cases)} cases: {endings(flow)}"
+    ends = f"{show.count(flow.cases)} cases: {endings(flow, show.count)}"
     return (
         text(20, 32, name, size=18, more='font-weight="600"')
         + text(20, 54, ends, size=13)
