@@ -504,8 +504,9 @@ async def test_answers_tell_what_the_map_calls_a_touchpoint(world: World) -> Non
     assert {line.name for line in board.by_state} == {""}
     async with grpc.aio.insecure_channel(world.office.cluster.address("actions")) as channel:
         explained = await ExplanationServiceStub(channel).ExplainAction(ExplainActionRequest(action_id=keys[raw]))
-    (summary,) = [each.summary for each in explained.events if each.role == ExplainedRole.EXPLAINED_ROLE_SIGNAL]
-    assert summary.startswith(f"bad_moment at Checkout ({raw}): ")
+    (told,) = [each for each in explained.events if each.role == ExplainedRole.EXPLAINED_ROLE_SIGNAL]
+    assert told.summary.startswith("bad_moment at Checkout: ")
+    assert told.details["touchpoint"] == raw
     # Another source calls another place so: both are meant by the name alone.
     elsewhere = _interaction(raw, BEGAN, 0, GOOD, 1)
     elsewhere = structs.replace(elsewhere, interaction=structs.replace(elsewhere.interaction, source="x"))
