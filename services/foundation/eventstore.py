@@ -26,7 +26,6 @@ from kurrentdbclient import (
 from kurrentdbclient import exceptions as kurrent
 from kurrentdbclient.events import RecordedEvent
 from msgspec import Struct
-from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from services.foundation import telemetry
@@ -184,7 +183,7 @@ class EventStore:
                 stream_name=append.stream,
                 type=pending.event.type_name,
                 data=encode(pending.event),
-                metadata=msgspec.json.encode({**pending.metadata, **spans.headers(append, pending)}),
+                metadata=spans.metadata(append, pending),
                 id=pending.event_id,
             )
             for append in appends
@@ -509,10 +508,20 @@ class _AppendSpans:
 
     def __init__(self, appends: Sequence[StreamAppend]) -> None:
         self._spans: dict[int, tuple[Span, dict[str, str]]] = {}
-        self._contexts: list[Context] = []  # keeps them alive, so that id() stays unique
+        #: By id(), which is unique as long as the appends are there: events of one call share theirs.
+        self._metadata: dict[tuple[int, int], bytes] = {}
         self._count = sum(len(a.events) for a in appends)
 
-    def headers(self, append: StreamAppend, pending: Pending) -> dict[str, str]:
+    def metadata(self, append: StreamAppend, pending: Pending) -> bytes:
+        """Return the metadata of an event as the store keeps it: its own, and the trace that it belongs to."""
+        key = id(pending.metadata), id(pending.context)
+        encoded = self._metadata.get(key)
+        if encoded is None:
+            encoded = msgspec.json.encode({**pending.metadata, **self._headers(append, pending)})
+            self._metadata[key] = encoded
+        return encoded
+
+    def _headers(self, append: StreamAppend, pending: Pending) -> dict[str, str]:
         key = id(pending.context)
         if key not in self._spans:
             category = append.stream.partition("-")[0]
@@ -520,8 +529,6 @@ class _AppendSpans:
                 f"append {category}", SpanKind.PRODUCER, parent=pending.context, attributes={"events": self._count}
             )
             self._spans[key] = (span, telemetry.inject(telemetry.context_of(span)))
-            if pending.context is not None:
-                self._contexts.append(pending.context)
         return self._spans[key][1]
 
     def __enter__(self) -> Self:
