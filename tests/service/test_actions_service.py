@@ -456,7 +456,7 @@ async def test_a_killed_service_loses_and_doubles_nothing_and_its_list_is_the_fo
             await office.accept(action.action_id)
         await office.until_listed(6, state=ACCEPTED)
         listed = (await office.list(page_size=1_000)).actions
-        folded = await asyncio.gather(*(office.get(action.action_id) for action in listed))
+        folded = [await office.get(action.action_id) for action in listed]
         assert [each.action for each in folded] == list(listed)
 
         # The list can be thrown away: it is made again from the history.
