@@ -104,8 +104,7 @@ def _print_flow(found: pb.GetFlowResponse) -> None:
     out, flow_ = show.console(), found.flow
     out.print(
         f"{show.count(flow_.cases)} cases of {show.count(flow_.customers)} customers:"
-        f" {flowchart.endings(flow_, lambda count: show.part(count, flow_.cases))}",
-        soft_wrap=True,
+        f" {flowchart.endings(flow_, lambda count: show.part(count, flow_.cases))}"
     )
     if not flow_.cases:
         return
@@ -211,8 +210,7 @@ async def _coverage(request: pb.GetCoverageRequest, *, as_json: bool) -> None:
         unheard = counts.touchpoints - counts.heard - counts.silent
         out.print(
             f"{counts.heard} of {counts.touchpoints} {name} are heard, {unheard} unheard (something happens, and nobody"
-            f" tells), {counts.silent} silent (nothing happens)",
-            soft_wrap=True,
+            f" tells), {counts.silent} silent (nothing happens)"
         )
     out.print(f"{show.part(found.interactions_on_map, found.interactions)} interactions are on the map")
     if expected := found.all.met + found.all.missed + found.all.not_known:
