@@ -139,7 +139,9 @@ def test_an_adapter_is_saved_and_loaded(tmp_path: Path, learnt: adapter.Adapter)
     assert loaded.meta == learnt.meta
     assert loaded.arrays.keys() == learnt.arrays.keys()
     for name, value in learnt.arrays.items():
-        np.testing.assert_allclose(loaded.arrays[name], value, rtol=1e-3)
+        # A row of the low-rank matrices is told in 127 steps of its largest weight.
+        step = np.abs(value).max(axis=1, keepdims=True) / 127 if name.endswith((".up", ".down")) else 0
+        assert (np.abs(loaded.arrays[name] - value) <= 0.51 * step + 1e-3 * np.abs(value)).all()
     adapter.save(tmp_path, loaded)
     assert (tmp_path / adapter.ARRAYS).read_bytes() == first
 

@@ -2,7 +2,6 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,7 +26,6 @@ from infra.triton.train import (
     linear,
     metrics,
     soup,
-    teach,
 )
 from infra.triton.train.evaluate import Ngrams
 from infra.triton.train.ngrams import targets
@@ -403,35 +401,3 @@ def test_an_encoder_between_the_pretrained_and_the_trained_one_lies_on_the_line_
         biases = (1 - share) * pretrained["l0.q.b"] + share * learnt["l0.q.b"]
         np.testing.assert_allclose(between["l0.q.b"], biases, atol=1e-6)
         np.testing.assert_array_equal(between["head.point.w"], learnt["head.point.w"])
-
-
-def test_a_teacher_is_never_asked_about_what_it_was_trained_on(rows: list[corpus.Verbatim]) -> None:
-    some = [row for row in rows[:3000] if not row.held_out]
-    unsaid = [msgspec.structs.replace(row, text=f"{row.text}!", need=corpus.UNSAID) for row in some[:200]]
-    trained: dict[int, set[str]] = {}
-
-    def teacher(number: int, seen: Sequence[corpus.Verbatim]) -> Callable[[Sequence[corpus.Verbatim]], teach.Answers]:
-        trained[number] = {row.group for row in seen}
-        assert all(row.need != corpus.UNSAID for row in seen)
-
-        def answer(asked: Sequence[corpus.Verbatim]) -> teach.Answers:
-            assert not trained[number] & {row.group for row in asked}
-            return {"point": np.full((len(asked), 1), number + 1, np.float32)}
-
-        return answer
-
-    taught = teach.ask(teacher, [*some, *unsaid], 2)["point"]
-    assert len(trained) == 2 * teach.FOLDS
-    # Both rounds' teachers of a row's fold have answered, and nobody else.
-    assert [value for (value,) in taught] == [teach.fold(row) + 1 + teach.FOLDS / 2 for row in [*some, *unsaid]]
-    assert all(len(groups) > 0.7 * len({row.group for row in some}) for groups in trained.values())
-
-
-def test_sentences_of_rows_say_nothing_but_their_language(rows: list[corpus.Verbatim]) -> None:
-    row = msgspec.structs.replace(rows[0], text="The box was crushed. But the courier was lovely! Ok.")
-    found = teach.sentences([row, msgspec.structs.replace(row, text="One sentence alone.")], evaluate.spans())
-    assert [each.text for each in found] == ["The box was crushed.", "But the courier was lovely!"]
-    for each in found:
-        assert (each.language, each.group, each.need) == (row.language, row.group, corpus.UNSAID)
-        assert not heads.said("sentiment", [each]).size
-        assert not heads.said("need", [each]).size

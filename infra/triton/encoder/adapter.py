@@ -1,7 +1,8 @@
 """What training adds to the pretrained encoder, as it is committed: `adapter.npz` and `model.json` of a model version.
 
-`adapter.npz` holds float16 arrays: `l7.q.down` [rank, input] and `l7.q.up` [output, rank], whose product is added to
-the weights of that matrix; new biases and norms under the names of the old ones (`l7.q.b`, `l7.aln.w`); and per head
+`adapter.npz` holds `l7.q.down` [rank, input] and `l7.q.up` [output, rank], whose product is added to the weights of
+that matrix, as int8 with the float32 scale of each row beside them (`l7.q.up.scale` [output, 1]; a row's largest weight
+is 127); and as float16 new biases and norms under the names of the old ones (`l7.q.b`, `l7.aln.w`) and per head
 `head.point.query` [hidden], `head.point.w` [labels, hidden] and `head.point.b` [labels].
 """
 
@@ -11,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infra.triton.encoder.pretrained import MATRICES, Array, Pretrained
 
 ARRAYS = "adapter.npz"
 META = "model.json"
+_LOW_RANK = (".up", ".down")
+_SCALE = ".scale"
+_MOST = 127
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +51,29 @@ class Adapter:
 
 def save(folder: Path, adapter: Adapter) -> None:
     """Write both files; the same content gives the same bytes."""
-    halves = {name: value.astype(np.float16) for name, value in sorted(adapter.arrays.items())}
-    np.savez_compressed(folder / ARRAYS, **halves)  # type: ignore[arg-type]
+    packed: dict[str, NDArray[Any]] = {}
+    for name, value in sorted(adapter.arrays.items()):
+        if name.endswith(_LOW_RANK):
+            scale = np.abs(value).max(axis=1, keepdims=True).astype(np.float32) / np.float32(_MOST)
+            packed[name] = np.rint(value / np.where(scale > 0, scale, 1)).astype(np.int8)
+            packed[f"{name}{_SCALE}"] = scale
+        else:
+            packed[name] = value.astype(np.float16)
+    np.savez_compressed(folder / ARRAYS, **packed)  # type: ignore[arg-type]
     text = json.dumps(adapter.meta, ensure_ascii=False, indent=1)
     (folder / META).write_text(f"{text}\n", encoding="utf-8")
 
 
 def load(folder: Path) -> Adapter:
+    """What `save` wrote, in float32."""
+    values: dict[str, Array] = {}
     with np.load(folder / ARRAYS) as arrays:
-        values = {name: arrays[name].astype(np.float32) for name in arrays.files}
+        for name in arrays.files:
+            if name.endswith(_SCALE):
+                continue
+            values[name] = arrays[name].astype(np.float32)
+            if f"{name}{_SCALE}" in arrays.files:
+                values[name] *= arrays[f"{name}{_SCALE}"]
     return Adapter(values, json.loads((folder / META).read_text(encoding="utf-8")))
 
 

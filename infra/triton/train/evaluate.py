@@ -5,7 +5,7 @@ Everything is measured on the built files, after int8 rounding, through the same
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -70,12 +70,6 @@ def load(folder: Path) -> Classifier:
     served_encoder = _module(SERVED / "analyze.py")
     model: Classifier = served_encoder.Model(folder, folder / "encoder.int8.onnx", ["CPUExecutionProvider"], 2)
     return model
-
-
-def spans() -> Callable[[str, int], list[tuple[int, int]]]:
-    """Where the sentences of a text begin and end, as the served model cuts them (`models/feedback/2/sentences.py`)."""
-    found: Callable[[str, int], list[tuple[int, int]]] = _module(SERVED / "sentences.py").spans
-    return found
 
 
 def _module(path: Path) -> Any:

@@ -21,7 +21,6 @@ from infra.triton.taxonomy import Taxonomy
 from infra.triton.train import heads, metrics
 from infra.triton.train.corpus import Verbatim, definitions
 from infra.triton.train.network import Network
-from infra.triton.train.teach import Answers
 
 MAX_TOKENS = 96
 #: Tokens of a batch, padding included.
@@ -43,8 +42,6 @@ WEIGHT = 0.3
 
 #: On a GPU texts are padded to a multiple of this, so that there are few shapes to record.
 ROUND = 8
-#: How much a need's distance counts where its three levels are not looked at one by one: leaves stand for two.
-LEAVES = 2
 
 Allowed = dict[str, NDArray[np.bool_]]
 Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -55,7 +52,7 @@ class Settings:
     """`rate` is the highest learning rate of the deltas; heads learn at a multiple of it.
 
     `consistency` weighs how far two readings of a text, each with dropout and cutoff of its own, may differ; with 0 a
-    text is read once. `taught` is the share of the loss that goes to what teachers say, where there are any.
+    text is read once.
     """
 
     seed: int
@@ -63,7 +60,6 @@ class Settings:
     threads: int
     rate: float
     consistency: float
-    taught: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,24 +149,10 @@ def apart(logits: dict[str, torch.Tensor]) -> torch.Tensor:
         one, other = torch.log_softmax(values, 1).chunk(2)
         both = functional.kl_div(one, other, log_target=True, reduction="batchmean")
         both = both + functional.kl_div(other, one, log_target=True, reduction="batchmean")
-        total = total + _share(head) * both / 2
+        # Needs are in the loss once per level; two of them do here, for leaves alone have this distance.
+        share = 2 if head == heads.NEED else 1
+        total = total + share * WEIGHTS.get(head, WEIGHT) * both / 2
     return total
-
-
-def unlike(logits: dict[str, torch.Tensor], taught: dict[str, torch.Tensor]) -> torch.Tensor:
-    """How far the answers are from what teachers say: cross-entropy of each head, weighed as in `loss_of`.
-
-    Knowledge distillation (Hinton et al. 2015, arXiv:1503.02531) at temperature 1.
-    """
-    total = torch.zeros((), device=logits[heads.NEED].device)
-    for head, likely in taught.items():
-        total = total - _share(head) * (likely * torch.log_softmax(logits[head], 1)).sum(1).mean()
-    return total
-
-
-def _share(head: str) -> float:
-    """How much the distance of a head's classes counts; needs are in the loss once per level."""
-    return (LEAVES if head == heads.NEED else 1) * WEIGHTS.get(head, WEIGHT)
 
 
 def targets(rows: Sequence[Verbatim], taxonomy: Taxonomy) -> Allowed:
@@ -186,15 +168,6 @@ def predict(network: Network, ids: Sequence[list[int]], pad: int) -> dict[str, N
         for some, padded in batches(ids, pad, 4 * BATCH_TOKENS, network.device):
             for name, values in network.logits(padded, padded != pad).items():
                 results.setdefault(name, np.zeros((len(ids), values.shape[1])))[some] = values.cpu().numpy()
-    return results
-
-
-def likely(network: Network, ids: Sequence[list[int]], pad: int) -> dict[str, NDArray[np.float32]]:
-    """Probability of each head's classes, [texts, classes]."""
-    results = {}
-    for name, logits in predict(network, ids, pad).items():
-        values = np.exp(logits - logits.max(1, keepdims=True))
-        results[name] = (values / values.sum(1, keepdims=True)).astype(np.float32)
     return results
 
 
@@ -229,11 +202,10 @@ def fit(
     *,
     say: Callable[[str], None],
     keep: Path,
-    taught: Answers | None = None,
 ) -> list[dict[str, float]]:
     """Train on the first part of `split`, follow on the second; returns a row of figures per epoch.
 
-    `taught` is what teachers say of the first part's texts. What was learnt is written to `keep` after each epoch. A
+    What was learnt is written to `keep` after each epoch. A
     network that begins from an earlier training has its needs started already.
     """
     torch.manual_seed(settings.seed)
@@ -248,7 +220,7 @@ def fit(
     ids, watched_ids = encode([row.text for row in seen]), encode([row.text for row in watched])
     watched_allowed = {name: torch.from_numpy(value) for name, value in targets(watched, taxonomy).items()}
     weights = [row.weight for row in seen]
-    learn = _Learning(network, settings, pad, allowed=targets(seen, taxonomy), weights=weights, taught=taught or {})
+    learn = _Learning(network, settings, pad, allowed=targets(seen, taxonomy), weights=weights)
     on_gpu = device == "cuda"
     step = _Recorded(learn.step) if on_gpu else learn.step
     arrange = partial(shaped, device=device) if on_gpu else batches
@@ -293,17 +265,11 @@ class _Learning:
         *,
         allowed: Allowed,
         weights: Sequence[float],
-        taught: Answers,
     ) -> None:
         device = network.device
         self._network, self._settings, self._pad = network, settings, pad
         self._allowed = {name: torch.from_numpy(value).to(device) for name, value in allowed.items()}
         self._weights = torch.tensor(weights, device=device)
-        # Definitions, which come last, have no teacher: zeros add nothing to the loss.
-        self._taught = {
-            name: torch.from_numpy(np.pad(value, ((0, len(weights) - len(value)), (0, 0)))).to(device)
-            for name, value in taught.items()
-        }
         self._optimiser = torch.optim.AdamW(
             _groups(network, settings.rate), weight_decay=DECAY, capturable=device == "cuda"
         )
@@ -326,9 +292,6 @@ class _Learning:
         logits = self._network.logits(padded, padded != self._pad, train=True)
         allowed = {name: value[rows] for name, value in self._allowed.items()}
         loss = loss_of(logits, allowed, self._weights[rows], SMOOTHING)
-        if self._taught:
-            distance = unlike(logits, {name: value[rows] for name, value in self._taught.items()})
-            loss = (1 - settings.taught) * loss + settings.taught * distance
         if settings.consistency:
             loss = loss + settings.consistency * apart(logits)
         self._optimiser.zero_grad(set_to_none=True)

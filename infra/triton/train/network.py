@@ -18,7 +18,7 @@ from torch.nn import functional
 from infra.triton.encoder.pretrained import HEADS, MATRICES, NORMS, Pretrained
 
 #: Rank of the deltas, and what multiplies them.
-RANK = 32
+RANK = 64
 SCALE = 2.0
 DROPOUT = 0.15
 
