@@ -44,7 +44,9 @@ def analyze(
     if bool(texts) == (file is not None):
         raise typer.BadParameter("either TEXT… or --file FILE")
     if file is not None:
-        run(_analyze_file(file, version, as_json=as_json, sentences=sentences))
+        # Opened first: what goes wrong while the call asks for more would be told as the call's failure.
+        with _opened(file) as source:
+            run(_analyze_lines(source, version, as_json=as_json, sentences=sentences))
         return
     run(_analyze(texts or [], version, as_json=as_json, sentences=sentences))
 
@@ -64,15 +66,18 @@ async def _analyze(texts: list[str], version: str, *, as_json: bool, sentences: 
         raise CommandError(f"inference: {len(problems)} of {len(texts)} not analysed: {problems[0]}")
 
 
-async def _analyze_file(file: Path, version: str, *, as_json: bool, sentences: bool) -> None:
-    # Opened first: what goes wrong while the call asks for more would be told as the call's failure.
+def _opened(file: Path) -> "BufferedReader":
+    """Open a file of texts, and wait for the first of it: where asyncio runs, a Ctrl-C would end no such wait.
+
+    Raises:
+        CommandError: it cannot be read, or is no text.
+    """
     try:
         source = cast("BufferedReader", sys.stdin.buffer) if str(file) == "-" else file.open("rb")
+        _check_text(source.peek(), str(file))
     except OSError as error:
         raise CommandError(f"cannot read {file}: {error.strerror}") from error
-    with source:
-        _check_text(source.peek(), str(file))
-        await _analyze_lines(source, version, as_json=as_json, sentences=sentences)
+    return source
 
 
 def _check_text(head: bytes, name: str) -> None:

@@ -61,7 +61,7 @@ class _Console(Console):
         super().print(*(self._fitted(each) if isinstance(each, FittingTable) else each for each in objects), **options)
 
     def _fitted(self, lines: FittingTable) -> RenderableType:
-        left_out: list[str] = []
+        every, left_out = lines.columns, list[str]()
         for name in lines.spared:
             if self._widths(lines, last=_MANY_WORDS):
                 break
@@ -69,6 +69,8 @@ class _Console(Console):
                 lines.columns = [column for column in lines.columns if str(column.header) != name]
                 left_out.append(name)
         if not (widths := self._widths(lines)):
+            # There each has a line of its own, and room.
+            lines.columns = every
             return _blocks(lines)
         fitted = _empty(str(lines.title or ""), show_header=lines.show_header)
         for column, width in zip(lines.columns, widths, strict=True):

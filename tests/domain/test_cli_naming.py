@@ -100,6 +100,10 @@ def test_where_there_is_no_room_the_columns_that_matter_least_are_left_out_and_n
     # A path goes on after one of its parts.
     assert narrow[2].split()[1].endswith("/")
     assert printed(40)[1].split() == ["need", "words"]
+    # Where even that is too wide, each row is a block, which has room for all.
+    blocks = printed(24)
+    assert {"id", "customers", "need", "words"} <= {line.split()[0] for line in blocks if line.strip()}
+    assert not any("not shown" in line for line in blocks)
 
 
 def test_the_rules_that_can_be_asked_for_are_those_that_there_are() -> None:

@@ -218,6 +218,8 @@ async def test_an_interrupt_while_it_loads_is_not_told_of(tmp_path: Path) -> Non
         begun = await run(tmp_path, port_numbers.free(), "--no-sample", "--no-report")
         await until(lambda: seen(begun), 30, what=seen.__name__)  # noqa: B023 - waited for here
         await begun.stop()
+        assert begun.process.stderr is not None
+        assert await begun.process.stderr.read() == b""
         assert "Traceback" not in begun.text
         assert "error" not in begun.text
         assert begun.process.returncode in {0, 128 + SIGINT, -SIGINT}
@@ -229,3 +231,18 @@ async def test_an_interrupt_while_it_starts_ends_it_too(tmp_path: Path) -> None:
     await until(lambda: "recorrido" in starting.text, 30, what="a first line")
     assert await starting.stop() < 10
     assert UP not in starting.text
+
+
+async def test_an_interrupt_ends_what_waits_for_texts(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    os.mkfifo(texts)
+    process = await start(("analyze", "--file", str(texts)), environment(port_numbers.free()))
+    # There is a writer only once the command reads.
+    writer = await until(lambda: os.open(texts, os.O_WRONLY | os.O_NONBLOCK), 30, ignoring=(OSError,))
+    try:
+        process.send_signal(SIGINT)
+        out, err = await asyncio.wait_for(process.communicate(), 10)
+    finally:
+        os.close(writer)
+        await process.wait()
+    assert (process.returncode, out, b"Traceback" in err) == (128 + SIGINT, b"", False)
