@@ -557,7 +557,10 @@ class Bus:
             await asyncio.sleep(0.25)
             with contextlib.suppress(NatsError, OSError):
                 await subscription.unsubscribe()
+            before = consumer
             subscription, consumer = await self._subscribe(reaction, registry)
+            if consumer.created != before.created:
+                self._forget_tries(reaction.durable)
 
         while True:
             try:
@@ -584,6 +587,11 @@ class Bus:
             except (NatsError, TimeoutError, OSError, UnavailableError) as error:
                 # Unacknowledged messages come again, and their effects are idempotent.
                 LOG.warning("could not settle, will be redelivered", durable=reaction.durable, error=repr(error)[:200])
+
+    def _forget_tries(self, durable: str) -> None:
+        """Forget how often messages were tried: the next consumer delivers others under the same sequences."""
+        for key in [key for key in self._failures if key[0] == durable]:
+            del self._failures[key]
 
     async def _hold(
         self, reaction: Reaction, store: Truth, messages: Sequence[Msg], available: Callable[[bool], None]
@@ -722,6 +730,9 @@ class Bus:
                 with telemetry.span(f"handle {reaction.durable}", parent=deliveries[0].context, links=links):
                     answers = await reaction.handle(deliveries)
             except (UnavailableError, ConflictError) as error:
+                if isinstance(error.__cause__, OtherHistoryError):
+                    # Where it is of one message only, waiting would not help: that is passed over.
+                    raise error.__cause__ from None
                 # Nothing is wrong with the messages: wait for the part, or for the others who change these streams.
                 LOG.warning("waiting", durable=reaction.durable, messages=len(deliveries), error=error.message[:200])
                 available(not isinstance(error, UnavailableError))
@@ -774,6 +785,8 @@ class Bus:
         headers["recorrido-dead-subject"] = message.subject
         headers["recorrido-dead-durable"] = durable
         to = f"recorrido_dead.{durable}.{message.subject}"
+        # What the next stream brings again may have another sequence there, and so another letter.
+        await settling.consumer.check()
         await self._js.publish(to, message.data, stream=DEAD_LETTERS, headers=headers)
         # An erasure wipes the store and then looks through the dead letters: one that it cannot have seen there is of
         # an event that the store does not hold now.
@@ -799,7 +812,7 @@ class _Consumer:
 
     def __init__(self, ask: Callable[[], Coroutine[Any, Any, api.ConsumerInfo]], created: datetime) -> None:
         self._ask = ask
-        self._created = created
+        self.created = created
         self._asked_at = -math.inf
 
     async def check(self) -> None:
@@ -818,7 +831,7 @@ class _Consumer:
             found = asking.result()
         except NotFoundError as error:
             raise _OtherConsumerError("it is gone") from error
-        if found.created != self._created:
+        if found.created != self.created:
             raise _OtherConsumerError(f"it was made anew at {found.created}")
         self._asked_at = now
 

@@ -81,7 +81,7 @@ class _Instruments:
         "recorrido.relay.refused", description="batches that did not follow the stream's end"
     )
     takeovers = telemetry.METER.create_counter("recorrido.relay.takeovers", description="by reason")
-    publishing = telemetry.METER.create_gauge("recorrido.relay.publishing", description="1: it publishes; 0: another")
+    publishing = telemetry.METER.create_gauge("recorrido.relay.publishing", description="1: it publishes, else 0")
     lag_events = telemetry.METER.create_gauge("recorrido.relay.lag.events", description="in the store, not the stream")
     lag_seconds = telemetry.METER.create_gauge("recorrido.relay.lag.seconds", unit="s", description="of the oldest")
 

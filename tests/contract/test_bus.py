@@ -452,3 +452,59 @@ async def test_what_is_done_of_a_stream_that_is_gone_is_done_again_of_the_next(c
             await publish(bus, 11, 12)
             await until(lambda: {11, 12} <= seen, 20)
             await until(lambda: settled(bus), 20)
+
+
+async def test_tries_of_a_stream_that_was_deleted_are_none_of_the_next(cluster: Cluster) -> None:
+    """Its messages have the same sequences: one of them would be buried before it was tried as often as it may be."""
+    tries: list[tuple[int, int]] = []
+    finish = asyncio.Event()
+
+    async def handle(deliveries: Sequence[Delivery]) -> list[Answer]:
+        tries.extend((number(delivery), delivery.tries) for delivery in deliveries)
+        if len(tries) < 3:
+            return [Retry("again", 0.01)]
+        await finish.wait()
+        return [Done()]
+
+    async with connected(cluster) as bus:
+        await publish(bus, 1)
+        async with reacting(bus, handle):
+            await until(lambda: tries == [(1, 1), (1, 2), (1, 3)])
+            await bus._js.delete_stream(STREAM)
+            await bus.ensure_streams()
+            await publish(bus, 11)
+            finish.set()
+            await until(lambda: len(tries) > 3, 20)
+        assert tries[3] == (11, 1)
+
+
+async def test_what_is_skipped_of_a_stream_that_was_deleted_is_buried_of_the_next_alone(cluster: Cluster) -> None:
+    """There it may have another sequence, and so a letter of its own."""
+    begun, finish = asyncio.Event(), asyncio.Event()
+
+    async def handle(deliveries: Sequence[Delivery]) -> list[Answer]:
+        begun.set()
+        await finish.wait()
+        return [Skip("never")] * len(deliveries)
+
+    event = InteractionRecorded(interaction=Interaction(source="test", interaction_id="1"))
+    recorded = Recorded(event.type_name, encode(event), {}, uuid4(), "customer-1", 0, 1, datetime.now(UTC))
+    message = subject(recorded.type_name, recorded.stream), recorded.data, headers_of(recorded, {})
+    async with connected(cluster) as bus:
+        # Of no type that is reacted to.
+        await bus._js.publish("recorrido.test.v1.Other.a", b"{}")
+        await bus.publish([message], expected_last=1)
+        async with reacting(bus, handle):
+            await asyncio.wait_for(begun.wait(), 20)
+            await bus._js.delete_stream(STREAM)
+            await bus.ensure_streams()
+            await bus.publish([message], expected_last=0)
+            finish.set()
+            await until(lambda: dead(bus), 20)
+
+            async def acknowledged() -> bool:
+                floor = (await bus._js.consumer_info(STREAM, "test")).ack_floor
+                return floor is not None and floor.stream_seq == 1
+
+            await until(acknowledged, 20, ignoring=(nats.js.errors.NotFoundError,))
+        assert await dead(bus) == 1

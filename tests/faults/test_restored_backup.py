@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import grpc
+import msgspec
 import nats
 import pytest
 import structlog
@@ -24,7 +25,7 @@ from infra.eventstore import messages
 from infra.local.cluster import Cluster, running
 from recorrido.ingest.v1.events import Interaction, InteractionRecorded
 from services.foundation import bus as bus_module
-from services.foundation.bus import Answer, Bus, Delivery, Done, Reaction, Skip
+from services.foundation.bus import Answer, Bus, Delivery, Done, Reaction, Skip, answer_to, headers_of, subject
 from services.foundation.errors import OtherHistoryError, UnavailableError
 from services.foundation.events import Event
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
@@ -366,6 +367,44 @@ async def test_what_was_decided_about_another_history_settles_nothing(
         task.cancel()
         await asyncio.wait([task])
         await client.close()
+        await bus.close()
+
+
+async def test_a_message_of_no_event_holds_up_no_other_where_something_is_to_be_recorded_because_of_it(
+    tmp_path: Path,
+) -> None:
+    """It was published past the store, and before an event that is newer than it claims to be."""
+    done: list[UUID] = []
+
+    async with running(["relay"], data=tmp_path / "data") as cluster, store_of(cluster) as store:
+        executor = Executor(store, History())
+
+        async def handle(deliveries: Sequence[Delivery]) -> list[Answer]:
+            because = [delivery.recorded for delivery in deliveries]
+            now = datetime.now(UTC)
+            commands = [RecordInteraction.of(Interaction.from_proto(of("ana", n)), now) for n in range(len(because))]
+            intents = [Intent(each.stream, each, because=of_it) for each, of_it in zip(commands, because, strict=True)]
+            answers = [answer_to(each.error) for each in await executor.execute_all(intents)]
+            done.extend(delivery.recorded.event_id for delivery in deliveries)
+            return answers
+
+        await append(store, range(1))
+        await assert_stream_equals_store(cluster, 1)
+        (real,) = [event async for event in store.read_all(None)]
+        bus = await Bus.connect(cluster.environment["RECORRIDO_NATS_URL"], name="test")
+        forged = msgspec.structs.replace(real, event_id=uuid4(), stream="customer-nobody", revision=0)
+        message = subject(forged.type_name, forged.stream), forged.data, headers_of(forged, {})
+        await cluster.stop("relay")
+        await bus.publish([message], expected_last=(await bus.last()).sequence)
+        await append(store, range(1, 2))
+        newer = [event async for event in store.read_all(None)][-1]
+        message = subject(newer.type_name, newer.stream), newer.data, headers_of(newer, {})
+        await bus.publish([message], expected_last=(await bus.last()).sequence)
+        task = asyncio.create_task(bus.react(Reaction("test", [InteractionRecorded], handle), store))
+        await until(lambda: newer.event_id in done, deadline_s=30)
+        assert forged.event_id not in done
+        task.cancel()
+        await asyncio.wait([task])
         await bus.close()
 
 
