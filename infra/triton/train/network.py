@@ -71,11 +71,14 @@ class Network:
         self.continues = False
 
     def continue_from(self, deltas: Mapping[str, NDArray[np.float32]]) -> None:
-        """Begin with what `deltas` gave; a head whose labels have changed since begins anew."""
+        """Begin with what `deltas` gave, of this rank or a lower one; a head whose labels have changed begins anew."""
         for name, value in self.learnt.items():
-            if name in deltas and deltas[name].shape == tuple(value.shape):
-                start = torch.from_numpy(deltas[name] / (SCALE if name.endswith(".up") else 1))
-                value.data.copy_(start)
+            if name not in deltas:
+                continue
+            start = torch.from_numpy(deltas[name] / (SCALE if name.endswith(".up") else 1))
+            if start.shape == value.shape or not name.startswith("head."):
+                # A lower rank is a part of this one: the rest of `up` is 0, so that the product is the same.
+                value.data[tuple(map(slice, start.shape))].copy_(start)
         self.continues = True
 
     def _linear(self, values: Tensor, name: str, *, train: bool) -> Tensor:
