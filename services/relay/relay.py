@@ -140,8 +140,11 @@ class Relay:
             if time.monotonic() - looked_at >= WATCH_EVERY_S:
                 last = await self._bus.last()
                 await self._store.check(last.place)
+                if last.sequence == self._stuck_at:
+                    # What the bus could not take may have been taken out of the store.
+                    await self._measure(last)
                 looked_at = time.monotonic()
-                if last.sequence != self._stuck_at:
+                if last.sequence != self._stuck_at or not self.status.lag_events:
                     able(True)
             if self.status.state is not State.STANDING_BY:
                 LOG.info("another relay publishes, standing by")

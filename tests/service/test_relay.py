@@ -7,11 +7,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
+from typing import Any
 
 import grpc
 import nats
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from kurrentdbclient import StreamState
 from msgspec import structs
 from nats.js import api
 
@@ -20,7 +22,8 @@ from recorrido.relay.v1 import relay_service_pb2 as pb
 from services.foundation.bus import Bus, NotTheWriterError, headers_of, subject
 from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Recorded, encode, stream_name
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
-from services.relay.relay import PUBLISHING, STALLED_S
+from services.relay import relay as relay_module
+from services.relay.relay import PUBLISHING, STALLED_S, Relay, State
 from tests.support.otlp import receiver
 from tests.support.relays import TYPE, append, assert_stream_equals_store, pending, second_relay, status, store_of
 from tests.support.wait import until
@@ -282,6 +285,37 @@ async def test_who_stands_by_is_healthy_while_it_could_take_over(tmp_path: Path)
         await bus.close()
 
 
+async def test_who_stands_by_could_not_take_over_while_the_bus_cannot_take_what_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "RECHECK_EVERY_S", 0.05)
+    monkeypatch.setattr(relay_module, "WATCH_EVERY_S", 0.05)
+    told: list[bool] = []
+    async with running(["nats", "eventstore"], data=tmp_path) as cluster, store_of(cluster) as store:
+        buses = [await Bus.connect(cluster.environment["RECORRIDO_NATS_URL"], name="test") for _ in range(2)]
+        relay = Relay(store, buses[0])
+        task = asyncio.create_task(relay.run(able=told.append))
+        await append(store, range(10))
+        await assert_stream_equals_store(cluster, 10)
+        long = "customer-" + "ž" * 11_000
+        await store.append([StreamAppend(long, ANY, [pending(10)])])
+        await until(lambda: not told[-1])
+        async with buses[1].answering(PUBLISHING):
+            await until(lambda: relay.status.state is State.STANDING_BY)
+            assert not told[-1]
+            # What its log says is to be done.
+            await store._client.tombstone_stream(long, current_version=StreamState.ANY)
+            async with grpc.aio.insecure_channel(cluster.address("eventstore")) as channel:
+                scavenge: Any = channel.unary_unary("/event_store.client.operations.Operations/StartScavenge")
+                await scavenge(b"", timeout=5)
+            await until(lambda: told[-1])
+            assert relay.status.state is State.STANDING_BY
+        task.cancel()
+        await asyncio.wait([task])
+        for bus in buses:
+            await bus.close()
+
+
 async def test_the_stream_refuses_whoever_does_not_follow_its_end(tmp_path: Path) -> None:
     """The fence itself: a batch behind a wrong sequence leaves nothing behind."""
     async with running(["nats"], data=tmp_path) as cluster:
@@ -300,7 +334,6 @@ async def test_the_stream_refuses_whoever_does_not_follow_its_end(tmp_path: Path
 
 async def test_two_relays_that_both_believe_to_be_the_only_one(tmp_path: Path) -> None:
     """Exactly once must not hang on the standing by: here nobody asks, and both publish all the time."""
-    from services.relay.relay import Relay
 
     class Alone(Relay):
         async def _stand_by(self, _able: Callable[[bool], None]) -> str:
