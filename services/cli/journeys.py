@@ -515,7 +515,8 @@ def _signal_table(found: pb.ListSignalsResponse, width: int) -> Table:
             show.when(each.raised_at),
             show.when(each.occurred_at),
             show.short_id(each.signal_id, width),
-            show.plain(show.short_id(each.customer_id, width)),
+            # Whole: it goes on in the next line, and no command takes it in short.
+            show.plain(each.customer_id),
             show.plain(show.place(each.touchpoint_name, each.touchpoint)),
             show.plain(each.need_path),
             show.plain("; ".join(each.reasons)),

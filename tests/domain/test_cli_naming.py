@@ -24,7 +24,7 @@ from services.cli.correct import _stays
 from services.cli.failures import CommandError
 from services.cli.importing import recording
 from services.cli.journeymap import load
-from services.cli.journeys import Rule
+from services.cli.journeys import Rule, _signal_table
 from services.cli.options import event_types
 from services.cli.pictures.drawing import in_two_lines, shortened_path
 from services.cli.pictures.flowchart import endings
@@ -104,6 +104,20 @@ def test_where_there_is_no_room_the_columns_that_matter_least_are_left_out_and_n
     blocks = printed(24)
     assert {"id", "customers", "need", "words"} <= {line.split()[0] for line in blocks if line.strip()}
     assert not any("not shown" in line for line in blocks)
+
+
+def test_a_narrow_table_of_signals_tells_whole_customers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    customer_id = "0199aaf0-7a11-7c55-8a3e-5a0d9c2b6f41"
+    reasons = ["CSAT 2 of 5", "said to have called three times and to have waited for an hour each time"]
+    one = pb.Signal(customer_id=customer_id, signal_id=str(UUID(int=1)), touchpoint="parcel_late", reasons=reasons)
+    out = show.console()
+    out.print(show.filled(_signal_table(pb.ListSignalsResponse(signals=[one]), out.width)))
+    head, *lines = capsys.readouterr().out.splitlines()
+    start = head.index("customer")
+    assert "".join(line[start:].split("  ")[0].strip() for line in lines) == customer_id
 
 
 def test_the_rules_that_can_be_asked_for_are_those_that_there_are() -> None:
