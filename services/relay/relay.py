@@ -111,7 +111,10 @@ class Relay:
                 reason = await self._stand_by(able)
                 await self._publish_until_stalled(reason, able)
             except UnavailableError as error:
-                LOG.warning("publishing waits", error=error.message)
+                # Once for each time that a part is away, however often it is asked again meanwhile.
+                if error.message != told or self.status.state is not State.WAITING:
+                    LOG.warning("publishing waits", error=error.message)
+                told = error.message
             except RefusedError as error:
                 able(False)
                 if error.message != told:

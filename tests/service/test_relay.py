@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import nats
 import pytest
+import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kurrentdbclient import StreamState
 from msgspec import structs
@@ -20,7 +21,7 @@ from nats.js import api
 from infra.local.cluster import Cluster, running
 from recorrido.relay.v1 import relay_service_pb2 as pb
 from services.foundation.bus import Bus, NotTheWriterError, headers_of, subject
-from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Recorded, encode, stream_name
+from services.foundation.events import CAUSATION_ID, CORRELATION_ID, Place, Recorded, encode, stream_name
 from services.foundation.eventstore import ANY, EventStore, StreamAppend
 from services.relay import relay as relay_module
 from services.relay.relay import PUBLISHING, STALLED_S, Relay, State
@@ -314,6 +315,47 @@ async def test_who_stands_by_could_not_take_over_while_the_bus_cannot_take_what_
         await asyncio.wait([task])
         for bus in buses:
             await bus.close()
+
+
+async def test_who_stands_by_tells_once_that_the_store_is_away(tmp_path: Path) -> None:
+    looks = 0
+
+    class Looking(EventStore):
+        async def check(self, place: Place | None) -> None:
+            nonlocal looks
+            looks += 1
+            await super().check(place)
+
+    def told(logs: Sequence[Mapping[str, Any]]) -> int:
+        return [log["event"] for log in logs].count("publishing waits")
+
+    async with running(["nats", "eventstore"], data=tmp_path) as cluster:
+        bus, another = [await Bus.connect(cluster.environment["RECORRIDO_NATS_URL"], name="test") for _ in range(2)]
+        store = await Looking.connect(cluster.environment["RECORRIDO_EVENTSTORE_URI"])
+        await append(store, range(1))
+        (event,) = [each async for each in store.read_all(None)]
+        await bus.publish([(subject(TYPE, event.stream), event.data, headers_of(event, {}))], expected_last=0)
+        relay = Relay(store, bus)
+        async with another.answering(PUBLISHING):
+            # The server knows of it before what comes behind it on the same connection.
+            assert await another.ping()
+            with structlog.testing.capture_logs() as logs:
+                task = asyncio.create_task(relay.run())
+                await until(lambda: relay.status.state is State.STANDING_BY)
+                await cluster.stop("eventstore")
+                await until(lambda: relay.status.state is State.WAITING)
+                enough = looks + 2
+                await until(lambda: looks >= enough)
+                assert told(logs) == 1
+                await cluster.start("eventstore")
+                await until(lambda: relay.status.state is State.STANDING_BY)
+                await cluster.stop("eventstore")
+                await until(lambda: told(logs) == 2)
+            task.cancel()
+            await asyncio.wait([task])
+        await store.close()
+        for each in (bus, another):
+            await each.close()
 
 
 async def test_the_stream_refuses_whoever_does_not_follow_its_end(tmp_path: Path) -> None:
