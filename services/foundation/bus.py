@@ -659,9 +659,12 @@ class Bus:
         backoff = Backoff()
         while True:
             try:
-                made = await self._js.add_consumer(STREAM, config)
+                await self._js.add_consumer(STREAM, config)
+                ask = partial(self._js.consumer_info, STREAM, reaction.durable)
+                # Once after a restart the server answers whoever makes a consumer that is there with another time.
+                created = (await ask()).created
                 subscription = await self._js.pull_subscribe_bind(durable=reaction.durable, stream=STREAM)
-                return subscription, _Consumer(partial(self._js.consumer_info, STREAM, reaction.durable), made.created)
+                return subscription, _Consumer(ask, created)
             except (NatsError, TimeoutError, OSError) as error:
                 LOG.warning("waiting for JetStream", durable=reaction.durable, error=repr(error)[:200])
                 await backoff.wait()

@@ -234,10 +234,10 @@ async def test_an_event_that_was_erased_does_not_come_to_rest_among_the_dead_let
         assert "customer-2" in (letter.headers or {})["recorrido-dead-subject"]
 
 
-async def settled(bus: Bus) -> bool:
+async def settled(bus: Bus, sequence: int = 2) -> bool:
     with contextlib.suppress(nats.js.errors.NotFoundError):
         info = await bus._js.consumer_info(STREAM, "test")
-        return info.ack_floor is not None and info.ack_floor.stream_seq == 2
+        return info.ack_floor is not None and info.ack_floor.stream_seq == sequence
     return False
 
 
@@ -452,6 +452,25 @@ async def test_what_is_done_of_a_stream_that_is_gone_is_done_again_of_the_next(c
             await publish(bus, 11, 12)
             await until(lambda: {11, 12} <= seen, 20)
             await until(lambda: settled(bus), 20)
+
+
+async def test_a_consumer_is_the_same_after_the_server_was_restarted(cluster: Cluster) -> None:
+    """Whoever starts over old data is not told that it was lost."""
+
+    async def handle(deliveries: Sequence[Delivery]) -> list[Answer]:
+        return [Done()] * len(deliveries)
+
+    async def settle(sequence: int) -> None:
+        async with connected(cluster) as bus, reacting(bus, handle):
+            await publish(bus, sequence)
+            await until(lambda: settled(bus, sequence), 20)
+
+    with structlog.testing.capture_logs() as logs:
+        await settle(1)
+        await cluster.stop("nats")
+        await cluster.start("nats")
+        await settle(2)
+    assert [log for log in logs if log["event"] == "consumer lost, resuming"] == []
 
 
 async def test_tries_of_a_stream_that_was_deleted_are_none_of_the_next(cluster: Cluster) -> None:
