@@ -89,7 +89,10 @@ def set_up(service: str, *, log_level: str = "INFO", log_format: str = "console"
 
 
 class _Waiting:
-    """Lets what waits for a part say so twice a minute, not at each look: its events end in `wait` or `waits`."""
+    """Lets what waits for a part say so twice a minute, not at each look.
+
+    Its events begin with `waiting`, or end in `wait` or `waits`.
+    """
 
     def __init__(self, pause_s: float = 30.0) -> None:
         self._pause_s = pause_s
@@ -97,10 +100,10 @@ class _Waiting:
 
     def __call__(self, _logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         name = str(event.get("event"))
-        if name.endswith((" wait", " waits")):
+        if name.startswith("waiting") or name.endswith((" wait", " waits")):
             # A part that is away says so in several ways one after the other.
             error = str(event.get("error")).partition(":")[0]
-            key = (name, error, str(event.get("projection")), str(event.get("webhook_id")))
+            key = (name, error, *(str(event.get(who)) for who in ("projection", "durable", "webhook_id")))
             if time.monotonic() - self._last.get(key, -math.inf) < self._pause_s:
                 raise structlog.DropEvent
             self._last[key] = time.monotonic()

@@ -25,6 +25,9 @@ for _ in range(50):
         structlog.get_logger().warning("projection waits", projection="journey", error=f"PostgreSQL: {{state}}")
     structlog.get_logger().warning("projection waits", projection="holdings", error="PostgreSQL: is starting")
     structlog.get_logger().warning("projection waits", projection="journey", error="the event store is away")
+    for durable in ("inference-analyze", "journey-signals"):
+        structlog.get_logger().warning("waiting", durable=durable, error=f"triton: {{_}} s away")
+        structlog.get_logger().warning("waiting for JetStream", durable=durable, error="TimeoutError()")
 for number in range(2):
     # The library goes on, whatever its words.
     logging.getLogger(f"library {{number}}").warning("a task waits")
@@ -61,6 +64,13 @@ def test_what_waits_for_a_part_says_so_once() -> None:
     told = [(name, why) for each in waiting for name in ("journey", "holdings") if name in each
             for why in ("is starting", "does not listen", "is away") if why in each]  # fmt: skip
     assert told == [("journey", "is starting"), ("holdings", "is starting"), ("journey", "is away")]
+
+
+def test_a_reaction_that_waits_says_so_once_for_each_part() -> None:
+    lines = written("console").splitlines()
+    for durable in ("inference-analyze", "journey-signals"):
+        told = [each for each in lines if durable in each]
+        assert [part for each in told for part in ("triton", "JetStream") if part in each] == ["triton", "JetStream"]
 
 
 def test_a_library_that_waits_is_not_disturbed() -> None:
