@@ -112,6 +112,7 @@ async def _analyze_lines(source: Iterable[bytes], version: str, *, as_json: bool
             yield pb.AnalyzeStreamRequest(sequence=number, texts=[text or "" for text in batch], model_version=version)
 
     failed = total = 0
+    first = ""
     async with clients.inference(Addresses.configured()) as inference:
         async for answer in inference.AnalyzeStream(requests(), timeout=FILE_DEADLINE_S):
             batch = batches[answer.sequence - 1]
@@ -120,6 +121,7 @@ async def _analyze_lines(source: Iterable[bytes], version: str, *, as_json: bool
             for text, result in zip(batch, answer.results, strict=True):
                 _tell_unreadable(text, result)
                 failed += result.HasField("problem")
+                first = first or result.problem.message
             total += len(batch)
             if as_json:
                 for result in answer.results:
@@ -127,7 +129,7 @@ async def _analyze_lines(source: Iterable[bytes], version: str, *, as_json: bool
             else:
                 _print([text or "" for text in batch], answer.results, sentences=sentences)
             batch.clear()
-    told = f"{show.count(total)} texts, {show.count(failed)} of them not analysed"
+    told = f"{show.count(total)} texts, {show.count(failed)} of them not analysed{f': {first}' if first else ''}"
     if failed and failed == total:
         raise CommandError(told)
     show.console(stderr=True).print(told)

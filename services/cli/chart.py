@@ -41,7 +41,10 @@ def chart(
     map_id: MapId = "",
     from_time: From = None,
     to_time: To = None,
-    limit: Annotated[int, typer.Option(min=1, help="Of one chart: the newest days or weeks to list.")] = 20,
+    limit: Annotated[
+        int,
+        typer.Option(min=1, help="Of one chart: the newest days or weeks to list; those out of its limits always are."),
+    ] = 20,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw one chart into this file.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Also the charts that have too few answers for limits.")] = False,
     as_json: Json = False,
@@ -99,7 +102,7 @@ async def _chart(request: pb.GetControlChartRequest, limit: int, svg: Path | Non
         *(f"{day} from", "answers#", "value#", "centre#", "average#", "limits#", "signal", "state~"),
         spared=("signal", "average", "limits"),
     )
-    for each in drawn.points[-limit:]:
+    for each in listed(drawn.points, limit):
         lines.add_row(
             show.when(getattr(each, "from"))[:10],
             show.count(each.answers),
@@ -112,6 +115,12 @@ async def _chart(request: pb.GetControlChartRequest, limit: int, svg: Path | Non
         )
     out.print(show.filled(lines))
     out.print(controlchart.method_in_words(found.method))
+
+
+def listed(points: Sequence[pb.ChartPoint], limit: int) -> list[pb.ChartPoint]:
+    """Return the newest, and before them those out of their limits, which the words above are about."""
+    newest = len(points) - limit
+    return [each for n, each in enumerate(points) if n >= newest or each.state == pb.CHART_STATE_OUTSIDE]
 
 
 async def _charts(request: pb.ListControlChartsRequest, *, every: bool, as_json: bool) -> None:

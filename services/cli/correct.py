@@ -1,6 +1,8 @@
 """What people say about the models' analyses: `correct`, `analyses`, `corrections`."""
 
 import sys
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,7 +126,7 @@ async def _analyses(request: pb.ListAnalysesRequest, *, as_json: bool) -> None:
     if as_json:
         show.print_json(found)
         return
-    words = await _words(addresses, request.customer_id, {each.interaction_event_id for each in found.analyses})
+    said = await words(addresses, {request.customer_id: {each.interaction_event_id for each in found.analyses}})
     meanings = ("sentiment", "point", "need", "emotion", "intent")
     out = show.console()
     lines = show.table(
@@ -145,23 +147,27 @@ async def _analyses(request: pb.ListAnalysesRequest, *, as_json: bool) -> None:
             show.name(meaning.Intent.DESCRIPTOR, meant.intent),
             show.plain(each.comment),
             # Told once, however many said what they mean.
-            show.plain(words.pop(each.interaction_event_id, "")),
+            show.plain(said.pop(each.interaction_event_id, "")),
         )
     out.print(show.filled(lines))
 
 
-async def _words(addresses: Addresses, customer_id: str, wanted: set[str]) -> dict[str, str]:
-    """Return what was said by the ids of the events, as far as journey tells: without it the analyses are shown."""
+async def words(addresses: Addresses, wanted: Mapping[str, AbstractSet[str]]) -> dict[str, str]:
+    """Return what was said by the ids of events, which are wanted by customer, as far as journey tells.
+
+    Without it a note says so, and all else is shown.
+    """
     found: dict[str, str] = {}
-    request = GetCustomerJourneyRequest(customer_id=customer_id, page_size=_PAGE)
     try:
-        async with clients.journey(addresses) as journey:
-            while wanted - found.keys():
-                page = await journey.GetCustomerJourney(request, timeout=DEADLINE_S)
-                found |= {e.event_id: e.interaction.verbatim.text for e in page.entries if e.event_id in wanted}
-                request.page_token = page.next_page_token
-                if not page.next_page_token:
-                    break
+        for customer_id, event_ids in wanted.items():
+            request = GetCustomerJourneyRequest(customer_id=customer_id, page_size=_PAGE)
+            async with clients.journey(addresses) as journey:
+                while event_ids - found.keys():
+                    page = await journey.GetCustomerJourney(request, timeout=DEADLINE_S)
+                    found |= {e.event_id: e.interaction.verbatim.text for e in page.entries if e.event_id in event_ids}
+                    request.page_token = page.next_page_token
+                    if not page.next_page_token:
+                        break
     except CommandError as error:
         show.console(stderr=True).print(f"note: the words are not shown: {error}", soft_wrap=True)
     return found

@@ -29,7 +29,7 @@ _CUSTOMERS = "customers are called as their sources call them, 'recorrido signal
 _BY_REASON = {
     "ACTION_NOT_FOUND": _TELLS("actions list"),
     "CUSTOMER_UNKNOWN": _CUSTOMERS,
-    "INTERACTION_UNKNOWN": f"{_CUSTOMERS}, and 'recorrido analyses CUSTOMER' the events of one",
+    "INTERACTION_UNKNOWN": _CUSTOMERS,
     "JOURNEY_MAP_UNKNOWN": _TELLS("map list"),
     "MODEL_VERSION_UNKNOWN": _TELLS("models"),
     "NEED_UNKNOWN": _TELLS("taxonomy"),

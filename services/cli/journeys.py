@@ -249,7 +249,7 @@ def scores(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many groups at most.")] = 1_000,
     as_json: Json = False,
 ) -> None:
-    """Show NPS, CSAT and CES in total and for each touchpoint, or by what is asked, with the number of answers."""
+    """Show NPS, CSAT and CES in total and for each touchpoint, or by what is asked, with answers and intervals."""
     groups, periods = show.names(pb.Grouping.DESCRIPTOR), show.names(pb.Period.DESCRIPTOR)
     request = pb.GetScoresRequest(
         as_of=as_of,
@@ -277,38 +277,66 @@ async def _scores(request: pb.GetScoresRequest, *, as_json: bool) -> None:
         if found.left_out:
             out.print(f"and {show.count(found.left_out)} groups of fewer interactions; --limit shows more")
         return
-    lines = show.table(show.SCORE_COLUMNS[0], "id", *show.SCORE_COLUMNS[1:], EXPECTED, spared=_SPARED)
-    lines.add_row("all", "", *show.scores(found.total), "", style="bold")
+    lines = show.table(show.SCORE_COLUMNS[0], "id", *show.SCORE_COLUMNS[1:], *_INTERVALS, EXPECTED, spared=_SPARED)
+    lines.add_row("all", "", *_scored(found.total), "", style="bold")
     for each in found.touchpoints:
+        # What the options hid is not what is missing there.
+        if _chosen(request.selection) and not each.scores.interactions:
+            continue
         title = each.name if each.touchpoint_id else f"{each.name} (not on the map)"
-        lines.add_row(show.plain(title), each.touchpoint_id, *show.scores(each.scores), _expected(each))
+        lines.add_row(show.plain(title), each.touchpoint_id, *_scored(each.scores), _expected(each, request.selection))
     out.print(show.filled(lines))
 
 
 #: What is, of what the map expects.
 EXPECTED = "of what is expected~"
-_SPARED = ("id", "customers", EXPECTED.rstrip("~"), "interactions")
+#: Of 95 %.
+_INTERVALS = ("NPS 95 %#", "CSAT 95 %#", "CES 95 %#")
+_SPARED = (
+    "id",
+    "customers",
+    *(each.rstrip("#") for each in reversed(_INTERVALS)),
+    EXPECTED.rstrip("~"),
+    "interactions",
+)
 
 
 def _as_of(request: Any) -> Timestamp | None:
     return request.as_of if request.HasField("as_of") else None
 
 
-def _expected(found: pb.TouchpointScores | pb.ScoreGroup) -> Text:
-    return show.plain(", ".join(show.expected(found.expected)))
+def _scored(found: pb.Scores) -> list[str]:
+    """Return the cells of one line of scores but the first, and those of its intervals."""
+    rated = ((found.nps, "+.0f"), (found.csat, ".0f"), (found.ces, ".0f"))
+    return [
+        *show.scores(found),
+        *(f"{r.interval.low:{unit}} to {r.interval.high:{unit}}" if r.count else "" for r, unit in rated),
+    ]
+
+
+def _chosen(selection: pb.Selection) -> set[str]:
+    """Return by what some of the interactions were chosen, but for the time: of a time it is told what is silent."""
+    return {field.name for field, _ in selection.ListFields()} - {"from", "to"}
+
+
+def _expected(found: pb.TouchpointScores | pb.ScoreGroup, selection: pb.Selection) -> Text:
+    # Where a part of a touchpoint was chosen, the rest of it may have been asked.
+    part = _chosen(selection) - {"stage_id", "touchpoint_id"}
+    told = [e for e in found.expected if not part or e.HasField("value")]
+    return show.plain(", ".join(show.expected(told)))
 
 
 def _group_table(found: pb.GetScoresResponse, request: pb.GetScoresRequest) -> Table:
     names = [show.name(pb.Grouping.DESCRIPTOR, each) for each in request.group_by]
     keys = [column for name in names for column in (f"{name}~", *(["id"] if name in _WITH_IDS else []))]
     period = [f"{show.name(pb.Period.DESCRIPTOR, request.period)} from"] if request.period else []
-    lines = show.table(*keys, *period, *show.SCORE_COLUMNS[1:], EXPECTED, spared=_SPARED)
+    lines = show.table(*keys, *period, *show.SCORE_COLUMNS[1:], *_INTERVALS, EXPECTED, spared=_SPARED)
     for each in found.groups:
         start = [f"{each.period_start.ToDatetime():%Y-%m-%d}"] if request.period else []
         told: list[Text | str] = []
         for by, name, key in zip(names, each.names, each.keys, strict=True):
             told += [show.plain(name or "none"), *([key] if by in _WITH_IDS else [])]
-        lines.add_row(*told, *start, *show.scores(each.scores), _expected(each))
+        lines.add_row(*told, *start, *_scored(each.scores), _expected(each, request.selection))
     return lines
 
 

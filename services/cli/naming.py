@@ -143,6 +143,8 @@ async def or_alike(addresses: Addresses, customer_id: str) -> AsyncIterator[None
         near = None
         with contextlib.suppress(CommandError):
             near = await _near_customers(addresses, customer_id)
+        if near is None and error.reason == "INTERACTION_UNKNOWN":
+            raise UnknownNameError(f"{error}; 'recorrido analyses CUSTOMER' tells the events of one") from error
         if not near:
             raise
         raise UnknownNameError(f"nothing is known of customer {customer_id!r}; did you mean {near}?") from error

@@ -1,6 +1,7 @@
 """Why there is an action, and whether it helped: `explain` and `impact`."""
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 import typer
@@ -12,7 +13,7 @@ from recorrido.actions.v1.action_pb2 import Target
 from recorrido.actions.v1.explanation_service_pb2 import ExplainedEvent, ExplainedRole
 from recorrido.actions.v1.explanation_service_pb2_grpc import ExplanationServiceStub
 from recorrido.actions.v1.impact_service_pb2_grpc import ImpactServiceStub
-from services.cli import clients, naming, show
+from services.cli import clients, correct, naming, show
 from services.cli.actions import Metric, whole
 from services.cli.clients import DEADLINE_S, Addresses
 from services.cli.options import Json, run
@@ -22,6 +23,9 @@ _STYLES = {
     impact_pb2.IMPACT_VERDICT_GOT_WORSE: "red",
     impact_pb2.IMPACT_VERDICT_TOO_EARLY: "yellow",
 }
+#: A cause that many share has many customers, and the words of each are a call.
+_CUSTOMERS_QUOTED = 10
+_QUOTED = 240
 
 ActionId = Annotated[str, typer.Argument(metavar="ACTION", callback=whole, help="The action; `actions list` tells it.")]
 
@@ -101,12 +105,25 @@ def explain(action_id: ActionId, *, as_json: Json = False) -> None:
         if as_json:
             show.print_json(answer)
             return
+        await _quote(addresses, answer.events)
         out = show.console()
         out.print(_tree(answer))
         if answer.left_out:
             out.print(f"{show.count(answer.left_out)} signals and recoveries more are not shown")
 
     run(work())
+
+
+async def _quote(addresses: Addresses, events: Iterable[ExplainedEvent]) -> None:
+    """Add the customer's words to the summary of each interaction, which itself holds none."""
+    said = [e for e in events if e.role == ExplainedRole.EXPLAINED_ROLE_INTERACTION and not e.erased]
+    wanted: dict[str, set[str]] = {}
+    for each in said:
+        wanted.setdefault(each.stream.removeprefix("customer-"), set()).add(each.event_id)
+    words = await correct.words(addresses, dict(list(wanted.items())[:_CUSTOMERS_QUOTED]))
+    for each in said:
+        if text := words.get(each.event_id):
+            each.summary += f": “{textwrap.shorten(text, _QUOTED, placeholder=' …')}”"
 
 
 def _tree(answer: explanation_service_pb2.ExplainActionResponse) -> Tree:

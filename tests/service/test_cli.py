@@ -138,6 +138,20 @@ async def test_scores_are_of_a_map_and_a_time(cluster: Cluster) -> None:
     assert 0 < int(half["total"]["interactions"]) < int(found["total"]["interactions"])
     text = (await recorrido(cluster, "scores")).out
     assert "Relationship survey" in text
+    interval = found["total"]["nps"]["interval"]
+    assert (
+        f"{interval['low']:+.0f} to {interval['high']:+.0f}" in (await recorrido(cluster, "scores", COLUMNS="300")).out
+    )
+
+
+async def test_of_chosen_interactions_nothing_is_told_about_the_rest(cluster: Cluster) -> None:
+    wide = {"COLUMNS": "300"}
+    text = (await recorrido(cluster, "scores", "--touchpoint", "delivery_survey", **wide)).out
+    assert [line.split()[:1] for line in text.splitlines() if " of " in line][1:] == [["Survey"]]
+    assert "relationship_survey" not in text
+    assert "unasked" in (await recorrido(cluster, "scores", **wide)).out
+    of_a_persona = (await recorrido(cluster, "scores", "--persona", "busy_parent", **wide)).out
+    assert ("delivery_survey" in of_a_persona, "unasked" in of_a_persona) == (True, False)
 
 
 async def test_points_and_signals_are_ranked_and_limited(cluster: Cluster) -> None:
@@ -380,6 +394,13 @@ async def test_analyze_tells_what_texts_mean(cluster: Cluster) -> None:
     assert "came a week late" in (await recorrido(cluster, "analyze", "The parcel came a week late.")).out
 
 
+async def test_a_file_of_which_nothing_can_be_analysed_tells_why(cluster: Cluster, tmp_path: Path) -> None:
+    file = tmp_path / "long"
+    file.write_text("late " * 20_000)
+    told = _one_line(await recorrido(cluster, "analyze", "--file", str(file)), 1)
+    assert "1 texts, 1 of them not analysed: at most 16384 bytes" in told
+
+
 # -- maps ------------------------------------------------------------------------------------------------------------
 
 
@@ -472,6 +493,15 @@ async def test_an_action_lives_from_open_to_completed(cluster: Cluster) -> None:
         return [each["actionId"] for each in found["actions"]] == [action_id]
 
     await until(listed, 20)
+
+
+async def test_an_explanation_goes_back_to_the_customers_words(cluster: Cluster) -> None:
+    said = {e.verbatim.text for each in sample.generate(CUSTOMERS) for e in each if e.verbatim.text}
+    listed = (await answer(cluster, "actions", "list", "--kind", "recovery", "--limit", "5"))["actions"]
+    trees = [(await recorrido(cluster, "explain", each["actionId"], COLUMNS="500")).out for each in listed]
+    lines = [line for tree in trees for line in tree.splitlines() if "words at" in line]
+    assert lines
+    assert [line for line in lines if not any(f": “{text}”" in line for text in said)] == []
 
 
 async def test_an_id_is_taken_as_a_narrow_table_tells_it(cluster: Cluster, customer_id: str) -> None:
@@ -596,8 +626,10 @@ async def test_what_is_not_known_is_one_line(cluster: Cluster) -> None:
     )
     assert _one_line(await recorrido(cluster, "analyses", "nobody"), 1) == (
         "error: inference: INTERACTION_UNKNOWN: nothing is recorded of customer 'nobody'; customers are called as their"
-        " sources call them, 'recorrido signals' names some, and 'recorrido analyses CUSTOMER' the events of one"
+        " sources call them, 'recorrido signals' names some"
     )
+    no_event = await recorrido(cluster, "analyses", "sample-1-0001", "00000000-0000-4000-8000-000000000000")
+    assert _one_line(no_event, 1).endswith("; 'recorrido analyses CUSTOMER' tells the events of one")
     then = await recorrido(cluster, "customer", "nobody", "--as-of", "2020-01-01")
     assert "customer 'nobody' as of 2020-01-01T00:00:00+00:00" in _one_line(then, 1)
     call = ("actions", "open", "Call back", "--customer")

@@ -505,7 +505,7 @@ async def test_texts_of_a_file_are_analysed_line_by_line(company: Company, tmp_p
     assert (missing.code, "No such file" in missing.err) == (1, True)
     file.write_bytes(b"\n\n")
     nothing = await recorrido(company.cluster, "analyze", "--file", str(file))
-    assert (nothing.code, nothing.err) == (1, "error: 2 texts, 2 of them not analysed\n")
+    assert (nothing.code, nothing.err) == (1, "error: 2 texts, 2 of them not analysed: the text is empty or blank\n")
     no_text = await recorrido(company.cluster, "analyze", "--file", sys.executable)
     told = f"error: {sys.executable} is no text: its byte 8 is NUL; nothing of it was sent\n"
     assert (no_text.code, no_text.out, no_text.err) == (1, "", told)
