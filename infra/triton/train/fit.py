@@ -91,10 +91,8 @@ def batches(
         while end < len(order) and len(ids[order[end]]) * (end + 1 - start) <= budget:
             end += 1
         some = order[start:end]
-        padded = np.full((len(some), max(len(ids[position]) for position in some)), pad, dtype=np.int64)
-        for row, position in enumerate(some):
-            padded[row, : len(ids[position])] = ids[position]
-        yield np.array(some), torch.from_numpy(padded).to(device)
+        longest = max(len(ids[position]) for position in some)
+        yield np.array(some), _padded([ids[position] for position in some], longest, pad).to(device)
         start = end
 
 
@@ -110,10 +108,15 @@ def shaped(ids: Sequence[list[int]], pad: int, device: str) -> Iterator[tuple[An
         size = BATCH_TOKENS // length
         for start in range(0, len(positions), size):
             some = np.resize([*positions[start : start + size], *positions], size)
-            padded = np.full((size, length), pad, dtype=np.int64)
-            for row, position in enumerate(some):
-                padded[row, : len(ids[position])] = ids[position]
-            yield some, torch.from_numpy(padded).to(device)
+            yield some, _padded([ids[position] for position in some], length, pad).to(device)
+
+
+def _padded(ids: Sequence[list[int]], length: int, pad: int) -> torch.Tensor:
+    """Ids of some texts, int64 [texts, length]."""
+    result = np.full((len(ids), length), pad, dtype=np.int64)
+    for row, each in enumerate(ids):
+        result[row, : len(each)] = each
+    return torch.from_numpy(result)
 
 
 def loss_of(
@@ -205,8 +208,8 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train on the first part of `split`, follow on the second; returns a row of figures per epoch.
 
-    What was learnt is written to `keep` after each epoch. A
-    network that begins from an earlier training has its needs started already.
+    What was learnt is written to `keep` after each epoch. A network that begins from an earlier training has its needs
+    started already.
     """
     torch.manual_seed(settings.seed)
     torch.set_num_threads(settings.threads)
